@@ -1,0 +1,34 @@
+# Every target makes .venv by itself on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint bench format clean
+
+demo: $(STAMP)  ## train the embedded model on arithmetic: runs/demo/
+	rm -rf runs/demo
+	$(BIN)/mirrorpo train recipes/arithmetic.yaml --out runs/demo
+
+test: $(STAMP)  ## the whole test suite, warnings as errors
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## ratios, not absolute times
+	$(BIN)/python benchmarks/run.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mirrorpo needs Python >= 3.11, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache

@@ -1,0 +1,46 @@
+"""What is a task? Problems to practise on, unseen problems to be tested on, and a verdict on an answer.
+
+A task is data plus a verifier; it knows nothing of models or trainers. A problem is a plain dict (a row) with at least
+``prompt``: the user's message as text, or a list of chat messages; every other key belongs to the task and comes back
+to ``grade``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Split = Literal["train", "test"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """A verdict: ``reward`` in [0, 1] or None (not scorable: the sample is left out), and why.
+
+    Example:
+        >>> Grade(reward=1.0, reason="match").reward
+        1.0
+    """
+
+    reward: float | None
+    reason: str
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Problems and their verifier.
+
+    Attributes:
+        name: the name under which a recipe finds the task.
+    """
+
+    name: str
+
+    def rows(self, split: Split) -> list[Row]:
+        """The problems of a split, always in the same order; train and test share none."""
+        ...
+
+    def grade(self, completion: str, row: Row) -> Grade:
+        """The verdict on one completion; never raises on any text."""
+        ...
