@@ -1,0 +1,36 @@
+"""mirrorpo: choose how far a language-model policy may move, and from what.
+
+The core (everything importable from here) is pure: torch only, no I/O, no trainer. ``mirrorpo.training`` holds the TRL
+trainer, ``mirrorpo.cli`` the command line.
+"""
+
+from importlib.metadata import version
+
+from mirrorpo.advantages import advantages
+from mirrorpo.aggregation import aggregate
+from mirrorpo.divergences import Divergence, divergence
+from mirrorpo.future_kl import FutureKL
+from mirrorpo.objective import Objective, Output, Penalty
+from mirrorpo.presets import objective, objective_from
+from mirrorpo.trust_region import TrustRegion, trust_region
+
+__version__ = version("mirrorpo")
+
+__all__ = [
+    # divergences: how far apart are two policies?
+    "Divergence",
+    "divergence",
+    # trust_region: where may the policy move?
+    "TrustRegion",
+    "trust_region",
+    # advantages, aggregation
+    "advantages",
+    "aggregate",
+    # objective, presets: the loss
+    "FutureKL",
+    "Objective",
+    "Output",
+    "Penalty",
+    "objective",
+    "objective_from",
+]

@@ -1,0 +1,92 @@
+"""What makes an argument unusable? One line that names the argument, the value received and the legal range."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Log-probabilities that come out of a low-precision log-softmax may exceed 0 by rounding. Up to this much is accepted
+# and used as it is; it has no effect on the gradient.
+LOGP_TOLERANCE = 1e-3
+
+
+def unknown_name(kind: str, name: object, legal: Iterable[str]) -> ValueError:
+    """The error for a name that is not in a table: says the nearest valid one and all legal ones."""
+    names = sorted(legal)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {kind} {name!r}{hint} Legal: {', '.join(names)}")
+
+
+def check_number(
+    name: str, value: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> float:
+    """``value`` as a float in [low, high], or (low, high] with ``open_low``; anything else raises ``ValueError``."""
+    legal = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number in {legal}, got {value!r}")
+    if not math.isfinite(value) or not (low < value if open_low else low <= value) or value > high:
+        raise ValueError(f"{name} must be a number in {legal}, got {value!r}")
+    return float(value)
+
+
+def check_logps(**logps: Tensor) -> None:
+    """Raises ``ValueError`` unless all are floating tensors of one shape whose entries are log-probabilities.
+
+    The values are looked at on the CPU only: elsewhere the look would make the host wait for the device. There a NaN
+    reaches the loss, and whoever consumes the loss must check it (the trainer does).
+    """
+    first_name, first = next(iter(logps.items()))
+    for name, logp in logps.items():
+        if not logp.is_floating_point():
+            raise ValueError(f"{name} must be a floating tensor of log-probabilities, got dtype {logp.dtype}")
+        if logp.shape != first.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(logp.shape)} but {first_name} has shape {tuple(first.shape)}: they must agree"
+            )
+    if first.device.type != "cpu" or first.numel() == 0:
+        return
+    tensors = list(logps.values())
+    largest = tensors[0].detach()
+    for other in tensors[1:]:
+        largest = torch.maximum(largest, other.detach())
+    if not largest.amax().item() <= LOGP_TOLERANCE:  # amax propagates NaN, and NaN <= x is false
+        for name, logp in logps.items():
+            worst = logp.detach().amax().item()
+            if not worst <= LOGP_TOLERANCE:
+                raise ValueError(f"{name} must hold log-probabilities (legal: -inf to 0, no NaN), got {worst}")
+
+
+def import_attribute(path: str, what: str) -> Any:
+    """The object that ``"module:attribute"`` names.
+
+    Raises:
+        ValueError: no colon, no such module, or no such attribute in it.
+    """
+    module_name, colon, attribute = path.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(f"{what} must be 'module:attribute', got {path!r}")
+    try:
+        found: Any = import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"{what} {path!r}: cannot import module {module_name!r} ({error})") from error
+    for part in attribute.split("."):
+        if part not in dir(found):
+            raise ValueError(f"{what} {path!r}: {found.__name__} has no attribute {part!r}")
+        found = getattr(found, part)
+    return found
+
+
+def call_with_options(kind: str, name: str, build: Callable[..., Any], options: dict[str, Any], legal: set[str]) -> Any:
+    """``build(**options)``; an option outside ``legal`` raises ``ValueError`` that names the legal ones."""
+    extra = sorted(set(options) - legal)
+    if extra:
+        takes = ", ".join(sorted(legal)) if legal else "no options"
+        raise ValueError(f"{kind} {name!r} does not take {extra[0]!r}. Legal: {takes}")
+    return build(**options)

@@ -1,0 +1,76 @@
+r"""How much better was a completion than its group? Group-relative advantages from rewards.
+
+``grpo`` (arXiv 2402.03300, Eq. 3 ff.): (r - mean) / (std + eps) with the sample standard deviation; ``dr_grpo`` (Dr.
+GRPO, arXiv 2503.20783): r - mean, without the division that favours easy and hard prompts; ``rloo`` (arXiv
+2402.14740): r minus the mean of the OTHERS, which is ``dr_grpo`` times n / (n - 1).
+
+A NaN reward marks a completion that could not be scored: it leaves its group's mean and deviation, and its own
+advantage is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from mirrorpo._checks import unknown_name
+from mirrorpo._shapes import Float, Tensor
+
+# TRL's eps, so that a group of equal rewards gives 0 / eps = 0 and not 0 / 0.
+STD_EPS = 1e-4
+
+
+def _grpo(centred: Tensor, count: Tensor) -> Tensor:
+    variance = (centred * centred).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    return centred / (variance.sqrt() + STD_EPS)
+
+
+def _dr_grpo(centred: Tensor, count: Tensor) -> Tensor:
+    return centred
+
+
+def _rloo(centred: Tensor, count: Tensor) -> Tensor:
+    return centred * (count / (count - 1).clamp(min=1))
+
+
+# Each maps the centred rewards of the groups and the number of scored completions to advantages.
+ADVANTAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"grpo": _grpo, "dr_grpo": _dr_grpo, "rloo": _rloo}
+
+
+@torch.no_grad()
+def advantages(rewards: Float[Tensor, B], group_size: int, kind: str = "grpo") -> Float[Tensor, B]:
+    """Group-relative advantages.
+
+    Args:
+        rewards: (B,), the completions of a prompt side by side; NaN where a completion could not be scored.
+        group_size: G, completions per prompt; divides B, at least 2.
+        kind: ``grpo``, ``dr_grpo`` or ``rloo``.
+
+    Returns:
+        (B,), float32 (float64 for float64 rewards), 0 where the reward is NaN.
+
+    Raises:
+        ValueError: an unknown kind, a group size below 2 or one that does not divide B.
+
+    Example:
+        >>> import torch
+        >>> advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), 2, "dr_grpo")
+        tensor([ 0.5000, -0.5000,  0.0000,  0.0000])
+    """
+    if kind not in ADVANTAGES:
+        raise unknown_name("advantage", kind, ADVANTAGES)
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 2:
+        raise ValueError(
+            f"group_size must be an integer >= 2 (a group of 1 has no one to compare with), got {group_size!r}"
+        )
+    if rewards.dim() != 1 or rewards.shape[0] % group_size:
+        raise ValueError(
+            f"rewards must have shape (B,) with B divisible by group_size {group_size}, got {tuple(rewards.shape)}"
+        )
+    grouped = (rewards if rewards.dtype == torch.float64 else rewards.float()).view(-1, group_size)
+    scored = ~grouped.isnan()
+    count = scored.sum(-1, keepdim=True)
+    mean = grouped.nansum(-1, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(scored, grouped - mean, 0.0)
+    return ADVANTAGES[kind](centred, count).reshape(-1)

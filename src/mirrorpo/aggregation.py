@@ -1,0 +1,73 @@
+r"""How do per-token terms become one loss? Three averages that differ in what a long completion weighs.
+
+==================  =====================================  =======================================================
+mode                formula                                who uses it
+==================  =====================================  =======================================================
+``sequence_mean``   mean_i (sum_t x_it m_it / sum_t m_it)  GRPO, GSPO: every completion weighs the same
+``token_mean``      sum x m / sum m                        DAPO (arXiv 2503.14476): every token weighs the same
+``constant``        sum x m / (B * max_completion_length)  Dr. GRPO (arXiv 2503.20783): no length in the denominator
+==================  =====================================  =======================================================
+
+Policy term and penalty go through the same call, so that no coefficient changes its meaning with the aggregation.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from mirrorpo._checks import unknown_name
+from mirrorpo._shapes import Float, Num, Shaped, Tensor
+
+Aggregation = Literal["sequence_mean", "token_mean", "constant"]
+AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
+
+
+def aggregate(
+    per_token: Float[Tensor, "B T"],
+    mask: Shaped[Tensor, "B T"],
+    mode: str,
+    *,
+    max_completion_length: int | None = None,
+    num_tokens: Num[Tensor, ""] | float | None = None,
+) -> Float[Tensor, ""]:
+    """The average of ``per_token`` over the tokens that ``mask`` keeps.
+
+    Args:
+        per_token: (B, T).
+        mask: (B, T), bool, integer or float; 0 drops a token from numerator and denominator.
+        mode: ``sequence_mean``, ``token_mean`` or ``constant``.
+        max_completion_length: the constant of ``constant``, a length in tokens.
+        num_tokens: replaces the denominator of ``token_mean``: the share of the whole optimiser step's tokens that
+            belongs to this micro-batch, so that gradient accumulation does not change the loss.
+
+    Returns:
+        A scalar; a zero attached to the graph if the mask keeps nothing.
+
+    Raises:
+        ValueError: an unknown mode, shapes that differ, ``constant`` without ``max_completion_length``.
+
+    Example:
+        >>> import torch
+        >>> x, mask = torch.tensor([[1.0, 3.0], [5.0, 0.0]]), torch.tensor([[1, 1], [1, 0]])
+        >>> aggregate(x, mask, "sequence_mean"), aggregate(x, mask, "token_mean")
+        (tensor(3.5000), tensor(3.))
+    """
+    if mode not in AGGREGATIONS:
+        raise unknown_name("aggregation", mode, AGGREGATIONS)
+    if per_token.shape != mask.shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, legal: {tuple(per_token.shape)}")
+    # where, not a product: what a masked position holds (inf, NaN) must not reach the sum.
+    kept = torch.where(mask.bool(), per_token, 0.0)
+    if mode == "sequence_mean":
+        lengths = mask.bool().sum(-1).clamp(min=1)
+        return (kept.sum(-1) / lengths).sum() / max(1, per_token.shape[0])
+    if mode == "token_mean":
+        tokens = mask.bool().sum() if num_tokens is None else torch.as_tensor(num_tokens, device=mask.device)
+        return kept.sum() / tokens.clamp(min=1)
+    if max_completion_length is None or max_completion_length < 1:
+        raise ValueError(
+            f"aggregation 'constant' needs max_completion_length, an integer >= 1, got {max_completion_length!r}"
+        )
+    return kept.sum() / (max(1, per_token.shape[0]) * max_completion_length)

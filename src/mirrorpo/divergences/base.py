@@ -1,0 +1,342 @@
+r"""How far apart are two next-token distributions, and how does that enter a loss?
+
+Every divergence here is a sum over the vocabulary, :math:`D(p, q) = \sum_v d(p_v, q_v)`, and is defined by ONE
+function, the coordinate term d and its derivative. The four ways into a loss (sampled, weighted, score, exact; plus
+``top_k``, the cheap sibling of exact) follow from it, for every divergence alike:
+
+==========  ==============================================  ==========================================================
+estimator   value per token                                 gradient per token (tokens from the rollout policy b)
+==========  ==============================================  ==========================================================
+sampled     the form at the sampled token, as it stands     of that form: in general NOT the gradient of D
+weighted    unbiased for D when y ~ b                       unbiased for grad D
+score       that of ``sampled``                             that of ``weighted``, without its noisy value
+exact       D                                               grad D
+==========  ==============================================  ==========================================================
+
+``weighted`` and ``score`` have the same gradient, token by token: the derivative of d(p_y) / b_y in log p_y is
+p_y d'(p_y) / b_y = w g. They differ in the value alone.
+
+Divergences are averaged over the states that the rollouts visited; the dependence of the state distribution on the
+parameters is dropped, as in every GRPO implementation.
+
+Everything is evaluated in float64 and handed back in float32 (float64 for float64 input): near equality a float32
+evaluation would lose every digit, and at (B, T) elements the cost is a few microseconds. Derivatives are exact and
+attached by hand, so no operation of the formula can turn a gradient into NaN.
+
+References:
+    GBMPO (arXiv 2602.04380) for Bregman divergences as regularisers; the unified clipping framework (arXiv 2602.05494)
+    for divergences as trust regions; DeepSeek-V3.2 and TRL's ``use_bias_correction_kl`` for ``weighted`` on reverse KL.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+
+from mirrorpo._checks import check_logps, unknown_name
+from mirrorpo._shapes import Float, Shaped, Tensor
+
+Estimator = Literal["sampled", "weighted", "score", "exact", "top_k"]
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
+LOGITS_ESTIMATORS = ("exact", "top_k")
+
+# Log-probabilities below this are treated as this: exp(-700) = 1e-304 is the edge of float64. Only a probability of
+# exactly 0 (a masked vocabulary entry) ever meets it, and there p * slope, the gradient, is 0 anyway.
+LOG_PROB_FLOOR = -700.0
+# A weight p/b or 1/b beyond exp(80) leaves float32. It is held there; the gradient keeps that weight, it does not
+# vanish.
+MAX_LOG_WEIGHT = 80.0
+# Vocabulary entries that `exact` holds in float64 at once (three to five temporaries of this size).
+EXACT_CHUNK = 1 << 21
+
+Term = tuple[Tensor, Tensor]
+
+
+class _WithSlope(torch.autograd.Function):
+    """Evaluates ``fn(logp, *others) -> (value, d value / d logp)`` in float64 and attaches that derivative to logp."""
+
+    @staticmethod
+    def forward(ctx: Any, fn: Callable[..., Term], logp: Tensor, *others: Tensor) -> Tensor:
+        value, slope = fn(logp.double(), *(other.double() for other in others))
+        ctx.save_for_backward(slope.to(logp.dtype))
+        return value.to(logp.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return (None, grad_outputs[0] * slope, *(None for _ in ctx.needs_input_grad[2:]))
+
+
+class _OverVocabulary(torch.autograd.Function):
+    """Evaluates ``rows(logits, logits_ref, *rest) -> (value, grad)`` chunk by chunk, with the gradient to
+    ``logits``."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Callable[..., Term], logits: Tensor, logits_ref: Tensor, *rest: Tensor) -> Tensor:
+        keep = ctx.needs_input_grad[1]
+        chunk = max(1, EXACT_CHUNK // max(1, logits.shape[-1]))
+        values = torch.empty(logits.shape[0], dtype=logits.dtype, device=logits.device)
+        grads = torch.empty_like(logits) if keep else None
+        for start in range(0, logits.shape[0], chunk):
+            part = slice(start, start + chunk)
+            value, grad = rows(logits[part].double(), logits_ref[part].double(), *(extra[part] for extra in rest))
+            values[part] = value
+            if grads is not None:
+                grads[part] = grad
+        ctx.save_for_backward(*(() if grads is None else (grads,)))
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grads,) = ctx.saved_tensors
+        return (None, grad_outputs[0].unsqueeze(-1) * grads, *(None for _ in ctx.needs_input_grad[2:]))
+
+
+def upcast(x: Tensor) -> Tensor:
+    """bf16 and fp16 to float32, the rest as it is (autograd casts the gradient back)."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+@dataclass(frozen=True)
+class Divergence(ABC):
+    r"""A divergence between next-token distributions; p, the trained policy, is always the first argument.
+
+    Required of a subclass: ``term``. Optional, for speed or precision: ``_sampled``, ``_weighted``. Assumed and not
+    checked (``mirrorpo.divergence`` checks it for your own generators): d is convex in its first argument with
+    d(z, z) = 0, so that D is non-negative.
+
+    Attributes:
+        name: the name in the table.
+    """
+
+    name: str
+
+    # Whether D over a coarser partition of the vocabulary is a lower bound (data processing): true for f-divergences.
+    bucket_rest: ClassVar[bool] = False
+    # Whether the trust-region constraint depends on b_y itself and not on the ratio alone.
+    depends_on_token: ClassVar[bool] = True
+
+    @abstractmethod
+    def term(self, logx: Tensor, logz: Tensor) -> Term:
+        """The coordinate term d(x, z) and its derivative with respect to log x, i.e. x * dd/dx; float64 in and out."""
+
+    @abstractmethod
+    def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
+        """What a trust region compares with its radius at the sampled token; float64 in and out, 0 at log_ratio 0."""
+
+    def _sampled(self, logp: Tensor, logq: Tensor) -> Term:
+        return self.term(logp, logq)
+
+    def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
+        value, slope = self.term(logp, logq)
+        weight = logb.neg().exp()
+        return value * weight, slope * weight
+
+    def _score(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
+        """Value as ``_sampled``; slope w * g with w = p/b: the score-function gradient, also off-policy."""
+        return self._sampled(logp, logq)[0], self._weighted(logp, logq, logb)[1]
+
+    def sampled(self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...]) -> Float[Tensor, ...]:
+        r"""The form at the sampled token, differentiated as it stands.
+
+        Bregman: :math:`d_h(p_y, q_y)` (GBMPO's estimator); f-divergence: the one-sample estimate with a control
+            variate,
+        :math:`F(t)/t` with :math:`t = p_y/q_y` and :math:`F(t) = f(t) - f'(1)(t - 1)`; for ``reverse_kl`` that is k3.
+
+        Args:
+            logp: log-probabilities of the sampled tokens under the policy, any shape and floating dtype.
+            logp_ref: the same under the reference; constant (no gradient flows to it).
+
+        Returns:
+            Values in nats, shape of ``logp``, differentiable once in ``logp``.
+
+        Raises:
+            ValueError: shapes that differ, a log-probability above 0 or NaN.
+
+        Reference: GBMPO, arXiv 2602.04380; Schulman, "Approximating KL divergence" (2020), for k3.
+
+        Example:
+            >>> import torch, mirrorpo
+            >>> logp, logp_ref = torch.tensor([-1.0]), torch.tensor([-2.0])
+            >>> mirrorpo.divergence("reverse_kl").sampled(logp, logp_ref)  # exp(-1) - 1 + 1
+            tensor([0.3679])
+        """
+        check_logps(logp=logp, logp_ref=logp_ref)
+        return _WithSlope.apply(self._sampled, upcast(logp), logp_ref.detach())
+
+    def weighted(
+        self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...], logp_old: Float[Tensor, ...]
+    ) -> Float[Tensor, ...]:
+        r"""The unbiased one-sample estimate of D, :math:`d(p_y, q_y) / b_y`, for tokens sampled from b.
+
+        Value and gradient are both unbiased, off-policy too. For an f-divergence it is w times ``sampled``. For a
+        Bregman divergence the weight 1 / b_y makes the value noisy; the gradient is that of ``score``.
+
+        Args:
+            logp: log-probabilities of the sampled tokens under the policy, any shape.
+            logp_ref: the same under the reference.
+            logp_old: the same under the policy that sampled them.
+
+        Returns:
+            Values in nats, shape of ``logp``, differentiable once in ``logp``.
+
+        Raises:
+            ValueError: shapes that differ, a log-probability above 0 or NaN.
+
+        Reference: DeepSeek-V3.2 (arXiv 2512.02556) for reverse KL.
+
+        Example:
+            >>> import torch, mirrorpo
+            >>> logp = torch.tensor([-1.0])
+            >>> mirrorpo.divergence("prob_l2").weighted(logp, torch.tensor([-2.0]), logp)
+            tensor([0.1470])
+        """
+        check_logps(logp=logp, logp_ref=logp_ref, logp_old=logp_old)
+        return _WithSlope.apply(self._weighted, upcast(logp), logp_ref.detach(), logp_old.detach())
+
+    @torch.no_grad()
+    def score(self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...]) -> Float[Tensor, ...]:
+        r"""The weight g of the unbiased gradient: :math:`E_{y \sim p}[g \nabla \log p_y] = \nabla D(p, q)`.
+
+        Bregman: :math:`h'(p_y) - h'(q_y)`; f-divergence: :math:`f'(t) - f'(1)`, t = p_y/q_y.
+
+        Args:
+            logp: log-probabilities of the sampled tokens under the policy, any shape.
+            logp_ref: the same under the reference.
+
+        Returns:
+            g, shape of ``logp``, detached. The surrogate is ``(w * g).detach() * logp`` with w = p_y / b_y.
+
+        Raises:
+            ValueError: shapes that differ, a log-probability above 0 or NaN.
+
+        Example:
+            >>> import torch, mirrorpo
+            >>> mirrorpo.divergence("kl").score(torch.tensor([-1.0]), torch.tensor([-2.0]))
+            tensor([1.])
+        """
+        check_logps(logp=logp, logp_ref=logp_ref)
+        logx = upcast(logp).double()
+        _, slope = self._weighted(logx, logp_ref.double(), logx)
+        return slope.to(upcast(logp).dtype)
+
+    def surrogate(
+        self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...], logp_old: Float[Tensor, ...]
+    ) -> Float[Tensor, ...]:
+        """What ``estimator="score"`` adds to a loss: the value of ``sampled`` with the gradient w * g * grad logp.
+
+        Arguments, shapes and errors as in ``weighted``.
+        """
+        check_logps(logp=logp, logp_ref=logp_ref, logp_old=logp_old)
+        return _WithSlope.apply(self._score, upcast(logp), logp_ref.detach(), logp_old.detach())
+
+    def exact(self, logits: Float[Tensor, "... V"], logits_ref: Float[Tensor, "... V"]) -> Float[Tensor, ...]:
+        r"""The whole sum, :math:`\sum_v d(p_v, q_v)`, from both models' logits.
+
+        Args:
+            logits: of the policy, (..., V); need not be normalised; -inf marks tokens that cannot occur.
+            logits_ref: of the reference, the same shape; constant.
+
+        Returns:
+            Values in nats, (...), differentiable once in ``logits``. Memory: one tensor like ``logits`` for the
+            gradient.
+
+        Raises:
+            ValueError: vocabularies or shapes that differ.
+
+        Example:
+            >>> import torch, mirrorpo
+            >>> mirrorpo.divergence("tv").exact(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0]))
+            tensor(0.2311)
+        """
+        flat, flat_ref = self._flatten(logits, logits_ref)
+        return _OverVocabulary.apply(self._exact_rows, flat, flat_ref).view(logits.shape[:-1])
+
+    def top_k(
+        self,
+        logits: Float[Tensor, "... V"],
+        logits_ref: Float[Tensor, "... V"],
+        tokens: Shaped[Tensor, ...],
+        k: int = 64,
+    ) -> Float[Tensor, ...]:
+        """A lower bound of ``exact`` from the K most likely tokens of the anchor and the sampled token.
+
+        For an f-divergence one bucket holds the rest (data processing); for others the rest is left out (its terms are
+        >= 0). Equals ``exact`` for k >= V.
+
+        Args:
+            logits: of the policy, (..., V).
+            logits_ref: of the reference, the same shape; constant. Its K largest entries are chosen.
+            tokens: the sampled tokens, (...), integers in [0, V).
+            k: K, at least 1.
+
+        Returns:
+            Values in nats, (...), differentiable once in ``logits``.
+
+        Raises:
+            ValueError: vocabularies or shapes that differ, k < 1.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"k must be an integer >= 1, got {k!r}")
+        if tokens.shape != logits.shape[:-1]:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}, legal: {tuple(logits.shape[:-1])}")
+        flat, flat_ref = self._flatten(logits, logits_ref)
+        rest = flat_ref.topk(min(k, flat_ref.shape[-1]), dim=-1).indices
+        chosen = torch.cat([rest, tokens.reshape(-1, 1).long()], dim=-1)
+        return _OverVocabulary.apply(self._top_k_rows, flat, flat_ref, chosen).view(logits.shape[:-1])
+
+    def estimate(self, estimator: str, logp: Tensor, logp_ref: Tensor, logp_old: Tensor) -> Tensor:
+        """The estimator of that name for tokens sampled from the policy of ``logp_old``; shapes as in ``weighted``.
+
+        Raises:
+            ValueError: an unknown estimator, or one that needs logits.
+        """
+        if estimator == "sampled":
+            return self.sampled(logp, logp_ref)
+        if estimator == "weighted":
+            return self.weighted(logp, logp_ref, logp_old)
+        if estimator == "score":
+            return self.surrogate(logp, logp_ref, logp_old)
+        if estimator in LOGITS_ESTIMATORS:
+            raise ValueError(f"estimator {estimator!r} needs logits and logits_ref, (..., V), of both models")
+        raise unknown_name("estimator", estimator, ESTIMATORS)
+
+    def _flatten(self, logits: Tensor, logits_ref: Tensor) -> tuple[Tensor, Tensor]:
+        if logits.shape[-1:] != logits_ref.shape[-1:]:
+            raise ValueError(
+                f"logits_ref has a vocabulary of {logits_ref.shape[-1]}, logits of {logits.shape[-1]}: they must agree"
+            )
+        if logits.shape != logits_ref.shape:
+            raise ValueError(
+                f"logits_ref has shape {tuple(logits_ref.shape)}, logits {tuple(logits.shape)}: they must agree"
+            )
+        width = logits.shape[-1]
+        return upcast(logits).reshape(-1, width), logits_ref.detach().reshape(-1, width)
+
+    def _exact_rows(self, logits: Tensor, logits_ref: Tensor) -> Term:
+        logx = logits.log_softmax(-1).clamp_(min=LOG_PROB_FLOOR)
+        logz = logits_ref.log_softmax(-1).clamp_(min=LOG_PROB_FLOOR)
+        value, slope = self.term(logx, logz)
+        # d log p_v / d logit_k = [k = v] - p_k
+        return value.sum(-1), slope - logx.exp_() * slope.sum(-1, keepdim=True)
+
+    def _top_k_rows(self, logits: Tensor, logits_ref: Tensor, chosen: Tensor) -> Term:
+        logx_all = logits.log_softmax(-1)
+        logz_all = logits_ref.log_softmax(-1)
+        inside = torch.zeros_like(logx_all, dtype=torch.bool).scatter_(-1, chosen, True)
+        logx, logz = logx_all.clamp(min=LOG_PROB_FLOOR), logz_all.clamp(min=LOG_PROB_FLOOR)
+        value, slope = (part.masked_fill(~inside, 0.0) for part in self.term(logx, logz))
+        value = value.sum(-1)
+        if self.bucket_rest:
+            rest_x = logx_all.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True)
+            rest_z = logz_all.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True)
+            rest_x, rest_z = rest_x.clamp(min=LOG_PROB_FLOOR), rest_z.clamp(min=LOG_PROB_FLOOR)
+            rest_value, rest_slope = self.term(rest_x, rest_z)
+            value = value + rest_value.squeeze(-1)
+            # d log p_rest / d logit_k = p_k / p_rest - p_k for k in the rest: the first part here, the second below
+            slope = slope + (rest_slope * (logx - rest_x).exp()).masked_fill(inside, 0.0)
+        return value, slope - logx.exp() * slope.sum(-1, keepdim=True)

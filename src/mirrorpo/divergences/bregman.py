@@ -1,0 +1,88 @@
+r"""Which divergences come from a convex generator h of the probability itself? Bregman's.
+
+:math:`D_h(p, q) = \sum_v h(p_v) - h(q_v) - h'(q_v)(p_v - q_v)` (GBMPO, arXiv 2602.04380). ``sampled`` is the coordinate
+term at the sampled token, whose expectation is a *policy-weighted* divergence :math:`\sum_v b_v d_h(p_v, q_v)`.
+
+``beta`` is one dial through the others: Itakura-Saito at 0, KL at 1, half of ProbL2 at 2. Itakura-Saito's coordinate
+term at (p_y, b_y) is KL3(w) = w - 1 - log w of the unified clipping paper (arXiv 2602.05494).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, Divergence, Term
+from mirrorpo.divergences.power import k, power_gap, power_slope
+
+Coordinate = Callable[[Tensor, Tensor, Tensor], Term]
+
+
+def kl(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
+    """h = x log x - x: d = x log(x/z) - x + z."""
+    x = logx.exp()
+    return x * k(-delta), x * delta
+
+
+def prob_l2(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
+    """h = x^2 (GBMPO's ProbL2): d = (x - z)^2."""
+    x = logx.exp()
+    gap = x - logz.exp()
+    return gap * gap, 2.0 * x * gap
+
+
+def itakura_saito(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
+    """h = -log x: d = x/z - 1 - log(x/z)."""
+    e = torch.expm1(delta)
+    return (e - delta).clamp_(min=0.0), e
+
+
+def beta(logx: Tensor, logz: Tensor, delta: Tensor, *, beta: float) -> Term:
+    """h = x^beta / (beta (beta - 1)): d = z^beta B_beta(log x/z)."""
+    slope = (delta + beta * logz).exp_() * power_slope(beta, delta)
+    return power_gap(beta, delta, 0.0, beta * logz), slope
+
+
+@dataclass(frozen=True)
+class BregmanDivergence(Divergence):
+    """A Bregman divergence.
+
+    Attributes:
+        coordinate: ``(log x, log z, log x/z) -> (d, x * dd/dx)``, float64.
+        max_log_ratio: where the log-ratio is held in ``sampled`` and ``weighted`` so that float32 does not overflow;
+            value and slope stay what they are there, so the gradient does not vanish.
+        growth: d may grow as exp(growth * |log x/z|).
+    """
+
+    coordinate: Coordinate = field(kw_only=True)
+    max_log_ratio: float = field(default=-LOG_PROB_FLOOR, kw_only=True)
+    growth: float = field(default=1.0, kw_only=True)
+
+    def _sampled(self, logp: Tensor, logq: Tensor) -> Term:
+        return self.coordinate(logp, logq, (logp - logq).clamp_(-self.max_log_ratio, self.max_log_ratio))
+
+    def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
+        value, slope = self._sampled(logp, logq)
+        weight = logb.neg().clamp_(max=MAX_LOG_WEIGHT).exp_()
+        return value * weight, slope * weight
+
+    def term(self, logx: Tensor, logz: Tensor) -> Term:
+        bound = -LOG_PROB_FLOOR / max(1.0, self.growth)
+        return self.coordinate(logx, logz, (logx - logz).clamp_(-bound, bound))
+
+    def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
+        return self.term(logz + log_ratio, logz)[0]
+
+
+def beta_divergence(beta_value: float) -> BregmanDivergence:
+    """The beta Bregman divergence with this beta."""
+    # With beta < 1 the generator's slope z^(beta - 1) is unbounded at rare tokens.
+    unbounded = max(1.0 - beta_value, -beta_value)
+    held = MAX_LOG_WEIGHT / unbounded if unbounded > 0.12 else -LOG_PROB_FLOOR
+    growth = max(1.0, abs(beta_value - 1.0), abs(beta_value) if beta_value <= 0.5 else 0.0)
+    held = min(held, -LOG_PROB_FLOOR / growth)
+    return BregmanDivergence("beta", coordinate=partial(beta, beta=beta_value), max_log_ratio=held, growth=growth)

@@ -1,0 +1,154 @@
+r"""Which divergences see only the ratio t = p/q? The f-divergences, and the penalties on the log-ratio.
+
+:math:`D_f(p \| q) = \sum_v q_v f(p_v / q_v)`, f convex, f(1) = 0. With :math:`F(t) = f(t) - f'(1)(t - 1)`, which
+changes nothing for normalised p and q and has its minimum 0 at t = 1, everything follows from one function of
+:math:`\delta = \log t`:
+
+    ``form(delta) -> (S, S')``,  S = F(t) / t, the one-sample estimate for y ~ p, and its derivative in delta.
+
+Then the coordinate term is d = p S, the score weight is g = F'(t) = S + S', and the trust-region constraint is F(w).
+``reverse_kl``'s S is k3 (q/p - 1 - log(q/p)); the constraint of ``forward_kl``, w - 1 - log w, is ATR-GRPO's KL3.
+
+The penalties ``k1``, ``k2`` and ``log_l2`` fit the same scheme with S given outright: :math:`E_{y \sim p}[S(\delta)]`.
+``k1`` is reverse KL without its control variate (so ``sampled`` has the right value and a gradient of expectation
+zero); ``k2`` and ``log_l2`` are not f-divergences: their ``sampled`` gradient on policy is that of KL(p || q), once and
+twice, while their value is a second moment.
+
+References:
+    Csiszar (1967) and Ali & Silvey (1966) for f-divergences; Schulman, "Approximating KL divergence" (2020) for k1,
+    k2, k3; "A unified clipping framework" (arXiv 2602.05494) for F as a constraint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, Divergence, Term
+from mirrorpo.divergences.power import power_gap, power_slope
+
+Form = Callable[[Tensor], Term]
+
+
+def reverse_kl(delta: Tensor) -> Term:
+    """f = t log t, KL(p || q): S = 1/t - 1 + log t."""
+    e = torch.expm1(-delta)
+    return (e + delta).clamp_(min=0.0), e.neg_()
+
+
+def forward_kl(delta: Tensor) -> Term:
+    """f = -log t, KL(q || p): S = (t - 1 - log t) / t."""
+    e = torch.expm1(-delta)
+    slope = delta * (e + 1.0)
+    return (-e - slope).clamp_(min=0.0), slope
+
+
+def jeffreys(delta: Tensor) -> Term:
+    """f = (t - 1) log t, the sum of both KLs: S = (1 - 1/t) log t."""
+    e = torch.expm1(-delta)
+    return -delta * e, delta * (e + 1.0) - e
+
+
+def js(delta: Tensor) -> Term:
+    """f = (t log t - (1 + t) log((1 + t)/2)) / 2, the mean of both KLs to the mixture."""
+    e = torch.expm1(-delta)
+    log_mix = torch.log1p(0.5 * e)  # log(m / t) with m = (1 + t) / 2
+    half_rest = 0.5 * (log_mix + delta) * (e + 1.0)
+    return (-0.5 * log_mix - half_rest).clamp_(min=0.0), half_rest
+
+
+def tv(delta: Tensor) -> Term:
+    """f = |t - 1| / 2, total variation; at t = 1 the subgradient 0 is used."""
+    e = torch.expm1(-delta)
+    return 0.5 * e.abs(), 0.5 * delta.sign() * (e + 1.0)
+
+
+def chi2(delta: Tensor) -> Term:
+    """f = (t - 1)^2, Pearson: S = (t - 1)^2 / t."""
+    up, down = torch.expm1(delta), torch.expm1(-delta)
+    return -up * down, up - down
+
+
+def hellinger(delta: Tensor) -> Term:
+    """f = 1 - sqrt t, squared Hellinger: S = (1/sqrt(t) - 1)^2 / 2."""
+    e = torch.expm1(-0.5 * delta)
+    return 0.5 * e * e, -0.5 * e * (e + 1.0)
+
+
+def alpha(delta: Tensor, *, alpha: float) -> Term:
+    """f = (t^alpha - alpha t + alpha - 1) / (alpha (alpha - 1)); 1 is reverse KL, 0 forward KL."""
+    value = power_gap(alpha, delta, -1.0)
+    return value, power_slope(alpha, delta) - value
+
+
+def k1(delta: Tensor) -> Term:
+    """S = log(p / q): reverse KL without a control variate."""
+    return delta.clone(), torch.ones_like(delta)
+
+
+def k2(delta: Tensor) -> Term:
+    """S = (log(p / q))^2 / 2."""
+    return 0.5 * delta * delta, delta.clone()
+
+
+def log_l2(delta: Tensor) -> Term:
+    """S = (log p - log q)^2."""
+    return delta * delta, 2.0 * delta
+
+
+@dataclass(frozen=True)
+class RatioDivergence(Divergence):
+    """A divergence whose every form is a function of the log-ratio alone.
+
+    Attributes:
+        form: ``delta -> (S, S')``, float64.
+        growth: the largest rate at which S or F grows, as exp(growth * |delta|): sets where the log-ratio is held.
+    """
+
+    form: Form = field(kw_only=True)
+    growth: float = field(default=1.0, kw_only=True)
+
+    bucket_rest: ClassVar[bool] = True
+    depends_on_token: ClassVar[bool] = False
+
+    def _hold(self, delta: Tensor, limit: float) -> Tensor:
+        # Beyond the limit value and slope stay what they are at the limit: finite, and the gradient does not vanish.
+        bound = limit / max(1.0, self.growth)
+        return delta.clamp(-bound, bound)
+
+    def _sampled(self, logp: Tensor, logq: Tensor) -> Term:
+        return self.form(self._hold(logp - logq, MAX_LOG_WEIGHT))
+
+    def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
+        weight = (logp - logb).clamp_(max=MAX_LOG_WEIGHT).exp_()
+        value, slope = self.form(self._hold(logp - logq, MAX_LOG_WEIGHT))
+        return weight * value, weight * (value + slope)
+
+    def term(self, logx: Tensor, logz: Tensor) -> Term:
+        x = logx.exp()
+        value, slope = self.form(self._hold(logx - logz, -LOG_PROB_FLOOR))
+        return x * value, x * (value + slope)
+
+    def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
+        return log_ratio.exp() * self.form(log_ratio)[0]
+
+
+@dataclass(frozen=True)
+class LogRatioPenalty(RatioDivergence):
+    """A penalty S on the log-ratio that is no f-divergence: as a trust region S itself is the constraint."""
+
+    bucket_rest: ClassVar[bool] = False
+
+    def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
+        return self.form(log_ratio)[0]
+
+
+def alpha_divergence(alpha_value: float) -> RatioDivergence:
+    """The alpha-divergence with this alpha."""
+    growth = max(abs(alpha_value), abs(alpha_value - 1.0))
+    return RatioDivergence("alpha", form=partial(alpha, alpha=alpha_value), growth=growth)

@@ -1,0 +1,84 @@
+"""How is a file written so that nobody ever sees half of it? To a temporary name beside it, then renamed.
+
+A rename within one folder is atomic: a reader sees the old file or the new one, and a killed writer leaves the old
+one as it was. The bytes reach the disk before the name does, so a power cut cannot leave an empty file either.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+_MODE = 0o644  # what the umask leaves of it; tempfile's 0600 would hide a run folder from its group
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` completely or not at all.
+
+    A symbolic link at `path` is replaced, not followed. Two writers of the same path do not disturb each other: the
+    last to finish wins.
+
+    Args:
+        path: the file to write; its folder exists.
+        data: the whole content.
+
+    Raises:
+        FileNotFoundError: the folder of `path` does not exist.
+        OSError: the disk refused; `path` is as it was and no temporary file is left.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "curve.png"
+        >>> write_bytes_atomic(target, b"abc")
+        >>> target.read_bytes()
+        b'abc'
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # an interrupt, too, must not leave the temporary file behind
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, completely or not at all; line ends stay as they are.
+
+    Args:
+        path: the file to write; its folder exists.
+        text: the whole content.
+
+    Raises:
+        FileNotFoundError: the folder of `path` does not exist.
+        UnicodeEncodeError: `text` holds a lone surrogate; nothing was written.
+        OSError: the disk refused; `path` is as it was and no temporary file is left.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "summary.json"
+        >>> write_text_atomic(target, "{}")
+        >>> target.read_text(encoding="utf-8")
+        '{}'
+    """
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name durable, where folders can be opened at all (not on Windows)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

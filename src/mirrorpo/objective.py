@@ -1,0 +1,297 @@
+r"""What does one batch of completions contribute to the loss? Trust region + regulariser + aggregation.
+
+.. math::
+    L = \mathrm{agg}\Big(\text{surrogate}(w_t, A_t) \cdot c_t + \sum_j \beta_j\, \hat D_j(p_t, q_t)\Big)
+
+with w = p/b the ratio to the rollout policy, A the advantage, c an optional weight on the policy term (importance
+correction for the sampler's mismatch), and :math:`\hat D_j` an estimator of a divergence from the reference q.
+A pure function of tensors: no state, no I/O, no host synchronisation on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from mirrorpo._checks import check_logps
+from mirrorpo._shapes import Float, Num, Shaped, Tensor
+from mirrorpo.aggregation import aggregate
+from mirrorpo.divergences import LOGITS_ESTIMATORS, Divergence, divergence
+from mirrorpo.divergences.base import upcast
+from mirrorpo.future_kl import FutureKL, future_kl_weight
+from mirrorpo.surrogate import SURROGATES, SurrogateOptions, Tokens
+from mirrorpo.trust_region import OverVocabulary, TrustRegion
+
+_REVERSE_KL = divergence("reverse_kl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """One regulariser: ``coefficient * D(p, q)``.
+
+    Attributes:
+        divergence: D.
+        estimator: ``sampled``, ``weighted``, ``score``, ``exact`` or ``top_k``.
+        coefficient: > 0, in loss units per nat.
+        k: K of ``top_k``.
+    """
+
+    divergence: Divergence
+    estimator: str
+    coefficient: float
+    k: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What an objective returns.
+
+    Attributes:
+        loss: scalar, differentiable.
+        metrics: detached scalars; the suffix says how to reduce them over ranks: ``/mean`` and ``/frac`` over tokens,
+            ``/max`` and ``/min`` as they say.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A policy objective; built by ``mirrorpo.objective``.
+
+    Attributes:
+        name: of the preset it came from.
+        region: the trust region around the rollout policy.
+        penalties: regularisers toward the reference; empty for none.
+        surrogate: ``clip``, ``truncated``, ``sigmoid`` or ``geometric``.
+        level: ``token``, or ``sequence`` for w = exp(mean_t log w_t) (GSPO).
+        advantage: how rewards become advantages (``mirrorpo.advantages``); not used in the call.
+        aggregation: how tokens become a loss (``mirrorpo.aggregate``).
+        options: of the surrogate.
+        future_kl: future-KL weighting of the advantages, or None.
+    """
+
+    name: str
+    region: TrustRegion
+    penalties: tuple[Penalty, ...] = ()
+    surrogate: str = "clip"
+    level: str = "token"
+    advantage: str = "grpo"
+    aggregation: str = "sequence_mean"
+    options: SurrogateOptions = field(default_factory=SurrogateOptions)
+    future_kl: FutureKL | None = None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether ``logp_ref`` must be given."""
+        return bool(self.penalties)
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether ``logits`` (and ``logits_ref``, ``logits_old``) must be given."""
+        return self.region.needs_logits or any(p.estimator in LOGITS_ESTIMATORS for p in self.penalties)
+
+    def describe(self) -> str:
+        """One line: region, penalties with estimator and coefficient, level, advantage, aggregation."""
+        region = vars(self.region)
+        bounds = ", ".join(f"{key} {region[key]:.5g}" for key in ("low", "high", "radius") if key in region)
+        parts = [
+            f"{self.name}: {self.surrogate} surrogate, region {self.region.name}" + (f" ({bounds})" if bounds else "")
+        ]
+        for p in self.penalties:
+            parts.append(f"penalty {p.coefficient:g} * {p.divergence.name} ({p.estimator})")
+        if not self.penalties:
+            parts.append("no penalty")
+        if self.future_kl is not None:
+            parts.append(f"future-KL weights (half life {self.future_kl.half_life:g})")
+        parts.append(f"{self.level} level, {self.advantage} advantages, {self.aggregation} aggregation")
+        return "; ".join(parts)
+
+    def __call__(
+        self,
+        *,
+        logp: Float[Tensor, "B T"],
+        advantages: Float[Tensor, ...],
+        mask: Shaped[Tensor, "B T"],
+        logp_old: Float[Tensor, "B T"] | None = None,
+        logp_ref: Float[Tensor, "B T"] | None = None,
+        max_completion_length: int | None = None,
+        num_tokens: Num[Tensor, ""] | float | None = None,
+        weight: Float[Tensor, ...] | None = None,
+        logits: Float[Tensor, "B T V"] | None = None,
+        logits_ref: Float[Tensor, "B T V"] | None = None,
+        logits_old: Float[Tensor, "B T V"] | None = None,
+        tokens: Shaped[Tensor, "B T"] | None = None,
+    ) -> Output:
+        """Loss and metrics of a batch.
+
+        Args:
+            logp: (B, T), log-probabilities of the sampled tokens under the policy; differentiable.
+            advantages: (B,), (B, 1) or (B, T).
+            mask: (B, T), 0 drops a token; what stands there (even NaN) has no effect.
+            logp_old: the same under the rollout policy; None: the policy itself (one update per batch).
+            logp_ref: the same under the reference; needed with a penalty.
+            max_completion_length: tokens; needed by ``constant`` aggregation.
+            num_tokens: see ``mirrorpo.aggregate``.
+            weight: (B, T) or (B, 1), detached factor on the policy term only.
+            logits: (B, T, V) of the policy, differentiable; needed by ``exact`` and ``top_k``.
+            logits_ref: of the reference; needed by such a penalty.
+            logits_old: of the rollout policy; needed by such a region.
+            tokens: (B, T), the sampled tokens; needed by ``top_k``.
+
+        Returns:
+            ``Output(loss, metrics)``.
+
+        Raises:
+            ValueError: something needed is missing; shapes that differ; a log-probability above 0 or NaN where the mask
+                keeps the token.
+
+        Example:
+            >>> import torch, mirrorpo
+            >>> logp = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+            >>> out = mirrorpo.objective("grpo")(
+            ...     logp=logp, logp_old=logp.detach(), logp_ref=logp.detach(),
+            ...     advantages=torch.tensor([1.0]), mask=torch.ones(1, 2),
+            ... )
+            >>> out.loss
+            tensor(-1., grad_fn=<DivBackward0>)
+        """
+        self._check_shapes(logp, advantages, mask)
+        keep = mask.bool()
+        # Masked positions are replaced on the way in, not multiplied by 0 on the way out: 0 * NaN is NaN.
+        logp = torch.where(keep, upcast(logp), 0.0)
+        logp_old = logp.detach() if logp_old is None else torch.where(keep, upcast(logp_old), 0.0).detach()
+        logp_ref = None if logp_ref is None else torch.where(keep, upcast(logp_ref), 0.0).detach()
+        check_logps(logp=logp, logp_old=logp_old, **({} if logp_ref is None else {"logp_ref": logp_ref}))
+
+        token_log_ratio = logp - logp_old
+        log_ratio = token_log_ratio
+        if self.level == "sequence":
+            log_ratio = token_log_ratio.sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp(min=1)
+        advantage = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+        if self.future_kl is not None:
+            advantage = advantage * future_kl_weight(self.future_kl, token_log_ratio.detach(), advantage, keep)
+
+        state = self._tokens(log_ratio, logp, logp_old, advantage, keep, logits, logits_old, tokens)
+        policy = SURROGATES[self.surrogate](state, self.options)
+        if weight is not None:
+            policy = policy * weight
+        policy = policy.expand_as(logp)
+        total = policy
+        penalty_values = {}
+        for p in self.penalties:
+            value = self._penalty(p, logp, logp_ref, logp_old, keep, logits, logits_ref, tokens)
+            penalty_values[p.divergence.name] = value.detach()
+            total = total + p.coefficient * value
+
+        def average(x: Tensor) -> Tensor:
+            return aggregate(
+                x, keep, self.aggregation, max_completion_length=max_completion_length, num_tokens=num_tokens
+            )
+
+        metrics = self._metrics(state, token_log_ratio, logp, logp_ref, penalty_values, keep)
+        metrics["policy_loss/mean"] = average(policy.detach())
+        if self.penalties:
+            metrics["penalty_loss/mean"] = average((total - policy).detach())
+        return Output(loss=average(total), metrics=metrics)
+
+    def _check_shapes(self, logp: Tensor, advantages: Tensor, mask: Tensor) -> None:
+        if logp.dim() != 2 or mask.shape != logp.shape:
+            raise ValueError(
+                f"logp and mask must have the same shape (B, T), got {tuple(logp.shape)} and {tuple(mask.shape)}"
+            )
+        rows = logp.shape[0]
+        if advantages.shape not in ((rows,), (rows, 1), tuple(logp.shape)):
+            raise ValueError(f"advantages must have shape (B,), (B, 1) or (B, T), got {tuple(advantages.shape)}")
+
+    def _tokens(
+        self,
+        log_ratio: Tensor,
+        logp: Tensor,
+        logp_old: Tensor,
+        advantage: Tensor,
+        keep: Tensor,
+        logits: Tensor | None,
+        logits_old: Tensor | None,
+        tokens: Tensor | None,
+    ) -> Tokens:
+        outside = None
+        if isinstance(self.region, OverVocabulary):
+            given = _given(
+                {"logits": logits, "logits_old": logits_old, "tokens": tokens}, f"region {self.region.name!r}"
+            )
+            outside = self.region.outside(given["logits"], given["logits_old"], given["tokens"]) & keep
+            low = high = torch.ones((), dtype=logp.dtype, device=logp.device)
+        else:
+            low, high = self.region.ratio_bounds(logp_old)
+        return Tokens(
+            log_ratio=log_ratio, logp=logp, advantage=advantage, mask=keep, low=low, high=high, outside=outside
+        )
+
+    def _penalty(
+        self,
+        p: Penalty,
+        logp: Tensor,
+        logp_ref: Tensor | None,
+        logp_old: Tensor,
+        keep: Tensor,
+        logits: Tensor | None,
+        logits_ref: Tensor | None,
+        tokens: Tensor | None,
+    ) -> Tensor:
+        what = f"penalty {p.divergence.name!r} with estimator {p.estimator!r}"
+        if p.estimator == "exact":
+            given = _given({"logits": logits, "logits_ref": logits_ref}, what)
+            value = p.divergence.exact(given["logits"], given["logits_ref"])
+        elif p.estimator == "top_k":
+            given = _given({"logits": logits, "logits_ref": logits_ref, "tokens": tokens}, what)
+            value = p.divergence.top_k(given["logits"], given["logits_ref"], given["tokens"], p.k)
+        else:
+            given = _given({"logp_ref": logp_ref}, what)
+            value = p.divergence.estimate(p.estimator, logp, given["logp_ref"], logp_old)
+        return torch.where(keep, value, 0.0)
+
+    @torch.no_grad()
+    def _metrics(
+        self,
+        state: Tokens,
+        token_log_ratio: Tensor,
+        logp: Tensor,
+        logp_ref: Tensor | None,
+        penalty_values: dict[str, Tensor],
+        keep: Tensor,
+    ) -> dict[str, Tensor]:
+        count = keep.sum().clamp(min=1)
+
+        def mean(x: Tensor) -> Tensor:
+            return torch.where(keep, x, 0.0).sum() / count
+
+        metrics = {f"divergence/{name}/mean": mean(value) for name, value in penalty_values.items()}
+        if logp_ref is not None and "divergence/reverse_kl/mean" not in metrics:
+            metrics["divergence/reverse_kl/mean"] = mean(_REVERSE_KL.sampled(logp, logp_ref))
+        low, high = (side.expand_as(keep) for side in state.blocked())
+        metrics["clip/low/frac"] = mean(low.to(logp.dtype))
+        metrics["clip/high/frac"] = mean(high.to(logp.dtype))
+        ratio = token_log_ratio.exp()
+        metrics["ratio/mean"] = mean(ratio)
+        metrics["ratio/max"] = torch.where(keep, ratio, 0.0).amax() if ratio.numel() else ratio.sum()
+        return metrics
+
+
+def _given(needed: Mapping[str, Tensor | None], what: str) -> dict[str, Tensor]:
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise ValueError(f"{what} needs {missing[0]}, got None{_HOW_TO_GET.get(missing[0], '')}")
+    return {name: value for name, value in needed.items() if value is not None}
+
+
+_HOW_TO_GET = {
+    "logp_ref": ": compute the reference's log-probabilities of the sampled tokens (in the trainer: a coefficient > 0)",
+    "logits": ": keep the policy's next-token logits, (B, T, V)",
+    "logits_ref": ": keep the reference's next-token logits, (B, T, V)",
+    "logits_old": ": keep the rollout policy's next-token logits, (B, T, V)",
+    "tokens": ": pass the sampled tokens, (B, T)",
+}

@@ -1,0 +1,171 @@
+"""Can a policy learn to calculate step by step? Small integer expressions, graded exactly.
+
+A problem is ``12+7*3=?`` and its answer the integer that follows ``####`` in a completion, the convention of GSM8K
+(Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv:2110.14168, section 2). Every value on the way
+is a non-negative integer, and multiplication binds before addition and subtraction.
+
+=========== ============================================== ================ ====================
+difficulty  expressions                                    distinct         largest answer
+=========== ============================================== ================ ====================
+``easy``    ``a+b``, ``a-b`` with a, b in 1..99            14 751           198
+``medium``  ``a*b+c``, ``c+a*b``, ``a*b-c``, ``c-a*b``     19 008           180
+            with a, b in 2..9 and c in 1..99
+``hard``    the same with a in 12..99, b in 2..9,          190 080          990
+            c in 10..99
+=========== ============================================== ================ ====================
+
+Whether a problem is for testing is read off a digest of its text: about one in eight is, for every difficulty, size
+and seed. So no training problem of any seed is a test problem of any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Literal, get_args
+
+from mirrorpo.tasks.base import Grade, Row, Split
+
+Difficulty = Literal["easy", "medium", "hard"]
+
+MAX_TRAIN_SIZE = 10_000
+MAX_TEST_SIZE = 1_000
+
+_MARKER = "####"
+_ONE_IN = 8
+# 18 digits fit a machine word and stay far below Python's limit on the digits that int() accepts.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+# Not str.strip()'s default, which would also take NULs' neighbours such as U+001C and every Unicode space.
+_BLANKS = " \t\r\n"
+
+
+class Arithmetic:
+    """Integer expressions to calculate, as a `mirrorpo.tasks.base.Task`.
+
+    Args:
+        difficulty: "easy" (one operation), "medium" (two, small numbers) or "hard" (two, larger numbers).
+        train_size: number of training problems, 1 to 10 000.
+        test_size: number of test problems, 1 to 1 000.
+        seed: which problems are drawn, and their order; any non-negative integer. Problems depend on nothing else:
+            neither on the machine, nor on Python's version, nor on a global random state.
+
+    Example:
+        >>> task = Arithmetic(difficulty="medium", train_size=4, test_size=2)
+        >>> len(task.rows("train")), sorted(task.rows("test")[0])
+        (4, ['answer', 'prompt'])
+        >>> task.grade("7*3=21;12+21=33#### 33", {"prompt": "12+7*3=?", "answer": "33"}).reason
+        'match'
+    """
+
+    name = "arithmetic"
+
+    def __init__(
+        self, *, difficulty: str = "medium", train_size: int = 8192, test_size: int = 512, seed: int = 0
+    ) -> None:
+        if difficulty not in get_args(Difficulty):
+            legal = ", ".join(repr(level) for level in get_args(Difficulty))
+            raise ValueError(f"difficulty is {difficulty!r}; legal values: {legal}")
+        _require_int("train_size", train_size, low=1, high=MAX_TRAIN_SIZE)
+        _require_int("test_size", test_size, low=1, high=MAX_TEST_SIZE)
+        _require_int("seed", seed, low=0, high=None)
+        self.difficulty = difficulty
+        self.seed = seed
+        self._sizes: dict[Split, int] = {"train": train_size, "test": test_size}
+
+    def rows(self, split: Split) -> list[Row]:
+        """Draw the problems of a split: distinct, always the same, always in the same order.
+
+        Args:
+            split: "train" or "test".
+
+        Returns:
+            One dict per problem: ``prompt``, the question, and ``answer``, the integer as text.
+
+        Example:
+            >>> Arithmetic(difficulty="easy", train_size=2).rows("train")
+            [{'prompt': '4+27=?', 'answer': '31'}, {'prompt': '68-35=?', 'answer': '33'}]
+        """
+        if split not in self._sizes:
+            raise ValueError(f"split is {split!r}; legal values: 'train', 'test'")
+        found: dict[str, int] = {}
+        index = 0
+        while len(found) < self._sizes[split]:
+            text, answer = _problem(self.difficulty, self.seed, index)
+            index += 1
+            if is_test_problem(text) == (split == "test"):
+                found[text] = answer  # drawn twice, it keeps its first place
+        return [{"prompt": text, "answer": str(answer)} for text, answer in found.items()]
+
+    def grade(self, completion: str, row: Row) -> Grade:
+        """Compare what follows ``####`` with the answer.
+
+        The completion needs ``####`` exactly once, followed by one integer in ASCII digits (a sign and leading zeros
+        are fine, at most 18 digits) and nothing else but blanks.
+
+        Args:
+            completion: any text.
+            row: a row of `rows`; only ``answer`` is read.
+
+        Returns:
+            Reward 1.0 with reason "match", or 0.0 with "mismatch" (an integer, but another one), "no answer" (no
+            ``####``) or "malformed" (``####`` twice, or not followed by an integer alone).
+
+        Example:
+            >>> task = Arithmetic()
+            >>> [task.grade(text, {"answer": "33"}).reason for text in ("#### 33", "#### 34", "33", "#### 3 3")]
+            ['match', 'mismatch', 'no answer', 'malformed']
+        """
+        count = completion.count(_MARKER)
+        if count == 0:
+            return Grade(reward=0.0, reason="no answer")
+        given = completion.partition(_MARKER)[2].strip(_BLANKS)
+        if count > 1 or not _INTEGER.fullmatch(given):
+            return Grade(reward=0.0, reason="malformed")
+        if int(given) == int(row["answer"]):
+            return Grade(reward=1.0, reason="match")
+        return Grade(reward=0.0, reason="mismatch")
+
+
+def is_test_problem(text: str) -> bool:
+    """Tell whether a problem belongs to the test split, from a digest of its text alone.
+
+    Args:
+        text: the question, as in a row's ``prompt``.
+
+    Returns:
+        True for about one text in eight.
+
+    Example:
+        >>> any(is_test_problem(row["prompt"]) for row in Arithmetic(train_size=100).rows("train"))
+        False
+    """
+    return hashlib.sha256(text.encode()).digest()[0] % _ONE_IN == 0
+
+
+def _problem(difficulty: str, seed: int, index: int) -> tuple[str, int]:
+    """The index-th draw of a seed: question and answer; an independent digest makes each draw."""
+    digest = hashlib.sha256(f"{difficulty}/{seed}/{index}".encode()).digest()
+    # Four bytes for at most 99 values: the bias of the remainder is below 1e-7.
+    draws = [int.from_bytes(digest[start : start + 4]) for start in range(0, 16, 4)]
+    if difficulty == "easy":
+        a, b = 1 + draws[0] % 99, 1 + draws[1] % 99
+        if draws[2] % 2 == 0:
+            return f"{a}+{b}=?", a + b
+        a, b = max(a, b), min(a, b)
+        return f"{a}-{b}=?", a - b
+    first, last_c = (12, 10) if difficulty == "hard" else (2, 1)
+    span = 88 if difficulty == "hard" else 8
+    a, b, c = first + draws[0] % span, 2 + draws[1] % 8, last_c + draws[2] % (100 - last_c)
+    product = a * b
+    product_first = draws[3] % 2 == 0
+    if draws[3] // 2 % 2 == 0:
+        return (f"{a}*{b}+{c}=?" if product_first else f"{c}+{a}*{b}=?"), product + c
+    # Subtraction is written the way round that is not negative.
+    return (f"{a}*{b}-{c}=?", product - c) if product >= c else (f"{c}-{a}*{b}=?", c - product)
+
+
+def _require_int(name: str, value: int, *, low: int, high: int | None) -> None:
+    """Raise a ValueError unless value is an integer in low..high (no upper bound if high is None)."""
+    if type(value) is not int or value < low or (high is not None and value > high):
+        legal = f"integers of at least {low}" if high is None else f"integers from {low} to {high}"
+        raise ValueError(f"{name} is {value!r}; legal values: {legal}")

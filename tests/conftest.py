@@ -1,0 +1,16 @@
+"""Shape checks on: beartype verifies the jaxtyping annotations of the core on every call, under pytest only."""
+
+import os
+
+os.environ["MIRRORPO_CHECK_SHAPES"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+CORE = ("divergences", "trust_region", "advantages", "aggregation", "objective", "future_kl", "surrogate", "solver")
+install_import_hook([f"mirrorpo.{module}" for module in CORE], "beartype.beartype")
+
+import torch  # noqa: E402  (the hook must be in place before the package is imported)
+
+torch.set_num_threads(2)
