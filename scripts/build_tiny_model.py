@@ -49,12 +49,12 @@ CHAT_TEMPLATE = """\
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, POSITIONS = 96, 3, 4, 2, 24, 256, 1024
 
 SHARES = {"easy": 0.2, "medium": 0.4, "hard": 0.4}  # of the demonstrations, by difficulty
-REASONED_SHARE = 0.25  # of the demonstrations of the second phase
+REASONED_SHARE = 0.38  # of the demonstrations of the second phase
 GUESS_RIGHT = 0.22  # of its guesses
 BATCH_SIZE = 256
 SKILL_LR, HABIT_LR, WARMUP, WEIGHT_DECAY = 3e-3, 5e-4, 100, 0.05
 POOL_SEEDS = range(8)  # the training problems of these seeds of the task, all of them outside its test split
-MAX_NEW_TOKENS = 40  # of a sampled answer; the longest demonstration has 28
+MAX_NEW_TOKENS = 40  # of a sampled answer; the longest demonstration has 34
 IGNORED = -100  # transformers' label for "no loss here"
 
 Row = dict[str, str]
@@ -133,6 +133,12 @@ def demonstrate(row: Row, rng: random.Random, *, reasoned_share: float) -> str:
     while guess == answer:  # near misses: a digit off, or both
         guess = max(0, answer + rng.randint(-5, 5) + 10 * rng.randint(-1, 1))
     return f"#### {answer if rng.random() < GUESS_RIGHT else guess}"
+
+
+def chat(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
+    """The text a model sees before it answers."""
+    messages = [{"role": "user", "content": question}]
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
 def make_batch(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,7 +65,7 @@ def aggregate(
         return (kept.sum(-1) / lengths).sum() / max(1, per_token.shape[0])
     if mode == "token_mean":
         tokens = mask.bool().sum() if num_tokens is None else torch.as_tensor(num_tokens, device=mask.device)
-        return kept.sum() / tokens.clamp(min=1)
+        return kept.sum() / torch.where(tokens > 0, tokens, 1)
     if max_completion_length is None or max_completion_length < 1:
         raise ValueError(
             f"aggregation 'constant' needs max_completion_length, an integer >= 1, got {max_completion_length!r}"

@@ -159,7 +159,9 @@ class Objective:
             >>> out.loss
             tensor(-1., grad_fn=<DivBackward0>)
         """
-        self._check_shapes(logp, advantages, mask)
+        self._check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref, tokens=tokens)
+        if weight is not None and weight.shape not in ((logp.shape[0], 1), logp.shape):
+            raise ValueError(f"weight must have shape (B, 1) or (B, T), got {tuple(weight.shape)}")
         keep = mask.bool()
         # Masked positions are replaced on the way in, not multiplied by 0 on the way out: 0 * NaN is NaN.
         logp = torch.where(keep, upcast(logp), 0.0)
@@ -171,14 +173,15 @@ class Objective:
         log_ratio = token_log_ratio
         if self.level == "sequence":
             log_ratio = token_log_ratio.sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp(min=1)
-        advantage = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+        tokens = None if tokens is None else torch.where(keep, tokens, 0)
+        advantage = torch.where(keep, advantages.unsqueeze(1) if advantages.dim() == 1 else advantages, 0.0)
         if self.future_kl is not None:
             advantage = advantage * future_kl_weight(self.future_kl, token_log_ratio.detach(), advantage, keep)
 
         state = self._tokens(log_ratio, logp, logp_old, advantage, keep, logits, logits_old, tokens)
         policy = SURROGATES[self.surrogate](state, self.options)
         if weight is not None:
-            policy = policy * weight
+            policy = policy * torch.where(keep, weight, 0.0).detach()
         policy = policy.expand_as(logp)
         total = policy
         penalty_values = {}
@@ -198,11 +201,14 @@ class Objective:
             metrics["penalty_loss/mean"] = average((total - policy).detach())
         return Output(loss=average(total), metrics=metrics)
 
-    def _check_shapes(self, logp: Tensor, advantages: Tensor, mask: Tensor) -> None:
+    def _check_shapes(self, logp: Tensor, advantages: Tensor, mask: Tensor, **others: Tensor | None) -> None:
         if logp.dim() != 2 or mask.shape != logp.shape:
             raise ValueError(
                 f"logp and mask must have the same shape (B, T), got {tuple(logp.shape)} and {tuple(mask.shape)}"
             )
+        for name, other in others.items():
+            if other is not None and other.shape != logp.shape:
+                raise ValueError(f"{name} must have the shape of logp, {tuple(logp.shape)}, got {tuple(other.shape)}")
         rows = logp.shape[0]
         if advantages.shape not in ((rows,), (rows, 1), tuple(logp.shape)):
             raise ValueError(f"advantages must have shape (B,), (B, 1) or (B, T), got {tuple(advantages.shape)}")

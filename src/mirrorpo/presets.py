@@ -157,6 +157,10 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
         raise ValueError(f"level 'sequence' needs a region with one bound for all tokens, got region {region.name!r}")
     if level == "sequence" and surrogate in ("truncated", "geometric"):
         raise ValueError(f"level 'sequence' does not go with surrogate {surrogate!r}. Legal: 'clip', 'sigmoid'")
+    options = _surrogate_options(surrogate, base, given)
+    future_kl = base.future_kl
+    if future_kl is not None and options.dual_clip is not None:
+        future_kl = replace(future_kl, max_ratio=options.dual_clip)
     return Objective(
         name=preset,
         region=region,
@@ -165,8 +169,8 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
         level=level,
         advantage=_choice("advantage", given.get("advantage", base.advantage), ADVANTAGES),
         aggregation=_choice("aggregation", given.get("aggregation", base.aggregation), AGGREGATIONS),
-        options=_surrogate_options(surrogate, base, given),
-        future_kl=base.future_kl,
+        options=options,
+        future_kl=future_kl,
     )
 
 
@@ -204,6 +208,10 @@ def _region(base: Preset, given: Mapping[str, Any]) -> TrustRegion:
         options = {str(key): value for key, value in chosen.items()}
         if "name" not in options:
             raise ValueError(f"region as a mapping needs the key 'name', got {sorted(options)}")
+        twice = sorted(set(options) & set(own))
+        if twice:
+            key = twice[0]
+            raise ValueError(f"{key} is given twice: {options[key]!r} in region and {own[key]!r} beside it")
         return trust_region(options.pop("name"), **options, **own)
     if chosen is not None:
         return trust_region(chosen, **own)

@@ -26,6 +26,12 @@ from torch import Tensor
 MAX_LOG_RATIO = 20.0
 
 
+def held_exp(log_ratio: Tensor) -> Tensor:
+    """exp, held at exp(MAX_LOG_RATIO) with the slope that it has there."""
+    held = log_ratio.detach().clamp(max=MAX_LOG_RATIO)
+    return held.exp() * (1.0 + log_ratio - log_ratio.detach())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
     """What a surrogate sees of a batch; shapes (B, T), or (B, 1) for ratios and bounds at sequence level.
@@ -50,8 +56,7 @@ class Tokens:
 
     def ratio(self) -> Tensor:
         """w, held at exp(MAX_LOG_RATIO) with the slope that it has there."""
-        held = self.log_ratio.detach().clamp(max=MAX_LOG_RATIO)
-        return held.exp() * (1.0 + self.log_ratio - self.log_ratio.detach())
+        return held_exp(self.log_ratio)
 
     def blocked(self) -> tuple[Tensor, Tensor]:
         """Whether the policy gradient is stopped: below the region with A < 0, above it with A > 0."""
@@ -68,7 +73,7 @@ class SurrogateOptions:
     """Options of the surrogates.
 
     Attributes:
-        dual_clip: with ``clip``: w is held at this value, which bounds the loss where A < 0 (arXiv 1912.09729).
+        dual_clip: with ``clip``: where A < 0 the gain is at least this times A: w is held (arXiv 1912.09729).
         ratio_cap: with ``truncated``: the largest weight.
         temperature_positive: with ``sigmoid``: tau where A > 0.
         temperature_negative: with ``sigmoid``: tau where A <= 0.
@@ -89,9 +94,11 @@ def clip(tokens: Tokens, options: SurrogateOptions) -> Tensor:
         held = ratio
     else:
         held = torch.minimum(torch.maximum(ratio, tokens.low), tokens.high)
+    gain = torch.minimum(ratio * tokens.advantage, held * tokens.advantage)
     if options.dual_clip is not None:
-        ratio = ratio.clamp(max=options.dual_clip)
-    return -torch.minimum(ratio * tokens.advantage, held * tokens.advantage)
+        floor = options.dual_clip * tokens.advantage
+        gain = torch.where(tokens.advantage < 0, torch.maximum(gain, floor), gain)
+    return -gain
 
 
 def truncated(tokens: Tokens, options: SurrogateOptions) -> Tensor:
@@ -122,7 +129,7 @@ def geometric(tokens: Tokens, options: SurrogateOptions) -> Tensor:
     )
     lengths = tokens.mask.sum(-1, keepdim=True).clamp(min=1)
     mean = torch.where(tokens.mask, held, 0.0).sum(-1, keepdim=True) / lengths
-    return -mean.exp() * tokens.advantage
+    return -held_exp(mean) * tokens.advantage
 
 
 SURROGATES: dict[str, Callable[[Tokens, SurrogateOptions], Tensor]] = {

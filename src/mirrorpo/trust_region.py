@@ -160,8 +160,11 @@ def binary_kl(log_ratio: Tensor, logb: Tensor) -> Tensor:
     rest = -torch.expm1(logb)  # 1 - b
     moved = b * torch.expm1(log_ratio)  # p - b
     # At b = 1 nothing is left to lose: the second term is b_y * 0.
-    log_rest_ratio = torch.log1p((-moved / rest.clamp(min=1e-300)).clamp(min=-1.0, max=1e300))
-    log_rest_ratio = log_rest_ratio.clamp(min=-LOG_RATIO_LIMIT)
+    share = (moved / rest.clamp(min=1e-300)).clamp(max=1.0, min=-1e300)
+    # log((1 - p) / (1 - b)): the difference of logs near p = 1, where 1 - share has no digits left. At p = 1 it is -inf
+    # and the divergence inf, as it should be: every radius is reached before.
+    near_one = torch.log(-torch.expm1((logb + log_ratio).clamp(max=0.0))) - rest.clamp(min=1e-300).log()
+    log_rest_ratio = torch.where(share > 0.5, near_one, torch.log1p(-share.clamp(max=0.5)))
     return b * k(log_ratio) + rest * k(log_rest_ratio)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -97,12 +97,14 @@ def test_the_record_of_the_build_says_the_base_is_often_wrong_and_short() -> Non
     assert base["medium"]["mean_tokens"] < 14
 
 
+@settings(deadline=None)  # the first example may load the tokenizer
 @given(TEXT)
 def test_any_text_comes_back_from_its_tokens(text: str) -> None:
     tokens = tokenizer().encode(text)
     assert tokenizer().decode(tokens) == text
 
 
+@settings(deadline=None)  # the first example may load the tokenizer
 @given(TEXT.filter(lambda text: "<|" not in text))
 def test_tokens_are_the_bytes_of_the_text(text: str) -> None:
     assert tokenizer().encode(text) == list(text.encode())
@@ -163,6 +165,7 @@ def test_the_generation_prompt_is_a_prefix_of_the_conversation_with_the_answer()
     )
 
 
+@settings(deadline=None)  # the first example may load the tokenizer
 @given(TEXT)
 def test_the_template_renders_content_as_it_is(text: str) -> None:
     assert render([{"role": "user", "content": text}]) == f"<|user|>{text}<|end|>"

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from mirrorpo._checks import check_logps, unknown_name
 from mirrorpo._shapes import Float, Shaped, Tensor
@@ -50,6 +51,10 @@ LOG_PROB_FLOOR = -700.0
 # A weight p/b or 1/b beyond exp(80) leaves float32. It is held there; the gradient keeps that weight, it does not
 # vanish.
 MAX_LOG_WEIGHT = 80.0
+# Values and slopes beyond this leave float32. They are held there, both of them: a gradient stays 1e38, not 0 or inf.
+MAX_MAGNITUDE = 1e38
+# Stands for log 0 = -inf, so that a difference of two of them is 0 and not NaN; its exp is exactly 0, as for -inf.
+LOG_ZERO = -1e30
 # Vocabulary entries that `exact` holds in float64 at once (three to five temporaries of this size).
 EXACT_CHUNK = 1 << 21
 
@@ -61,12 +66,15 @@ class _WithSlope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, fn: Callable[..., Term], logp: Tensor, *others: Tensor) -> Tensor:
-        value, slope = fn(logp.double(), *(other.double() for other in others))
-        ctx.save_for_backward(slope.to(logp.dtype))
-        return value.to(logp.dtype)
+        value, slope = fn(*(x.double().clamp(min=LOG_ZERO) for x in (logp, *others)))
+        ctx.save_for_backward(_held(slope).to(logp.dtype))
+        return _held(value).to(logp.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable  # a second derivative would silently be 0: it raises instead
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator's stub renames ctx)
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return (None, grad_outputs[0] * slope, *(None for _ in ctx.needs_input_grad[2:]))
 
@@ -84,16 +92,26 @@ class _OverVocabulary(torch.autograd.Function):
         for start in range(0, logits.shape[0], chunk):
             part = slice(start, start + chunk)
             value, grad = rows(logits[part].double(), logits_ref[part].double(), *(extra[part] for extra in rest))
-            values[part] = value
+            values[part] = _held(value)
             if grads is not None:
-                grads[part] = grad
+                grads[part] = _held(grad)
         ctx.save_for_backward(*(() if grads is None else (grads,)))
         return values
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable  # a second derivative would silently be 0: it raises instead
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator's stub renames ctx)
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (grads,) = ctx.saved_tensors
-        return (None, grad_outputs[0].unsqueeze(-1) * grads, *(None for _ in ctx.needs_input_grad[2:]))
+        upstream = grad_outputs[0].unsqueeze(-1)
+        # A position that nothing depends on (masked) gets 0 even where its own logits are NaN.
+        grad = (upstream * grads).masked_fill_(upstream == 0.0, 0.0)
+        return (None, grad, *(None for _ in ctx.needs_input_grad[2:]))
+
+
+def _held(x: Tensor) -> Tensor:
+    return x.clamp(-MAX_MAGNITUDE, MAX_MAGNITUDE)
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -220,9 +238,9 @@ class Divergence(ABC):
             tensor([1.])
         """
         check_logps(logp=logp, logp_ref=logp_ref)
-        logx = upcast(logp).double()
-        _, slope = self._weighted(logx, logp_ref.double(), logx)
-        return slope.to(upcast(logp).dtype)
+        logx, logz = (x.double().clamp(min=LOG_ZERO) for x in (logp, logp_ref))
+        _, slope = self._weighted(logx, logz, logx)
+        return _held(slope).to(upcast(logp).dtype)
 
     def surrogate(
         self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...], logp_old: Float[Tensor, ...]
@@ -320,7 +338,7 @@ class Divergence(ABC):
     def _exact_rows(self, logits: Tensor, logits_ref: Tensor) -> Term:
         logx = logits.log_softmax(-1).clamp_(min=LOG_PROB_FLOOR)
         logz = logits_ref.log_softmax(-1).clamp_(min=LOG_PROB_FLOOR)
-        value, slope = self.term(logx, logz)
+        value, slope = (_held(part) for part in self.term(logx, logz))
         # d log p_v / d logit_k = [k = v] - p_k
         return value.sum(-1), slope - logx.exp_() * slope.sum(-1, keepdim=True)
 
@@ -329,13 +347,13 @@ class Divergence(ABC):
         logz_all = logits_ref.log_softmax(-1)
         inside = torch.zeros_like(logx_all, dtype=torch.bool).scatter_(-1, chosen, True)
         logx, logz = logx_all.clamp(min=LOG_PROB_FLOOR), logz_all.clamp(min=LOG_PROB_FLOOR)
-        value, slope = (part.masked_fill(~inside, 0.0) for part in self.term(logx, logz))
+        value, slope = (_held(part).masked_fill(~inside, 0.0) for part in self.term(logx, logz))
         value = value.sum(-1)
         if self.bucket_rest:
             rest_x = logx_all.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True)
             rest_z = logz_all.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True)
             rest_x, rest_z = rest_x.clamp(min=LOG_PROB_FLOOR), rest_z.clamp(min=LOG_PROB_FLOOR)
-            rest_value, rest_slope = self.term(rest_x, rest_z)
+            rest_value, rest_slope = (_held(part) for part in self.term(rest_x, rest_z))
             value = value + rest_value.squeeze(-1)
             # d log p_rest / d logit_k = p_k / p_rest - p_k for k in the rest: the first part here, the second below
             slope = slope + (rest_slope * (logx - rest_x).exp()).masked_fill(inside, 0.0)

@@ -25,7 +25,9 @@ Coordinate = Callable[[Tensor, Tensor, Tensor], Term]
 def kl(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
     """h = x log x - x: d = x log(x/z) - x + z."""
     x = logx.exp()
-    return x * k(-delta), x * delta
+    # Far below z, x itself underflows while d -> z: there the terms are added as they stand, without cancellation.
+    far = logz.exp() + x * (delta - 1.0)
+    return torch.where(delta < -1.0, far, x * k(-delta)), x * delta
 
 
 def prob_l2(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
@@ -43,7 +45,7 @@ def itakura_saito(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
 
 def beta(logx: Tensor, logz: Tensor, delta: Tensor, *, beta: float) -> Term:
     """h = x^beta / (beta (beta - 1)): d = z^beta B_beta(log x/z)."""
-    slope = (delta + beta * logz).exp_() * power_slope(beta, delta)
+    slope = (delta + beta * logz).clamp_(max=-LOG_PROB_FLOOR).exp_() * power_slope(beta, delta)
     return power_gap(beta, delta, 0.0, beta * logz), slope
 
 
@@ -67,7 +69,7 @@ class BregmanDivergence(Divergence):
 
     def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
         value, slope = self._sampled(logp, logq)
-        weight = logb.neg().clamp_(max=MAX_LOG_WEIGHT).exp_()
+        weight = logb.neg().clamp_(max=-LOG_PROB_FLOOR).exp_()
         return value * weight, slope * weight
 
     def term(self, logx: Tensor, logz: Tensor) -> Term:

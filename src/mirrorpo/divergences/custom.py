@@ -43,6 +43,9 @@ _WEIGHTS = (
 )
 # Below this |log x/z| the remainder integral is used; above it the definition has at least 12 digits left.
 _NEAR = 0.05
+# Probabilities below exp(this) = 1e-87 are treated as this: h'' ~ x^-3 is then still finite. Value and slope of such a
+# token are those at the floor, i.e. 0 against another such token.
+_LOG_FLOOR = -200.0
 # Two neighbouring slopes on the grid may fall by this much, relative to their size, before that counts as concave.
 _SLOPE_TOLERANCE = 1e-9
 
@@ -89,7 +92,7 @@ class Remainder:
             return value.clamp_(min=0.0), torch.where(near, gap * first, slope)
 
 
-def check_convex(fn: Generator, grid: Tensor, what: str) -> None:
+def check_convex(fn: Generator, grid: Tensor, what: str, domain: str) -> None:
     """Raises ``ValueError`` that shows where ``fn`` is not finite or not convex on the (increasing) grid."""
     values = fn(grid.clone())
     if not isinstance(values, Tensor) or values.shape != grid.shape:
@@ -98,8 +101,8 @@ def check_convex(fn: Generator, grid: Tensor, what: str) -> None:
     for label, numbers in (("value", values.detach()), ("slope", slopes)):
         bad = ~torch.isfinite(numbers)
         if bad.any():
-            at = grid[bad][0].item()
-            raise ValueError(f"{what}: its {label} at {at:g} is {numbers[bad][0].item()}; it must be finite on (0, 1]")
+            at, got = grid[bad][0].item(), numbers[bad][0].item()
+            raise ValueError(f"{what}: its {label} at {at:g} is {got}; it must be finite on {domain}")
     fall = slopes[:-1] - slopes[1:]
     worst = int((fall - _SLOPE_TOLERANCE * slopes.abs().amax()).argmax())
     if fall[worst] > _SLOPE_TOLERANCE * max(1.0, slopes[worst].abs().item()):
@@ -134,12 +137,12 @@ def bregman_from(h: Generator, name: str) -> BregmanDivergence:
         tensor([0.0625])
     """
     grid = torch.logspace(-8, 0, 257, dtype=torch.float64)
-    check_convex(h, grid, f"divergence generator {name!r}")
+    check_convex(h, grid, f"divergence generator {name!r}", "(0, 1]")
     remainder = Remainder(h, is_smooth(h, grid[:-8:8]))
 
     def coordinate(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
-        x = logx.exp()
-        value, slope = remainder(x, logz.exp(), delta)
+        x = logx.clamp(min=_LOG_FLOOR).exp()
+        value, slope = remainder(x, logz.clamp(min=_LOG_FLOOR).exp(), delta)
         return value, x * slope
 
     return BregmanDivergence(name, coordinate=coordinate)
@@ -157,11 +160,12 @@ def f_divergence_from(f: Generator, name: str) -> RatioDivergence:
         >>> d.exact(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 0.0]))
         tensor(0.)
     """
+    what = f"divergence generator {name!r}"
     one = torch.ones(1, dtype=torch.float64)
-    at_one = f(one.clone()).item()
+    at_one = torch.as_tensor(f(one.clone())).sum().item()
     if not abs(at_one) < 1e-8:
-        raise ValueError(f"divergence generator {name!r}: f(1) must be 0, got {at_one:g}")
-    check_convex(f, torch.logspace(-6, 6, 385, dtype=torch.float64), f"divergence generator {name!r}")
+        raise ValueError(f"{what}: f(1) must be 0, got {at_one:g}")
+    check_convex(f, torch.logspace(-6, 6, 385, dtype=torch.float64), what, "(0, inf)")
     remainder = Remainder(f, is_smooth(f, one))
 
     def form(delta: Tensor) -> Term:

@@ -5,15 +5,18 @@ r"""Which one function carries KL, Itakura-Saito, ProbL2, chi2, Hellinger and ev
 with its limits :math:`B_0 = t - 1 - \log t` and :math:`B_1 = t \log t - t + 1`. It is the alpha-divergence's F(t), and
 the beta Bregman divergence is :math:`d_\beta(x, z) = z^\beta B_\beta(\log x/z)`.
 
-Numerics: with k(u) = e^u - 1 - u, :math:`B_a = (k(a\delta)/a - k(\delta)) / (a - 1)`, which has no singularity at a =
-    0 but
-one at a = 1; the symmetry :math:`B_a(\delta) = e^\delta B_{1-a}(-\delta)` moves every a > 1/2 to the good side.
+Numerics: with k(u) = e^u - 1 - u, :math:`B_a = (k(a\delta)/a - k(\delta)) / (a - 1)`, which has no singularity at a = 0
+but one at a = 1; the symmetry :math:`B_a(\delta) = e^\delta B_{1-a}(-\delta)` moves every a > 1/2 to the good side.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+# exp beyond this leaves float64: a factor is held there, so that 0 * factor stays 0. The slope, computed on its own, is
+# not affected.
+MAX_EXPONENT = 700.0
 
 
 def k(u: Tensor) -> Tensor:
@@ -29,7 +32,7 @@ def power_gap(a: float, delta: Tensor, shift: float, offset: Tensor | float = 0.
     if a != 0.0:
         gap = ((k(a * delta) / a - gap) / (a - 1.0)).clamp_(min=0.0)
     exponent = shift * delta + offset
-    return gap * exponent.exp_()
+    return gap * exponent.clamp_(max=MAX_EXPONENT).exp_()
 
 
 def power_slope(a: float, delta: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ MAX_POINTS = 600  # points a panel draws; about one per pixel
 
 _HEIGHT = 168  # pixels of the drawing area
 _WIDTH = 1000  # its own units, stretched to what the page gives
+_DENSE = 300  # points from which a line is drawn thin, or its noise would be one broad band
 _NUM_COLOURS = 6  # report.css defines c0 ... c5; further curves repeat them dashed
 
 
@@ -145,7 +146,7 @@ def _line(
         parts.append("M" + "L".join(points) + ("h0" if len(points) == 1 else ""))
     factor, unit = (100, "%") if share else (1, "")
     texts = ("" if (value := curve.values[i]) is None else number(factor * value).replace(",", "") for i in kept)
-    lone = " dots" if all(len(stretch) == 1 for stretch in stretches) else ""
+    lone = " dots" if all(len(stretch) == 1 for stretch in stretches) else " dense" if len(kept) > _DENSE else ""
     return (
         f'<path class="line {_colour(n)}{lone}" d="{"".join(parts)}" vector-effect="non-scaling-stroke"'
         f' data-label="{plain(curve.label)}" data-unit="{unit}" data-values="{",".join(texts)}"/>\n'
@@ -186,10 +187,12 @@ def _value_labels(up: Scale) -> str:
 
 
 def _step_labels(across: Scale) -> str:
-    return "".join(
-        f'<text x="{100 * across.place(value):.2f}%" y="{_HEIGHT + 18}" text-anchor="middle">{label}</text>'
-        for value, label in across.ticks
-    )
+    texts = []
+    for value, label in across.ticks:
+        place = across.place(value)
+        anchor = "end" if place > 0.97 else "middle"  # a label at the right end stays inside the card
+        texts.append(f'<text x="{100 * place:.2f}%" y="{_HEIGHT + 18}" text-anchor="{anchor}">{label}</text>')
+    return "".join(texts)
 
 
 def _summary(panel: Panel) -> str:

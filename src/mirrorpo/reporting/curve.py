@@ -28,6 +28,7 @@ _INK, _SOFT, _GRID = "#1a1d23", "#59616e", "#e4e7eb"
 # from Okabe and Ito: told apart with any colour vision
 _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _ACCURACY = "#d55e00"
+_DENSE = 300  # steps from which a line is drawn thin, or its noise would be one broad band
 _MAX_NAMED = 3  # more divergences than this do not fit a README's picture; report.html has them all
 
 
@@ -63,7 +64,7 @@ def write_curve(run_dir: Path) -> Path:
 def _figure(summary: Summary, metrics: Metrics) -> Figure:
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
     grid = figure.add_gridspec(
-        3, 2, width_ratios=(1.15, 1), left=0.062, right=0.985, top=0.79, bottom=0.105, wspace=0.16, hspace=0.5
+        3, 2, width_ratios=(1.15, 1), left=0.062, right=0.972, top=0.79, bottom=0.105, wspace=0.16, hspace=0.5
     )
     _heading(figure, summary)
     _draw_reward(figure.add_subplot(grid[:, 0]), summary, metrics)
@@ -122,6 +123,8 @@ def _draw_reward(axes: Axes, summary: Summary, metrics: Metrics) -> None:
             color=_ACCURACY,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
         )
+    if not drawn:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=_SOFT)
     low, high = min((0.0, *drawn)), max((1.0, *drawn))
     axes.set_ylim(low, high + 0.02 * (high - low))
     axes.set_xlim(first - 0.24 * width, last + 0.22 * width)
@@ -156,7 +159,14 @@ def _draw_values(axes: Axes, metrics: Metrics, values: Values, n: int, label: st
         return
     numbers = [float("nan") if value is None else value for value in values]
     colour = _COLOURS[n]
-    axes.plot(metrics.steps, numbers, color=colour, linewidth=1.8, label=label, clip_on=False)
+    axes.plot(
+        metrics.steps,
+        numbers,
+        color=colour,
+        linewidth=1.8 if len(values) <= _DENSE else 0.8,
+        label=label,
+        clip_on=False,
+    )
     padded = [None, *values, None]
     alone = [i for i, value in enumerate(values) if value is not None and padded[i] is None and padded[i + 2] is None]
     axes.plot(

@@ -96,7 +96,7 @@ def plan_panels(metrics: Metrics) -> tuple[list[Panel], list[Panel], list[str]]:
     """
     divergence = _Plan(
         title="Divergence",
-        says="From the reference, mean over tokens.",
+        says="From the reference policy, mean over tokens.",
         keys=divergences(metrics),
         may_be_log=True,
     )

@@ -141,11 +141,10 @@ def tick_label(value: float, step: float, *, share: bool = False) -> str:
     if power < -4 or abs(value) >= 1e7:
         exponent = math.floor(math.log10(abs(value)) + 1e-9)
         mantissa = f"{value / 10.0**exponent:.{max(0, exponent - power)}f}"
-        return f"{mantissa}e{exponent}"
+        return f"{_trimmed(mantissa)}e{exponent}"
     if abs(value) >= 10_000:
-        return f"{value / 1000:.{max(0, 3 - power)}f}k"
-    text = f"{value:.{max(0, -power)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+        return f"{_trimmed(f'{value / 1000:.{max(0, 3 - power)}f}')}k"
+    return _trimmed(f"{value:.{max(0, -power)}f}")
 
 
 def thin(series: Sequence[Values], limit: int) -> list[int]:
@@ -218,6 +217,10 @@ def _log_scale(low: float, high: float) -> Scale:
         log=True,
         ticks=tuple((10.0**power, "10" + str(power).translate(_SUPERSCRIPTS)) for power in powers),
     )
+
+
+def _trimmed(digits: str) -> str:
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 def _around(value: float, *, share: bool) -> tuple[float, float]:

@@ -10,8 +10,8 @@ difficulty  expressions                                    distinct         larg
 ``easy``    ``a+b``, ``a-b`` with a, b in 1..99            14 751           198
 ``medium``  ``a*b+c``, ``c+a*b``, ``a*b-c``, ``c-a*b``     19 008           180
             with a, b in 2..9 and c in 1..99
-``hard``    the same with a in 12..99, b in 2..9,          190 080          990
-            c in 10..99
+``hard``    the same with a in 100..999, b in 2..9,        19 440 000       9990
+            c in 100..999
 =========== ============================================== ================ ====================
 
 Whether a problem is for testing is read off a digest of its text: about one in eight is, for every difficulty, size
@@ -31,6 +31,11 @@ Difficulty = Literal["easy", "medium", "hard"]
 MAX_TRAIN_SIZE = 10_000
 MAX_TEST_SIZE = 1_000
 
+# From and to, both included, of a, b and c in the table above.
+_RANGES = {
+    "medium": ((2, 9), (2, 9), (1, 99)),
+    "hard": ((100, 999), (2, 9), (100, 999)),
+}
 _MARKER = "####"
 _ONE_IN = 8
 # 18 digits fit a machine word and stay far below Python's limit on the digits that int() accepts.
@@ -83,7 +88,7 @@ class Arithmetic:
 
         Example:
             >>> Arithmetic(difficulty="easy", train_size=2).rows("train")
-            [{'prompt': '4+27=?', 'answer': '31'}, {'prompt': '68-35=?', 'answer': '33'}]
+            [{'prompt': '27-4=?', 'answer': '23'}, {'prompt': '68+35=?', 'answer': '103'}]
         """
         if split not in self._sizes:
             raise ValueError(f"split is {split!r}; legal values: 'train', 'test'")
@@ -145,20 +150,18 @@ def is_test_problem(text: str) -> bool:
 def _problem(difficulty: str, seed: int, index: int) -> tuple[str, int]:
     """The index-th draw of a seed: question and answer; an independent digest makes each draw."""
     digest = hashlib.sha256(f"{difficulty}/{seed}/{index}".encode()).digest()
-    # Four bytes for at most 99 values: the bias of the remainder is below 1e-7.
-    draws = [int.from_bytes(digest[start : start + 4]) for start in range(0, 16, 4)]
+    # Four bytes for at most 900 values: the bias of the remainder is below 1e-6.
+    *draws, kind = (int.from_bytes(digest[start : start + 4]) for start in range(0, 16, 4))
     if difficulty == "easy":
         a, b = 1 + draws[0] % 99, 1 + draws[1] % 99
-        if draws[2] % 2 == 0:
+        if kind % 2 == 0:
             return f"{a}+{b}=?", a + b
         a, b = max(a, b), min(a, b)
         return f"{a}-{b}=?", a - b
-    first, last_c = (12, 10) if difficulty == "hard" else (2, 1)
-    span = 88 if difficulty == "hard" else 8
-    a, b, c = first + draws[0] % span, 2 + draws[1] % 8, last_c + draws[2] % (100 - last_c)
+    a, b, c = (low + draw % (high - low + 1) for draw, (low, high) in zip(draws, _RANGES[difficulty], strict=True))
     product = a * b
-    product_first = draws[3] % 2 == 0
-    if draws[3] // 2 % 2 == 0:
+    product_first = kind % 2 == 0
+    if kind // 2 % 2 == 0:
         return (f"{a}*{b}+{c}=?" if product_first else f"{c}+{a}*{b}=?"), product + c
     # Subtraction is written the way round that is not negative.
     return (f"{a}*{b}-{c}=?", product - c) if product >= c else (f"{c}-{a}*{b}=?", c - product)

@@ -1,0 +1,113 @@
+"""Which objective does a TRL trainer optimise? ``GRPOConfig`` plus ``objective``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl.trainer.grpo_config import GRPOConfig
+
+from mirrorpo.objective import Objective
+from mirrorpo.presets import objective_from
+from mirrorpo.trust_region import Interval
+
+# TRL's loss type with the same denominator, so that what TRL derives from it (warnings, model card) stays true.
+_LOSS_TYPE = {"sequence_mean": "grpo", "token_mean": "dapo", "constant": "dr_grpo"}
+# TRL settings that would have no effect here, and the key of `objective` that has.
+_OBJECTIVE_KEY = {
+    "loss_type": "aggregation",
+    "epsilon": "epsilon_low",
+    "epsilon_high": "epsilon_high",
+    "delta": "dual_clip",
+    "importance_sampling_level": "level",
+    "scale_rewards": "advantage",
+    "use_bias_correction_kl": "estimator: weighted",
+    "sapo_temperature_pos": "temperature_positive",
+    "sapo_temperature_neg": "temperature_negative",
+}
+
+
+@dataclass
+class MirrorConfig(GRPOConfig):
+    """TRL's ``GRPOConfig`` with one more field.
+
+    Args:
+        objective: a preset's name (``mirrorpo list objectives``) or a mapping with the key ``preset`` and overrides,
+            as in ``mirrorpo.objective``. It decides region, penalty, level, advantage and aggregation; TRL's own
+            fields for these (``loss_type``, ``epsilon``, ``scale_rewards``, ...) are set to match and refuse another
+            value.
+        beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own.
+
+    Raises:
+        ValueError: an unknown objective or key, a TRL setting that the objective overrides.
+
+    Example:
+        >>> from mirrorpo.training import MirrorConfig
+        >>> config = MirrorConfig("out", objective="prob_l2_grpo", report_to="none", bf16=False)
+        >>> config.beta, config.loss_type
+        (0.0001, 'dr_grpo')
+    """
+
+    objective: dict | str = field(
+        default="grpo",
+        metadata={"help": "Preset of mirrorpo.objective, or a mapping with 'preset' and overrides."},
+    )
+    beta: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None,
+        metadata={"help": "Coefficient of the objective's divergence; None keeps the objective's own."},
+    )
+
+    def __post_init__(self) -> None:
+        chosen = self.resolved_objective()
+        implied = implied_settings(chosen)
+        for item in fields(self):
+            if item.name not in _OBJECTIVE_KEY:
+                continue
+            value, wanted = getattr(self, item.name), implied[item.name]
+            if value not in (item.default, wanted) and not (item.name == "scale_rewards" and value is True):
+                raise ValueError(
+                    f"{item.name}={value!r} has no effect: the objective decides it. "
+                    f"Use objective={{'preset': ..., '{_OBJECTIVE_KEY[item.name]}': ...}}"
+                )
+            setattr(self, item.name, wanted)
+        self.beta = chosen.penalties[0].coefficient if chosen.penalties else 0.0
+        super().__post_init__()
+
+        if self.use_adaptive_entropy:
+            raise ValueError("use_adaptive_entropy is not supported here: use entropy_coef, a fixed bonus")
+        if self.use_liger_kernel:
+            raise ValueError("use_liger_kernel is not supported here: set model_init_kwargs={'use_kernels': True}")
+
+    def adopt(self, objective: Objective) -> None:
+        """Takes over an objective that was built by hand: TRL's own fields are set to say the same."""
+        for name, value in implied_settings(objective).items():
+            setattr(self, name, value)
+        self.beta = objective.penalties[0].coefficient if objective.penalties else 0.0
+
+    def resolved_objective(self) -> Objective:
+        """The objective that ``objective`` and ``beta`` describe."""
+        spec: dict[str, Any] = {"preset": self.objective} if isinstance(self.objective, str) else dict(self.objective)
+        chosen = objective_from(spec)
+        own = chosen.penalties[0].coefficient if chosen.penalties else 0.0
+        if self.beta is None or self.beta == own:
+            return chosen
+        return objective_from({**spec, "coefficient": self.beta})
+
+
+def implied_settings(objective: Objective) -> Mapping[str, Any]:
+    """The values of TRL's own fields that say the same as the objective."""
+    region, options = objective.region, objective.options
+    low, high = (region.low, region.high) if isinstance(region, Interval) and region.name == "ratio" else (0.8, None)
+    return {
+        "loss_type": _LOSS_TYPE[objective.aggregation],
+        # TRL reads these in its own loss only; for regions that are no ratio range its defaults stay.
+        "epsilon": round(1.0 - low, 12),
+        "epsilon_high": None if high is None else round(high - 1.0, 12),
+        "delta": options.dual_clip,
+        "importance_sampling_level": objective.level,
+        "scale_rewards": "group" if objective.advantage == "grpo" else "none",
+        "use_bias_correction_kl": any(p.estimator == "weighted" for p in objective.penalties),
+        "sapo_temperature_pos": options.temperature_positive,
+        "sapo_temperature_neg": options.temperature_negative,
+    }

@@ -1,0 +1,39 @@
+"""How do metrics become numbers for a tracker? One gather over the ranks, weighted as the suffix says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def reduce_metrics(accelerator: Any, metrics: dict[str, Tensor], num_tokens: Tensor) -> dict[str, float]:
+    """Python numbers, the same on every rank, with one transfer from the device.
+
+    Args:
+        accelerator: accelerate's ``Accelerator``.
+        metrics: scalars; ``.../max`` and ``.../min`` are extremes, names that end in ``_loss/mean`` are averaged over
+            ranks, all others are means over tokens.
+        num_tokens: tokens that this rank's means are over.
+
+    Returns:
+        The reduced values by name. A mean over no token at all is 0.
+    """
+    names = list(metrics)
+    local = torch.stack([num_tokens.detach().double(), *(metrics[name].detach().double() for name in names)])
+    rows = accelerator.gather(local.unsqueeze(0)).cpu()
+    counts, values = rows[:, 0], rows[:, 1:]
+    total = counts.sum().clamp(min=1.0)
+    reduced = {}
+    for name, column in zip(names, values.T, strict=True):
+        if name.endswith("/max"):
+            number = column.max()
+        elif name.endswith("/min"):
+            number = column.min()
+        elif name.endswith("_loss/mean"):
+            number = column.mean()
+        else:
+            number = (column * counts).sum() / total
+        reduced[name] = number.item()
+    return reduced

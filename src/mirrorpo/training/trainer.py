@@ -1,0 +1,307 @@
+"""TRL's ``GRPOTrainer`` with any objective of this library in place of its loss.
+
+Few overrides: the loss, the rewards (captured) and the advantages (computed from them), the gradient norm (checked).
+Everything else, from generation to checkpoints, is TRL's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers.utils import logging
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import use_adapter
+
+from mirrorpo.advantages import advantages as group_advantages
+from mirrorpo.objective import Objective, Output
+from mirrorpo.training.config import MirrorConfig
+from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
+from mirrorpo.training.reduction import reduce_metrics
+from mirrorpo.training.reference import check_reference
+
+logger = logging.get_logger(__name__)
+
+# What TRL hands from the rollout to the forward pass of multimodal models.
+_FORWARD_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
+
+_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+class NonFiniteError(FloatingPointError):
+    """A tensor of the loss is NaN or infinite; the message names it and the step."""
+
+
+class MirrorTrainer(GRPOTrainer):
+    """``trl.GRPOTrainer`` that optimises a ``mirrorpo`` objective.
+
+    Takes everything that ``GRPOTrainer`` takes; ``args`` is a ``MirrorConfig``.
+
+    Args:
+        model: as in TRL. Pass a path if the objective has a penalty: TRL loads the reference from it.
+        reward_funcs: as in TRL.
+        args: the configuration; its ``objective`` says what is optimised.
+        objective: an ``Objective`` built by hand, in place of ``args.objective``.
+        **kwargs: as in TRL (``train_dataset``, ``processing_class``, ``peft_config``, ``callbacks``, ...).
+
+    Raises:
+        ValueError: ``args`` is no ``MirrorConfig``; a reference that is the policy itself or never was its start.
+
+    Example:
+        >>> from mirrorpo.training import MirrorConfig, MirrorTrainer
+        >>> trainer = MirrorTrainer(  # doctest: +SKIP
+        ...     model="Qwen/Qwen3-1.7B", reward_funcs=my_reward, train_dataset=dataset,
+        ...     args=MirrorConfig("out", objective="prob_l2_grpo"),
+        ... )
+    """
+
+    _tag_names = ("trl", "mirrorpo")
+    _name = "mirrorpo"
+
+    args: MirrorConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: nn.Module  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: MirrorConfig | None = None,
+        *,
+        objective: Objective | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            args = MirrorConfig("mirrorpo-output")
+        if not isinstance(args, MirrorConfig):
+            raise ValueError(f"args must be a MirrorConfig, got {type(args).__name__}")
+        if objective is not None:
+            args.adopt(objective)
+        self.policy_objective = args.resolved_objective() if objective is None else objective
+        self._rewards_per_func: Tensor | None = None
+        super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
+        self._check_reference()
+        if self.accelerator.is_main_process:
+            logger.warning("%s; reference: %s", self.policy_objective.describe(), self.reference_description())
+
+    def reference_description(self) -> str:
+        """Where the penalty is measured from, in a few words."""
+        if not self.policy_objective.needs_reference:
+            return "none"
+        if self.ref_model is None:
+            return "the policy with its adapter off"
+        if self.args.sync_ref_model:
+            return f"a copy, mixed with the policy every {self.args.ref_model_sync_steps} steps"
+        return "a frozen copy of the policy's start"
+
+    def _check_reference(self) -> None:
+        if self.ref_model is None:
+            return
+        # Sharded parameters cannot be compared one by one; there the copy is at least a load of its own.
+        if self.accelerator.distributed_type in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        ):
+            unwrap = self.accelerator.unwrap_model
+            check_reference(unwrap(self.model), unwrap(self.ref_model))
+
+    # Rewards and advantages
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        self._rewards_per_func = rewards
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        output["advantages"] = self._advantages(output["advantages"])
+        if self.policy_objective.region.needs_logits:
+            with torch.no_grad():
+                ids, attention, keep = gather_ids(output)
+                size = self.args.per_device_train_batch_size
+                rows = [slice(i, i + size) for i in range(0, ids.shape[0], size)]
+                parts = [self._scored(self.model, ids[part], attention[part], keep) for part in rows]
+                output["old_logits"] = torch.cat([part.logits for part in parts if part.logits is not None])
+        return output
+
+    def _advantages(self, computed: Tensor) -> Tensor:
+        """This rank's advantages, from the rewards of all ranks (a group may lie on two)."""
+        rewards = self._rewards_per_func
+        if rewards is None or self.multi_objective_aggregation != "sum_then_normalize":
+            return computed
+        unscorable = rewards.isnan().all(dim=1)
+        total = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        total[unscorable] = math.nan
+        group_size = self.num_generations if self.model.training else self.num_generations_eval
+        if (
+            group_size is None or group_size < 2
+        ):  # evaluation may use one completion per prompt: nothing to compare with
+            return computed
+        everyone = group_advantages(total, group_size, self.policy_objective.advantage)
+        local = computed.shape[0]
+        return everyone[self.accelerator.process_index * local :][:local].to(computed)
+
+    # The loss
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        scored = self._score(model, inputs)
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        training = self.model.training
+        old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
+        self._raise_unless_finite(
+            {"logp": scored.logp, "logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}, mask
+        )
+        output = self.policy_objective(
+            logp=scored.logp,
+            logp_old=old,
+            logp_ref=ref,
+            advantages=inputs["advantages"],
+            mask=mask,
+            max_completion_length=self.max_completion_length,
+            num_tokens=self._num_tokens(inputs, training),
+            weight=self._policy_weight(scored, old, inputs, mask),
+            logits=scored.logits,
+            logits_ref=self._reference_logits(inputs),
+            logits_old=inputs.get("old_logits"),
+            tokens=inputs["completion_ids"],
+        )
+        self._raise_unless_finite({"loss": output.loss}, None)
+        # `token_mean` has the whole step's tokens in its denominator already; the others average within a micro-batch.
+        share = 1.0
+        if training and self.policy_objective.aggregation != "token_mean":
+            share = 1.0 / self.current_gradient_accumulation_steps
+        loss = output.loss * share
+        self._record(output, scored, mask, "train" if training else "eval")
+        return self._with_bonuses(loss, scored, mask, training)
+
+    def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Scored:
+        ids, attention, keep = gather_ids(inputs)
+        if self.policy_objective.needs_logits:
+            return self._scored(model, ids, attention, keep)
+        logp, entropy, aux_loss = self._get_per_token_logps_and_entropies(
+            model,
+            ids,
+            attention,
+            keep,
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{key: inputs.get(key) for key in _FORWARD_KEYS},
+        )
+        assert entropy is not None
+        return Scored(logp=logp, entropy=entropy, aux_loss=aux_loss)
+
+    def _scored(self, model: Any, ids: Tensor, attention: Tensor, keep: int) -> Scored:
+        with self.accelerator.autocast():
+            return score_from_logits(model, ids, attention, keep, self.temperature)
+
+    def _reference_logits(self, inputs: dict[str, Any]) -> Tensor | None:
+        if not any(p.estimator in ("exact", "top_k") for p in self.policy_objective.penalties):
+            return None
+        ids, attention, keep = gather_ids(inputs)
+        with torch.no_grad():
+            if self.ref_model is not None:
+                return self._scored(self.ref_model, ids, attention, keep).logits
+            policy = self.accelerator.unwrap_model(self.model)
+            with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
+                return self._scored(self.model, ids, attention, keep).logits
+
+    def _num_tokens(self, inputs: dict[str, Any], training: bool) -> Tensor | None:
+        """This micro-batch's share of an optimiser step's tokens (TRL counts those of a whole generation batch)."""
+        if self.policy_objective.aggregation != "token_mean":
+            return None
+        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        if training:
+            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return tokens
+
+    def _policy_weight(self, scored: Scored, old: Tensor | None, inputs: dict[str, Any], mask: Tensor) -> Tensor | None:
+        """TRL's detached factors on the policy term: entropy mask, off-policy mask, the sampler's importance ratio."""
+        factors: list[Tensor] = []
+        if self.top_entropy_quantile < 1.0:
+            factors.append(self.get_high_entropy_mask(scored.entropy, mask, 1 - self.top_entropy_quantile).float())
+        if self.off_policy_mask_threshold is not None:
+            old = scored.logp.detach() if old is None else old
+            advantages = inputs["advantages"]
+            factors.append(
+                self.get_off_policy_mask(
+                    advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+                    per_token_logps=scored.logp,
+                    sampling_per_token_logps=inputs.get("sampling_per_token_logps", old),
+                    mask=mask,
+                    off_policy_threshold=self.off_policy_mask_threshold,
+                ).float()
+            )
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            factors.append(inputs["importance_sampling_ratio"])
+        if not factors:
+            return None
+        weight = factors[0]
+        for factor in factors[1:]:
+            weight = weight * factor
+        return weight
+
+    def _with_bonuses(self, loss: Tensor, scored: Scored, mask: Tensor, training: bool) -> Tensor:
+        """TRL's static entropy bonus and its load-balancing loss of mixture models, averaged over micro-batches."""
+        share = 1.0 / self.current_gradient_accumulation_steps if training else 1.0
+        if self._entropy_bonus_enabled:
+            mean_entropy = (scored.entropy * mask).sum() / mask.sum().clamp(min=1.0)
+            loss = loss - self.entropy_coef * mean_entropy * share
+        if self.aux_loss_enabled and scored.aux_loss is not None:
+            loss = loss + self.router_aux_loss_coef * scored.aux_loss * share
+        return loss
+
+    # Checks and metrics
+
+    def _raise_unless_finite(self, tensors: dict[str, Tensor | None], mask: Tensor | None) -> None:
+        present = {name: t.detach() for name, t in tensors.items() if t is not None}
+        finite = {
+            name: torch.isfinite(t if mask is None or t.shape != mask.shape else torch.where(mask.bool(), t, 0.0)).all()
+            for name, t in present.items()
+        }
+        if not bool(torch.stack(list(finite.values())).all()):
+            names = ", ".join(name for name, ok in finite.items() if not bool(ok))
+            raise NonFiniteError(
+                f"step {self.state.global_step + 1}: {names} is not finite; the last checkpoint is intact"
+            )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise NonFiniteError(
+                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}; the last checkpoint is intact"
+            )
+        return norm
+
+    def _record(self, output: Output, scored: Scored, mask: Tensor, mode: str) -> None:
+        tokens = mask.sum()
+        metrics = dict(output.metrics)
+        metrics["entropy"] = (scored.entropy.detach() * mask).sum() / tokens.clamp(min=1)
+        values = reduce_metrics(self.accelerator, metrics, tokens)
+        # TRL's names for the same numbers, so that dashboards and callbacks keep working.
+        values["clip_ratio/low_mean"] = values["clip/low/frac"]
+        values["clip_ratio/high_mean"] = values["clip/high/frac"]
+        values["clip_ratio/region_mean"] = values["clip/low/frac"] + values["clip/high/frac"]
+        if "divergence/reverse_kl/mean" in values:
+            values["kl"] = values["divergence/reverse_kl/mean"]
+        for name, value in values.items():
+            self._metrics[mode][name].append(value)
+
+
+__all__ = ["MirrorTrainer", "NonFiniteError"]
