@@ -1,6 +1,11 @@
 """Shape checks on: beartype verifies the jaxtyping annotations of the core on every call, under pytest only."""
 
 import os
+import sys
+from pathlib import Path
+
+# helpers of several test files (naive.py, precision.py) are imported by name
+sys.path.insert(0, str(Path(__file__).parent))
 
 os.environ["MIRRORPO_CHECK_SHAPES"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,4 +18,4 @@ install_import_hook([f"mirrorpo.{module}" for module in CORE], "beartype.beartyp
 
 import torch  # noqa: E402  (the hook must be in place before the package is imported)
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tensors here are tiny: a second thread costs more than it gives

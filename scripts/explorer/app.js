@@ -64,7 +64,8 @@ const rules = (x, names) => names.map((name) => ({ at: state[name], name: { b: "
 const setP = (p) => { state.p = Math.min(0.9999, Math.max(1e-6, p)); show(); };
 
 function surrogatePanel(low, high) {
-  const top = Math.min(4, Math.max(2, Number.isFinite(high) ? 1.3 * high : 4, (1.1 * state.p) / state.b));
+  const far = Math.max(Number.isFinite(high) ? 1.25 * high : 4, (1.1 * state.p) / state.b);
+  const top = Math.min(20, Math.max(2, far));
   const x = { scale: "linear", low: 0, high: top, name: "w = p_y / b_y" };
   const y = { scale: "linear", low: -top, high: top };
   const clipped = (advantage) => (w) => Math.min(w * advantage, Math.min(Math.max(w, low), high) * advantage);
@@ -112,11 +113,13 @@ function weightsPanel(x, limit) {
   const penalty = (p) => (pulls ? penaltyWeight(p) : 0);
   const total = (p) => policy(p) + penalty(p);
   const fns = pulls ? [policy, penalty, total] : [policy];
-  const y = { ...bulk(fns, x, [-1, 1]), scale: "signed" };
   const edge = state.b * (advantage > 0 ? limit[1] : limit[0]);
-  const also = [edge * (1 - 1e-9), edge * (1 + 1e-9), state.q].filter((p) => p > x.low && p < 1);
-  const lines = [{ fn: policy, cls: "c0", also }];
-  if (pulls) lines.push({ fn: penalty, cls: "c1", also }, { fn: total, cls: "ink", also });
+  const peak = advantage * Math.min(1 / state.b, limit[advantage > 0 ? 1 : 0], 100);
+  const y = { ...bulk(fns, x, [-1, 1, ...fns.map((fn) => fn(state.p)), Number.isFinite(peak) ? peak : 0]), scale: "signed" };
+  const also = [edge * (1 - 1e-9), edge, edge * (1 + 1e-9), state.q].filter((p) => p > x.low && p < 1);
+  const breaks = [advantage > 0 ? edge * (1 + 1e-9) : edge];
+  const lines = [{ fn: policy, cls: "c0", also, breaks }];
+  if (pulls) lines.push({ fn: penalty, cls: "c1", also }, { fn: total, cls: "ink dashed", also, breaks });
   draw({
     host: $("plot-weights"), x, y, lines, marker: state.p, pick: setP, rules: rules(x, pulls ? ["b", "q", "p"] : ["b", "p"]),
     label: "What multiplies the gradient of log p: policy term, penalty and their sum",
@@ -163,6 +166,8 @@ function visibility() {
     "row-estimator": regulariser(), "row-role": entry().divergence, "key-pull": regulariser(), "key-total": regulariser(),
   };
   for (const [id, visible] of Object.entries(shown)) $(id).hidden = !visible;
+  const figures = [...document.querySelectorAll("#panels > figure")].filter((figure) => !figure.hidden);
+  figures.forEach((figure, i) => figure.classList.toggle("span", figures.length % 2 === 1 && i === figures.length - 1));
 }
 
 function fillControls() {
@@ -183,6 +188,7 @@ function fillControls() {
 
 let pending = 0;
 function show() {
+  if (state.d === "beta") state.o = Math.max(-2, state.o);
   visibility();
   fillControls();
   const [low, high] = limits();

@@ -119,9 +119,9 @@ function sampled(name, p, q, option) {
 
 function binaryKl(s, logb) {
   const b = Math.exp(logb), rest = -Math.expm1(logb);
-  const moved = b * Math.expm1(s);
-  const logRest = Math.max(-EDGE, Math.log1p(Math.min(1e300, Math.max(-1, -moved / Math.max(rest, 1e-300)))));
-  return b * k(s) + rest * k(logRest);
+  const share = Math.min(1, (b * Math.expm1(s)) / Math.max(rest, 1e-300));
+  const nearOne = () => Math.log(-Math.expm1(Math.min(0, logb + s))) - Math.log(Math.max(rest, 1e-300));
+  return b * k(s) + rest * k(share > 0.5 ? nearOne() : Math.log1p(-share));
 }
 
 // What the trust region compares with its radius at the sampled token, s = log w; 0 at s = 0

@@ -1,8 +1,8 @@
 // A small SVG plot: axes, a band, lines, a marker. Redrawn whole at every change; nothing is kept.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARGIN = { left: 52, right: 14, top: 10, bottom: 40 };
-const HEIGHT = 250;
+const MARGIN = { left: 52, right: 14, top: 30, bottom: 40 };
+const HEIGHT = 262;
 
 function element(name, attributes, text) {
   const made = document.createElementNS(SVG, name);
@@ -83,17 +83,16 @@ function drawAxes(svg, view, x, y) {
   svg.append(element("text", { x: middle, y: HEIGHT - 4, "text-anchor": "middle", class: "name" }, x.name));
 }
 
-// Vertical lines with a name; names that would meet are put on a second row
+// Vertical lines with a name; names that would meet are put in rows
 function drawRules(svg, view, x, rules) {
   let row = 0, last = -Infinity;
   for (const { at, name, cls } of [...rules].sort((one, other) => one.at - other.at)) {
     if (!(at >= x.low && at <= x.high)) continue;
     const left = view.left(at);
-    row = left - last < 34 ? row + 1 : 0;
+    row = left - last < 30 ? row + 1 : 0;  // two rows above the plot; a third name goes inside it
     last = left;
     svg.append(element("line", { x1: left, x2: left, y1: MARGIN.top, y2: MARGIN.top + view.tall, class: `rule ${cls}` }));
-    const flip = left > MARGIN.left + view.inner - 26;
-    const place = { x: left + (flip ? -4 : 4), y: MARGIN.top + 11 + 13 * row, "text-anchor": flip ? "end" : "start" };
+    const place = { x: left, y: row < 2 ? MARGIN.top - 4 - 13 * row : MARGIN.top + 12, "text-anchor": "middle" };
     svg.append(element("text", { ...place, class: `rule-name ${cls}` }, name));
   }
 }
@@ -106,8 +105,8 @@ function drawLine(svg, view, x, y, line) {
   for (const at of [...xs, ...(line.also ?? [])].sort((one, other) => one - other)) {
     const value = line.fn(at);
     if (!Number.isFinite(value)) { pen = "M"; continue; }
-    if (line.jumps && Math.abs(value - before) > 0.02 && line.jumps(value, before)) pen = "M";
-    before = value;
+    if ((line.breaks ?? []).some((x) => before < x && x <= at)) pen = "M";
+    before = at;
     const clear = 4 * (y.high - y.low) || 1;  // keep coordinates finite; the clip path hides what is outside
     const held = Math.min(y.high + clear, Math.max(y.low - clear, value));
     path += `${pen}${view.left(at).toFixed(2)} ${view.top(held).toFixed(2)}`;
@@ -118,7 +117,7 @@ function drawLine(svg, view, x, y, line) {
 
 let plots = 0;
 
-// plot: {host, label, x, y, lines: [{fn, cls, also, jumps}], bands: [[low, high, cls]], rules, levels, marker, pick}
+// plot: {host, label, x, y, lines: [{fn, cls, also, breaks, quiet}], bands: [[low, high, cls]], rules, levels, marker, pick}
 function draw(plot) {
   const { host, x, y } = plot;
   const width = host.clientWidth;

@@ -20,7 +20,7 @@ def unknown_name(kind: str, name: object, legal: Iterable[str]) -> ValueError:
     """The error for a name that is not in a table: says the nearest valid one and all legal ones."""
     names = sorted(legal)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return ValueError(f"unknown {kind} {name!r}{hint} Legal: {', '.join(names)}")
 
 

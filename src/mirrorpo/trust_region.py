@@ -178,7 +178,7 @@ def _radius(radius: object) -> float:
     return check_number("radius", radius, 0.0, 1e6, open_low=True)
 
 
-def _ratio(epsilon_low: float = 0.2, epsilon_high: float | None = None) -> TrustRegion:
+def _ratio(epsilon_low: object = 0.2, epsilon_high: object = None) -> TrustRegion:
     low = check_number("epsilon_low", epsilon_low, 0.0)
     high = low if epsilon_high is None else check_number("epsilon_high", epsilon_high, 0.0)
     return Interval("ratio", low=1.0 - low, high=1.0 + high)
@@ -198,19 +198,19 @@ def _of_divergence(region: str, d: Divergence, radius: object) -> TrustRegion:
     return _interval_from(region, d.constraint, _radius(radius), LOG_RATIO_LIMIT / max(1.0, growth))
 
 
-def _alias(region: str, name: str, radius: float) -> TrustRegion:
+def _alias(region: str, name: str, radius: object) -> TrustRegion:
     return _of_divergence(region, divergence(name), radius)
 
 
-def _binary_tv(radius: float) -> TrustRegion:
+def _binary_tv(radius: object) -> TrustRegion:
     return BinaryTV("binary_tv", radius=_radius(radius))
 
 
-def _binary_kl(radius: float) -> TrustRegion:
+def _binary_kl(radius: object) -> TrustRegion:
     return PerToken("binary_kl", constraint=binary_kl, radius=_radius(radius))
 
 
-def _over_vocabulary(region: str, radius: float, divergence: Any = "reverse_kl", k: int = 64) -> TrustRegion:
+def _over_vocabulary(region: str, radius: object, divergence: Any = "reverse_kl", k: Any = 64) -> TrustRegion:
     d = resolve_divergence(divergence)
     if region == "top_k" and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
         raise ValueError(f"k must be an integer >= 1, got {k!r}")

@@ -46,11 +46,11 @@ def _penalty(name: str, form: fdivergence.Form, formula: str, source: str) -> En
     return Entry(build=lambda: LogRatioPenalty(name, form=form), family="log-ratio", formula=formula, source=source)
 
 
-def _beta(beta: float) -> Divergence:
+def _beta(beta: object) -> Divergence:
     return beta_divergence(check_number("beta", beta, -2.0, 4.0))
 
 
-def _alpha(alpha: float) -> Divergence:
+def _alpha(alpha: object) -> Divergence:
     return alpha_divergence(check_number("alpha", alpha, -4.0, 4.0))
 
 

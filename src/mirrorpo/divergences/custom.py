@@ -168,11 +168,11 @@ def f_divergence_from(f: Generator, name: str) -> RatioDivergence:
     check_convex(f, torch.logspace(-6, 6, 385, dtype=torch.float64), what, "(0, inf)")
     remainder = Remainder(f, is_smooth(f, one))
 
-    def form(delta: Tensor) -> Term:
+    def form(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = delta.exp()
         value, slope = remainder(t, torch.ones_like(t), delta)
         value = value / t
-        return value, slope - value
+        return value, slope - value, slope
 
     return RatioDivergence(name, form=form, growth=max(1.0, _growth_of(f)))
 

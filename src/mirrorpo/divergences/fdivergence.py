@@ -4,12 +4,13 @@ r"""Which divergences see only the ratio t = p/q? The f-divergences, and the pen
 changes nothing for normalised p and q and has its minimum 0 at t = 1, everything follows from one function of
 :math:`\delta = \log t`:
 
-    ``form(delta) -> (S, S')``,  S = F(t) / t, the one-sample estimate for y ~ p, and its derivative in delta.
+    ``form(delta) -> (S, S', g)``,  S = F(t) / t, the one-sample estimate for y ~ p, its derivative in delta, and the
+    score weight g = F'(t) = S + S', given on its own because that sum cancels where t is small.
 
-Then the coordinate term is d = p S, the score weight is g = F'(t) = S + S', and the trust-region constraint is F(w).
+Then the coordinate term is d = p S, and the trust-region constraint is F(w).
 ``reverse_kl``'s S is k3 (q/p - 1 - log(q/p)); the constraint of ``forward_kl``, w - 1 - log w, is ATR-GRPO's KL3.
 
-The penalties ``k1``, ``k2`` and ``log_l2`` fit the same scheme with S given outright: :math:`E_{y \sim p}[S(\delta)]`.
+The penalties ``k1``, ``k2`` and ``log_l2`` fit the same scheme with S given outright: :math:`E_{y \sim p}[S(\delta)]`, g = S + S'.
 ``k1`` is reverse KL without its control variate (so ``sampled`` has the right value and a gradient of expectation
 zero); ``k2`` and ``log_l2`` are not f-divergences: their ``sampled`` gradient on policy is that of KL(p || q), once and
 twice, while their value is a second moment.
@@ -32,26 +33,26 @@ from torch import Tensor
 from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, Divergence, Term
 from mirrorpo.divergences.power import power_gap, power_slope
 
-Form = Callable[[Tensor], Term]
+Form = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def reverse_kl(delta: Tensor) -> Term:
     """f = t log t, KL(p || q): S = 1/t - 1 + log t."""
     e = torch.expm1(-delta)
-    return (e + delta).clamp_(min=0.0), e.neg_()
+    return (e + delta).clamp_(min=0.0), -e, delta.clone()
 
 
 def forward_kl(delta: Tensor) -> Term:
     """f = -log t, KL(q || p): S = (t - 1 - log t) / t."""
     e = torch.expm1(-delta)
     slope = delta * (e + 1.0)
-    return (-e - slope).clamp_(min=0.0), slope
+    return (-e - slope).clamp_(min=0.0), slope, -e
 
 
 def jeffreys(delta: Tensor) -> Term:
     """f = (t - 1) log t, the sum of both KLs: S = (1 - 1/t) log t."""
     e = torch.expm1(-delta)
-    return -delta * e, delta * (e + 1.0) - e
+    return -delta * e, delta * (e + 1.0) - e, delta - e
 
 
 def js(delta: Tensor) -> Term:
@@ -59,46 +60,50 @@ def js(delta: Tensor) -> Term:
     e = torch.expm1(-delta)
     log_mix = torch.log1p(0.5 * e)  # log(m / t) with m = (1 + t) / 2
     half_rest = 0.5 * (log_mix + delta) * (e + 1.0)
-    return (-0.5 * log_mix - half_rest).clamp_(min=0.0), half_rest
+    return (-0.5 * log_mix - half_rest).clamp_(min=0.0), half_rest, -0.5 * log_mix
 
 
 def tv(delta: Tensor) -> Term:
     """f = |t - 1| / 2, total variation; at t = 1 the subgradient 0 is used."""
     e = torch.expm1(-delta)
-    return 0.5 * e.abs(), 0.5 * delta.sign() * (e + 1.0)
+    half_sign = 0.5 * delta.sign()
+    return 0.5 * e.abs(), half_sign * (e + 1.0), half_sign
 
 
 def chi2(delta: Tensor) -> Term:
     """f = (t - 1)^2, Pearson: S = (t - 1)^2 / t."""
     up, down = torch.expm1(delta), torch.expm1(-delta)
-    return -up * down, up - down
+    return -up * down, up - down, 2.0 * up
 
 
 def hellinger(delta: Tensor) -> Term:
     """f = 1 - sqrt t, squared Hellinger: S = (1/sqrt(t) - 1)^2 / 2."""
     e = torch.expm1(-0.5 * delta)
-    return 0.5 * e * e, -0.5 * e * (e + 1.0)
+    return 0.5 * e * e, -0.5 * e * (e + 1.0), -0.5 * e
 
 
 def alpha(delta: Tensor, *, alpha: float) -> Term:
     """f = (t^alpha - alpha t + alpha - 1) / (alpha (alpha - 1)); 1 is reverse KL, 0 forward KL."""
     value = power_gap(alpha, delta, -1.0)
-    return value, power_slope(alpha, delta) - value
+    slope = power_slope(alpha, delta)
+    return value, slope - value, slope
 
 
 def k1(delta: Tensor) -> Term:
     """S = log(p / q): reverse KL without a control variate."""
-    return delta.clone(), torch.ones_like(delta)
+    return delta.clone(), torch.ones_like(delta), delta + 1.0
 
 
 def k2(delta: Tensor) -> Term:
     """S = (log(p / q))^2 / 2."""
-    return 0.5 * delta * delta, delta.clone()
+    value = 0.5 * delta * delta
+    return value, delta.clone(), value + delta
 
 
 def log_l2(delta: Tensor) -> Term:
     """S = (log p - log q)^2."""
-    return delta * delta, 2.0 * delta
+    value = delta * delta
+    return value, 2.0 * delta, value + 2.0 * delta
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class RatioDivergence(Divergence):
     """A divergence whose every form is a function of the log-ratio alone.
 
     Attributes:
-        form: ``delta -> (S, S')``, float64.
+        form: ``delta -> (S, S', g)``, float64.
         growth: the largest rate at which S or F grows, as exp(growth * |delta|): sets where the log-ratio is held.
     """
 
@@ -122,17 +127,20 @@ class RatioDivergence(Divergence):
         return delta.clamp(-bound, bound)
 
     def _sampled(self, logp: Tensor, logq: Tensor) -> Term:
-        return self.form(self._hold(logp - logq, MAX_LOG_WEIGHT))
+        value, slope, _ = self.form(self._hold(logp - logq, MAX_LOG_WEIGHT))
+        return value, slope
 
     def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
         weight = (logp - logb).clamp_(max=MAX_LOG_WEIGHT).exp_()
-        value, slope = self.form(self._hold(logp - logq, MAX_LOG_WEIGHT))
-        return weight * value, weight * (value + slope)
+        value, _, score = self.form(self._hold(logp - logq, MAX_LOG_WEIGHT))
+        return weight * value, weight * score
 
     def term(self, logx: Tensor, logz: Tensor) -> Term:
-        x = logx.exp()
-        value, slope = self.form(self._hold(logx - logz, -LOG_PROB_FLOOR))
-        return x * value, x * (value + slope)
+        delta = self._hold(logx - logz, -LOG_PROB_FLOOR)
+        # Where a small ratio is held, x is held with it: x S stays z F(t), which has a limit as t -> 0.
+        x = torch.maximum(logx, logz + delta).exp()
+        value, _, score = self.form(delta)
+        return x * value, x * score
 
     def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
         return log_ratio.exp() * self.form(log_ratio)[0]

@@ -53,7 +53,7 @@ class MirrorConfig(GRPOConfig):
         default="grpo",
         metadata={"help": "Preset of mirrorpo.objective, or a mapping with 'preset' and overrides."},
     )
-    beta: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    beta: float | None = field(
         default=None,
         metadata={"help": "Coefficient of the objective's divergence; None keeps the objective's own."},
     )
@@ -83,7 +83,7 @@ class MirrorConfig(GRPOConfig):
         """Takes over an objective that was built by hand: TRL's own fields are set to say the same."""
         for name, value in implied_settings(objective).items():
             setattr(self, name, value)
-        self.beta = objective.penalties[0].coefficient if objective.penalties else 0.0
+        self.beta = objective.penalties[0].coefficient if objective.penalties else 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def resolved_objective(self) -> Objective:
         """The objective that ``objective`` and ``beta`` describe."""

@@ -1,0 +1,109 @@
+"""Is this machine fit for a run? Versions, accelerator, threads, memory, disk, hub: each with what to do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Package: (first tested, first not tested).
+TESTED = {
+    "torch": ("2.11", "2.14"),
+    "transformers": ("5.8", "6"),
+    "trl": ("1.16", "1.17"),
+    "accelerate": ("1.10", "2"),
+    "datasets": ("4", "6"),
+    "pydantic": ("2.10", "3"),
+}
+EXTRAS = ("peft", "vllm", "ray", "verl")
+MIN_FREE_GB = 2.0
+
+Finding = dict[str, str]
+
+
+def _finding(what: str, state: str, found: str, advice: str = "") -> Finding:
+    return {"what": what, "state": state, "found": found, "advice": advice}
+
+
+def _packages() -> list[Finding]:
+    from packaging.version import Version
+
+    findings = []
+    for name, (low, high) in TESTED.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            findings.append(_finding(name, "bad", "not installed", f"pip install '{name}>={low},<{high}'"))
+            continue
+        fits = Version(low) <= Version(Version(found).public) < Version(high)
+        advice = "" if fits else f"tested: >={low},<{high}"
+        findings.append(_finding(name, "ok" if fits else "warn", found, advice))
+    for name in EXTRAS:
+        try:
+            findings.append(_finding(f"{name} (extra)", "ok", version(name)))
+        except PackageNotFoundError:
+            findings.append(_finding(f"{name} (extra)", "ok", "not installed"))
+    return findings
+
+
+def _accelerator() -> list[Finding]:
+    import torch
+
+    build = torch.version.cuda or torch.version.hip
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        return [_finding("accelerator", "ok", f"{names} (CUDA {build})")]
+    if build:
+        return [_finding("accelerator", "warn", f"none visible, torch is built for {build}", "check the driver")]
+    return [_finding("accelerator", "ok", "none (CPU build of torch)", "for a GPU: see 'On a GPU' in README.md")]
+
+
+def _machine() -> list[Finding]:
+    import psutil
+    import torch
+
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    memory = psutil.virtual_memory().available / 1e9
+    free = shutil.disk_usage(".").free / 1e9
+    few = "" if free >= MIN_FREE_GB else "a checkpoint may not fit: free some, or set train.keep=1"
+    return [
+        _finding("python", "ok" if sys.version_info >= (3, 11) else "bad", platform.python_version(), "needs >= 3.11"),
+        _finding(
+            "threads",
+            "ok" if threads <= cores else "warn",
+            f"{threads} of {cores} cores",
+            "" if threads <= cores else "set OMP_NUM_THREADS to the number of cores",
+        ),
+        _finding("memory", "ok" if memory >= 1.0 else "warn", f"{memory:.1f} GB available"),
+        _finding("disk", "ok" if free >= MIN_FREE_GB else "warn", f"{free:.1f} GB free here", few),
+    ]
+
+
+def _hub() -> list[Finding]:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    if offline:
+        return [_finding("model hub", "ok", "offline (HF_HUB_OFFLINE is set)", "use model folders and builtin:tiny")]
+    return [_finding("model hub", "ok", "used when a recipe names a hub model", "HF_HUB_OFFLINE=1 forbids it")]
+
+
+def examine() -> list[Finding]:
+    """What was found: ``what``, ``state`` (ok, warn, bad), ``found``, ``advice``."""
+    return [*_packages(), *_accelerator(), *_machine(), *_hub()]
+
+
+def render(findings: list[Finding]) -> None:
+    """Draws the findings on stdout."""
+    colours = {"ok": "green", "warn": "yellow", "bad": "red"}
+    table = Table(pad_edge=False)
+    for column in ("what", "state", "found", "advice"):
+        table.add_column(column, overflow="fold")
+    for f in findings:
+        advice = f["advice"] if f["state"] != "ok" or f["what"] in ("accelerator", "model hub") else ""
+        table.add_row(Text(f["what"]), Text(f["state"], style=colours[f["state"]]), Text(f["found"]), Text(advice))
+    Console().print(table)

@@ -1,0 +1,39 @@
+"""Which recipes are shipped, and where? Beside the package when it is installed, at the top of a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mirrorpo._checks import unknown_name
+from mirrorpo.errors import InputError
+
+_INSIDE = Path(__file__).parent / "_recipes"
+_CHECKOUT = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def recipes_folder() -> Path:
+    """The folder of shipped recipes."""
+    return _INSIDE if _INSIDE.is_dir() else _CHECKOUT
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name (path without suffix) to file."""
+    folder = recipes_folder()
+    return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by path, or by the name of a shipped one.
+
+    Raises:
+        InputError: neither; names the nearest shipped one.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        raise InputError(f"{name}: no such recipe file")
+    raise InputError(str(unknown_name("recipe", name, shipped)))

@@ -1,0 +1,95 @@
+"""When is an answer right? Plain comparisons for any data set; none of them evaluates text of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from mirrorpo._checks import import_attribute
+from mirrorpo.tasks.base import Grade, Row
+
+Verifier = Callable[[str, str], Grade]
+
+_MARKER = "####"
+# A sign, digits with optional thousands separators, optional decimals. The lengths are bounded so that no input is
+# slow.
+_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3}){1,6}|[0-9]{1,30})(?:\.[0-9]{1,30})?")
+# Numbers are looked for in the last characters only: a final answer stands at the end.
+_TAIL = 2_000
+
+
+class RewardError(RuntimeError):
+    """A user's reward function failed; the message names the function and the sample."""
+
+
+def last_number(text: str) -> Fraction | None:
+    """The number after the last ``####`` if there is one, else the last number of the text; None without a number.
+
+    Example:
+        >>> last_number("so 1,000 + 2.5 is #### 1,002.5")
+        Fraction(2005, 2)
+    """
+    tail = text.rpartition(_MARKER)[2][:_TAIL] if _MARKER in text else text[-_TAIL:]
+    found = _NUMBER.findall(tail)
+    if not found:
+        return None
+    return Fraction((found[0] if _MARKER in text else found[-1]).replace(",", ""))
+
+
+def exact(completion: str, answer: str) -> Grade:
+    """The completion, or what follows its last ``####``, is the answer to the letter (outer blanks aside)."""
+    given = completion.rpartition(_MARKER)[2].strip()
+    if not given:
+        return Grade(reward=0.0, reason="no answer")
+    wanted = answer.rpartition(_MARKER)[2].strip()
+    return Grade(reward=1.0, reason="match") if given == wanted else Grade(reward=0.0, reason="mismatch")
+
+
+def numeric(completion: str, answer: str) -> Grade:
+    """The final number of the completion equals the final number of the answer, as exact fractions."""
+    wanted, given = last_number(answer), last_number(completion)
+    if wanted is None:
+        return Grade(reward=None, reason="answer without a number")
+    if given is None:
+        return Grade(reward=0.0, reason="no answer")
+    return Grade(reward=1.0, reason="match") if given == wanted else Grade(reward=0.0, reason="mismatch")
+
+
+VERIFIERS: dict[str, Verifier] = {"exact": exact, "numeric": numeric}
+
+
+class UserReward:
+    """A reward function of the user, ``(completion: str, row: dict) -> float | None | Grade``.
+
+    Args:
+        path: ``"module:function"``.
+
+    Raises:
+        ValueError: the path names nothing callable.
+        RewardError: on a call, the function raised or returned something else than a finite number, None or a
+            ``Grade``.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.function: Callable[[str, Row], Any] = import_attribute(path, "reward")
+        if not callable(self.function):
+            raise ValueError(f"reward {path!r} must be a function, got {type(self.function).__name__}")
+
+    def __call__(self, completion: str, row: Row) -> Grade:
+        sample = f"prompt {str(row.get('prompt'))[:80]!r}, completion {completion[:80]!r}"
+        try:
+            result = self.function(completion, row)
+        except Exception as error:
+            raise RewardError(f"reward {self.path!r} raised {type(error).__name__}: {error} ({sample})") from error
+        if isinstance(result, Grade):
+            return result
+        if result is None:
+            return Grade(reward=None, reason="skipped")
+        if isinstance(result, bool | int | float) and abs(float(result)) < float("inf"):
+            return Grade(reward=float(result), reason="scored")
+        raise RewardError(
+            f"reward {self.path!r} returned {result!r}, legal: a finite number, None or a Grade ({sample})"
+        )

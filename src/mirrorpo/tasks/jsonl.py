@@ -1,0 +1,124 @@
+"""Your own data: one JSON object a line, with a field for the prompt and one for the answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mirrorpo._checks import unknown_name
+from mirrorpo.rewards import VERIFIERS, UserReward
+from mirrorpo.tasks.base import Grade, Row, Split
+
+_ONE_IN = 10
+
+
+class Jsonl:
+    """Problems from a file, as a `mirrorpo.tasks.base.Task`.
+
+    A row is for testing if a digest of its prompt says so (one in ten), unless ``test_path`` names a file of its own;
+    so a prompt that stands twice in the file is never in both splits.
+
+    Args:
+        path: the file; each line a JSON object.
+        prompt: name of the field with the user's message.
+        answer: name of the field with the answer; with a reward function of your own it may be absent.
+        reward: ``exact``, ``numeric`` or ``"module:function"`` (see `mirrorpo.rewards.UserReward`).
+        test_path: a second file, all of it for testing.
+        train_size: at most so many training rows, from the top.
+        test_size: at most so many test rows, from the top.
+
+    Raises:
+        ValueError: a broken line (its number is named), a field that is missing or no text, no rows, an unknown reward.
+        FileNotFoundError: no such file.
+    """
+
+    name = "jsonl"
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        prompt: str = "prompt",
+        answer: str = "answer",
+        reward: str = "exact",
+        test_path: str | None = None,
+        train_size: int | None = None,
+        test_size: int | None = 512,
+    ) -> None:
+        if reward not in VERIFIERS and ":" not in reward:
+            raise unknown_name("reward", reward, [*VERIFIERS, "module:function"])
+        self._user_reward = UserReward(reward) if reward not in VERIFIERS else None
+        self._verify = VERIFIERS.get(reward)
+        rows = read_rows(Path(path), prompt, answer if self._verify else None)
+        held_out = [row for row in rows if is_test_prompt(row["prompt"])]
+        if test_path is not None:
+            test = read_rows(Path(test_path), prompt, answer if self._verify else None)
+            train = rows
+        else:
+            test, train = held_out, [row for row in rows if not is_test_prompt(row["prompt"])]
+        seen = {row["prompt"] for row in test}
+        train = [row for row in train if row["prompt"] not in seen]
+        self._rows: dict[Split, list[Row]] = {"train": train[:train_size], "test": test[:test_size]}
+        for split, found in self._rows.items():
+            if not found:
+                raise ValueError(f"{path}: no rows for the {split} split ({len(rows)} rows in the file)")
+
+    def rows(self, split: Split) -> list[Row]:
+        return self._rows[split]
+
+    def grade(self, completion: str, row: Row) -> Grade:
+        if self._user_reward is not None:
+            return self._user_reward(completion, row)
+        assert self._verify is not None
+        return self._verify(completion, row["answer"])
+
+
+def is_test_prompt(prompt: str) -> bool:
+    """Whether a prompt is held out: about one in ten, by a digest of its text."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[0] % _ONE_IN == 0
+
+
+def read_rows(path: Path, prompt: str, answer: str | None) -> list[Row]:
+    """The rows of a JSON Lines file with ``prompt`` and ``answer`` under these names; blank lines are skipped.
+
+    Raises:
+        ValueError: a line that is no JSON object, a missing or empty field; names file, line and field.
+        FileNotFoundError: no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    rows = []
+    with path.open(encoding="utf-8", errors="strict") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    rows.append(_row(f"{path}: line {number}", line, prompt, answer))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if not rows:
+        raise ValueError(f"{path}: the file has no rows")
+    return rows
+
+
+def _row(where: str, line: str, prompt: str, answer: str | None) -> Row:
+    try:
+        value: Any = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: must be a JSON object, got {type(value).__name__}")
+    row = dict(value)
+    for key, field in (("prompt", prompt), ("answer", answer)):
+        if field is None:
+            continue
+        if field not in value:
+            raise ValueError(f"{where}: no field {field!r}; it has {', '.join(map(repr, value)) or 'none'}")
+        text = value[field]
+        if isinstance(text, int | float) and not isinstance(text, bool):
+            text = str(text)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{where}: field {field!r} must be a text that is not empty, got {text!r:.60}")
+        row[key] = text
+    return row

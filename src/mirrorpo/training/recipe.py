@@ -1,0 +1,300 @@
+"""What is trained, on what, how? A recipe: a YAML file whose every key is checked before anything is written."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mirrorpo.errors import InputError
+from mirrorpo.objective import Objective
+from mirrorpo.presets import objective_from
+
+MAX_RECIPE_BYTES = 1_000_000
+
+
+class Part(BaseModel):
+    """A frozen group of keys that knows no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ArithmeticSpec(Part):
+    """The embedded task."""
+
+    name: Literal["arithmetic"]
+    difficulty: Literal["easy", "medium", "hard"] = "medium"
+    train_size: int = Field(default=8192, ge=1, le=10_000, description="training problems")
+    test_size: int = Field(default=512, ge=1, le=1_000, description="unseen problems")
+    seed: int = Field(default=0, ge=0, description="which problems are drawn")
+
+
+class JsonlSpec(Part):
+    """Your own file."""
+
+    name: Literal["jsonl"]
+    path: str = Field(description="the file, one JSON object a line")
+    prompt: str = Field(default="prompt", description="field with the user's message")
+    answer: str = Field(default="answer", description="field with the answer")
+    reward: str = Field(default="exact", description="exact, numeric or module:function")
+    test_path: str | None = Field(default=None, description="a second file for testing; else one row in ten")
+    train_size: int | None = Field(default=None, ge=1, description="at most so many training rows")
+    test_size: int | None = Field(default=512, ge=1, description="at most so many test rows")
+
+
+TaskSpec = Annotated[ArithmeticSpec | JsonlSpec, Field(discriminator="name")]
+
+
+class LoraSpec(Part):
+    """Low-rank adapters; the reference is then the model with its adapter off."""
+
+    r: int = Field(default=16, ge=1, description="rank")
+    alpha: int = Field(default=32, ge=1, description="scale: the update is multiplied by alpha / r")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: str | list[str] = Field(default="all-linear", description="which layers get an adapter")
+
+
+class ModelSpec(Part):
+    """The policy."""
+
+    path: str = Field(default="builtin:tiny", min_length=1, description="builtin:tiny, a folder or a hub name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    lora: LoraSpec | None = None
+
+
+class ObjectiveSpec(BaseModel):
+    """A preset with overrides; the keys are those of ``mirrorpo.objective``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    preset: str = Field(default="dr_grpo", description="a name of `mirrorpo list objectives`")
+
+    @model_validator(mode="after")
+    def _builds(self) -> ObjectiveSpec:
+        self.build()
+        return self
+
+    def build(self) -> Objective:
+        """The objective; raises ``ValueError`` for what does not fit together."""
+        return objective_from(self.spec())
+
+    def spec(self) -> dict[str, Any]:
+        """The mapping that ``MirrorConfig(objective=...)`` takes."""
+        return {"preset": self.preset, **(self.model_extra or {})}
+
+
+class TrainSpec(Part):
+    """The optimisation."""
+
+    steps: int = Field(default=80, ge=1, le=10_000_000, description="rollout batches")
+    prompts_per_step: int = Field(default=16, ge=1, le=1_000_000, description="prompts in a rollout batch")
+    group_size: int = Field(
+        default=16, ge=2, le=100_000, description="completions per prompt; a group of 1 has no baseline"
+    )
+    updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps per rollout batch, on parts of it")
+    passes_per_batch: int = Field(default=1, ge=1, description="times that each rollout batch is gone through")
+    micro_batch_size: int | None = Field(default=None, ge=1, description="completions in memory at once (per process)")
+    learning_rate: float = Field(default=1e-4, gt=0.0, le=10.0)
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
+    max_grad_norm: float = Field(default=1.0, ge=0.0, description="0: no clipping")
+    temperature: float = Field(default=1.0, gt=0.0, le=10.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    max_completion_length: int = Field(default=256, ge=1, le=1_000_000, description="tokens")
+    save_every: int = Field(default=20, ge=1, description="steps between checkpoints")
+    keep: int = Field(default=2, ge=1, description="checkpoints kept")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the forward and backward pass")
+    gradient_checkpointing: bool = False
+    use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
+
+    @property
+    def batch_size(self) -> int:
+        """Completions in a rollout batch."""
+        return self.prompts_per_step * self.group_size
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSpec:
+        if self.batch_size % self.updates_per_batch:
+            raise ValueError(
+                f"updates_per_batch must divide prompts_per_step * group_size = {self.batch_size}, "
+                f"got {self.updates_per_batch}"
+            )
+        update = self.batch_size // self.updates_per_batch
+        if self.micro_batch_size is not None and update % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size must divide the {update} completions of an update "
+                f"(prompts_per_step * group_size / updates_per_batch), got {self.micro_batch_size}"
+            )
+        return self
+
+
+class EvalSpec(Part):
+    """The evaluation before and after."""
+
+    problems: int = Field(default=512, ge=0, description="unseen problems; 0: no evaluation")
+    temperature: float = Field(default=1.0, ge=0.0, le=10.0, description="0: greedy")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    batch_size: int = Field(default=256, ge=1, description="completions generated at once")
+    seed: int = Field(default=1234, ge=0, le=2**31 - 1)
+
+
+class Recipe(Part):
+    """A whole experiment."""
+
+    task: TaskSpec
+    model: ModelSpec = ModelSpec()
+    objective: ObjectiveSpec = ObjectiveSpec()
+    train: TrainSpec = TrainSpec()
+    eval: EvalSpec = EvalSpec()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every key written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only: no tags, no anchors (a few lines of aliases can describe gigabytes), no key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise InputError(f"line {self.peek_event().start_mark.line + 1}: YAML aliases are not accepted in a recipe")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise InputError(f"line {node.start_mark.line + 1}: key {twice!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-4 as a text; everybody means the number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The data of a YAML text.
+
+    Raises:
+        InputError: not YAML, or YAML beyond plain data; one line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{where}: not valid YAML ({reason})") from None
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe file with ``key=value`` overrides.
+
+    Args:
+        path: the YAML file.
+        overrides: such as ``train.steps=5``; the value is read as YAML.
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key (the nearest valid one is named), a value out of range.
+
+    Example:
+        >>> load_recipe(Path("recipes/arithmetic.yaml"), ["train.steps=5"]).train.steps  # doctest: +SKIP
+        5
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such recipe file")
+    data = path.read_bytes()
+    if len(data) > MAX_RECIPE_BYTES:
+        raise InputError(f"{path}: a recipe has at most {MAX_RECIPE_BYTES:,} bytes, this has {len(data):,}")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return recipe_from(parse_yaml(text, str(path)), overrides, str(path))
+
+
+def recipe_from(data: Any, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+    """A recipe from plain data; see ``load_recipe``."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: must be a mapping with the keys {', '.join(Recipe.model_fields)}")
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error, Recipe)}") from None
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply") from None
+
+
+def _apply(data: dict[Any, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"override {override!r}: must be key=value, such as train.steps=5")
+    target = data
+    for part in parts[:-1]:
+        if target.get(part) is None:
+            target[part] = {}
+        target = target[part]
+        if not isinstance(target, dict):
+            raise InputError(f"override {override!r}: {part} is no group of keys")
+    target[parts[-1]] = parse_yaml(text, f"override {key}")
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """One line for pydantic's first complaint: the key, what is wrong, the legal values, the nearest name."""
+    first = error.errors(include_url=False)[0]
+    # The union's tag stands in the location (task, arithmetic, difficulty) but is no key.
+    loc = [str(part) for part in first["loc"]]
+    if len(loc) > 1 and loc[0] == "task":
+        loc = [loc[0], *loc[2:]] if len(loc) > 2 else loc[:1]
+    key = ".".join(loc) or "recipe"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        legal = _fields_at(root, first["loc"][:-1])
+        near = difflib.get_close_matches(loc[-1], legal, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        return f"unknown key {key!r}{hint} Legal: {', '.join(legal)}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing{more}"
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        from mirrorpo.tasks import TASKS
+
+        given = first["input"].get("name") if isinstance(first["input"], dict) else first["input"]
+        near = difflib.get_close_matches(str(given), TASKS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        return f"task.name: unknown task {given!r}{hint} Legal: {', '.join(TASKS)}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    got = "" if isinstance(value, dict | BaseModel) or "got" in message else f", got {value!r:.80}"
+    if isinstance(value, float) and not math.isfinite(value):
+        got = f", got {value}"
+    return " ".join(f"{key}: {message[0].lower() + message[1:]}{got}{more}".split())
+
+
+def _fields_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
+    """The legal keys of the group at a location."""
+    groups: dict[str, type[BaseModel]] = {
+        "model": ModelSpec,
+        "objective": ObjectiveSpec,
+        "train": TrainSpec,
+        "eval": EvalSpec,
+        "arithmetic": ArithmeticSpec,
+        "jsonl": JsonlSpec,
+        "lora": LoraSpec,
+    }
+    return list((groups.get(str(loc[-1]), root) if loc else root).model_fields)

@@ -1,0 +1,173 @@
+"""What the documentation says is run: code blocks, tables, links, docstring examples, names.
+
+A block that opens with ```python is run in a fresh namespace and an empty folder. Lines that start with "# " right
+after a line that starts with "print(" are its expected output; a block with such lines must print exactly them. A block
+that cannot run here (it trains, or downloads) opens with ```python no-run and is only compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import importlib.util
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+import mirrorpo.divergences
+import mirrorpo.presets
+import mirrorpo.surrogate
+import mirrorpo.trust_region
+from mirrorpo.advantages import ADVANTAGES
+from mirrorpo.aggregation import AGGREGATIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)[^)]*\)")
+CORE = (
+    "advantages",
+    "aggregation",
+    "divergences",
+    "divergences.base",
+    "divergences.bregman",
+    "divergences.custom",
+    "divergences.fdivergence",
+    "divergences.power",
+    "future_kl",
+    "objective",
+    "presets",
+    "solver",
+    "surrogate",
+    "trust_region",
+)
+
+
+def _blocks() -> list[tuple[Path, int, str, str]]:
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in FENCE.finditer(text):
+            line = text.count("\n", 0, block.start()) + 1
+            if block["language"].split()[:1] == ["python"]:
+                found.append((page, line, block["language"].strip(), block["code"]))
+    return found
+
+
+def _promised(code: str) -> list[str]:
+    """The comment lines that directly follow a print."""
+    lines, after_print = [], False
+    for line in code.splitlines():
+        after_print = line.lstrip().startswith("print(") or (after_print and line.startswith("# "))
+        if after_print and line.startswith("# "):
+            lines.append(line[2:].rstrip())
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("page", "line", "language", "code"), [pytest.param(*b, id=f"{b[0].name}:{b[1]}") for b in _blocks()]
+)
+def test_every_python_block_runs_and_prints_what_it_says(
+    page: Path, line: int, language: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The line numbers of a traceback are those of the page.
+    program = compile("\n" * line + code, str(page), "exec")
+    if language == "python no-run":
+        return
+    assert language == "python", f"{page.name}:{line}: unknown kind of block {language!r}"
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(program, {"__name__": "docs"})
+    promised = _promised(code)
+    if promised:
+        assert [text.rstrip() for text in printed.getvalue().splitlines()] == promised
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_and_picture_exists(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for link in LINK.finditer(text):
+        target = link["target"]
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert file.is_relative_to(ROOT), f"{page.name} links out of the repository: {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor in _anchors(file), f"{page.name} links to {target}: {file.name} has no such heading"
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_docstring_examples_of_the_core_run(name: str) -> None:
+    module = importlib.import_module(f"mirrorpo.{name}")
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE, report=False)
+    assert result.failed == 0
+
+
+def test_the_bias_tables_are_those_that_the_code_computes() -> None:
+    path = ROOT / "scripts" / "make_bias_table.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.main(["--check"]) == 0
+
+
+def test_the_check_of_the_bias_tables_sees_a_changed_number(tmp_path: Path) -> None:
+    path = ROOT / "scripts" / "make_bias_table.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = tmp_path / "page.md"
+    text = (ROOT / "docs" / "estimators.md").read_text(encoding="utf-8")
+    page.write_text(text.replace("KL(q \\|\\| p) | none", "KL(p \\|\\| q) | none"), encoding="utf-8")
+    assert script.main(["--check", "--page", str(page)]) == 1
+
+
+def test_every_name_of_the_package_stands_in_the_page_of_formulas() -> None:
+    text = (ROOT / "docs" / "math.md").read_text(encoding="utf-8")
+    tables = {
+        "divergence": mirrorpo.divergences.DIVERGENCES,
+        "estimator": mirrorpo.divergences.ESTIMATORS,
+        "region": mirrorpo.trust_region.REGIONS,
+        "surrogate": mirrorpo.surrogate.SURROGATES,
+        "advantage": ADVANTAGES,
+        "aggregation": AGGREGATIONS,
+        "preset": mirrorpo.presets.PRESETS,
+    }
+    missing = [f"{kind} {name}" for kind, names in tables.items() for name in names if f"`{name}`" not in text]
+    assert missing == []
+
+
+@pytest.mark.parametrize("preset", sorted(mirrorpo.presets.PRESETS))
+def test_the_table_of_presets_says_what_the_code_does(preset: str) -> None:
+    text = (ROOT / "docs" / "math.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{preset}` |")]
+    _, region, penalty, advantage, aggregation, _ = (cell.strip() for cell in row.strip("|").split("|"))
+    expected = mirrorpo.presets.PRESETS[preset]
+    assert (advantage, aggregation) == (expected.advantage, expected.aggregation)
+    for name, coefficient in expected.penalties:
+        assert name in penalty
+        assert any(
+            float(number) == coefficient for number in re.findall(r"\d[\d.]*(?:e-\d+)?", penalty.replace("l2", ""))
+        )
+    assert (penalty == "none") == (not expected.penalties)
+    if not region.startswith("as "):
+        assert region.startswith(expected.region[0])
+        numbers = {float(number) for number in re.findall(r"\d[\d.]*(?:e-\d+)?", region)}
+        assert set(expected.region[1].values()) <= numbers
