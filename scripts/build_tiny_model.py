@@ -48,10 +48,10 @@ CHAT_TEMPLATE = """\
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, POSITIONS = 96, 3, 4, 2, 24, 256, 1024
 
-SHARES = {"easy": 0.2, "medium": 0.4, "hard": 0.4}  # of the demonstrations, by difficulty
+SHARES = {"easy": 0.2, "medium": 0.6, "hard": 0.2}  # of the demonstrations, by difficulty
 REASONED_SHARES = {"easy": 0.6, "medium": 0.38, "hard": 0.38}  # of the demonstrations of the second phase
 GUESS_RIGHT = 0.22  # of its guesses
-BATCH_SIZE = 256
+BATCH_SIZE = 128
 SKILL_LR, HABIT_LR, WARMUP, WEIGHT_DECAY = 3e-3, 5e-4, 100, 0.05
 POOL_SEEDS = range(8)  # the training problems of these seeds of the task, all of them outside its test split
 MAX_NEW_TOKENS = 40  # of a sampled answer; the longest demonstration has 34
@@ -240,8 +240,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=builtin_path("tiny"), help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--skill-steps", type=int, default=1000, help="steps on right, reasoned demonstrations")
-    parser.add_argument("--habit-steps", type=int, default=150, help="steps on mixed demonstrations")
+    parser.add_argument("--skill-steps", type=int, default=3000, help="steps on right, reasoned demonstrations")
+    parser.add_argument("--habit-steps", type=int, default=200, help="steps on mixed demonstrations")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args()
 

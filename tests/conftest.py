@@ -1,11 +1,6 @@
 """Shape checks on: beartype verifies the jaxtyping annotations of the core on every call, under pytest only."""
 
 import os
-import sys
-from pathlib import Path
-
-# helpers of several test files (naive.py, precision.py) are imported by name
-sys.path.insert(0, str(Path(__file__).parent))
 
 os.environ["MIRRORPO_CHECK_SHAPES"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,7 +1,7 @@
 """Every divergence as its definition is written in the mathematics page: slow, obvious, independent of the library.
 
-The same lines serve torch tensors (autograd then gives the expected gradient) and mpmath numbers (60 digits, so that the
-cancellation of a definition does not matter).
+The same lines serve torch tensors (autograd then gives the expected gradient) and mpmath numbers (60 digits, so that
+the cancellation of a definition does not matter).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far is the float32 path from 60 digits? Worst relative errors of value, gradient and score weight, per divergence."""
+"""How far is the float32 path from 60 digits? Worst relative errors, per divergence."""
 
 from __future__ import annotations
 

@@ -3,13 +3,17 @@
 const TABLE = JSON.parse(document.getElementById("table").textContent);
 const $ = (id) => document.getElementById(id);
 const logit = (p) => Math.log(p / (1 - p)), expit = (s) => 1 / (1 + Math.exp(-s));
-const LOG10 = { to: Math.log10, from: (s) => 10 ** s }, LOGIT = { to: logit, from: expit }, PLAIN = { to: (x) => x, from: (x) => x };
+const LOG10 = { to: Math.log10, from: (s) => 10 ** s };
+const LOGIT = { to: logit, from: expit };
+const PLAIN = { to: (x) => x, from: (x) => x };
 
 const SLIDERS = {
   option: { ...PLAIN, key: "o" }, radius: { ...LOG10, key: "r" }, coefficient: { ...LOG10, key: "c" },
   b: { ...LOGIT, key: "b" }, q: { ...LOGIT, key: "q" }, p: { ...LOGIT, key: "p" },
 };
-const START = { d: "reverse_kl", role: "both", e: "sampled", a: "1", o: 0.5, r: 0.03, c: 0.04, b: 0.3, q: 0.2, p: 0.36 };
+const START = {
+  d: "reverse_kl", role: "both", e: "sampled", a: "1", o: 0.5, r: 0.03, c: 0.04, b: 0.3, q: 0.2, p: 0.36,
+};
 const state = { ...START };
 
 const entry = () => TABLE.find((line) => line.name === state.d);
@@ -40,7 +44,8 @@ function penaltyValue(p) {
 
 function probabilityAxis() {
   const smallest = Math.max(1e-9, Math.min(state.b, state.q, state.p) / 12);
-  return { scale: "log", low: 10 ** Math.floor(Math.log10(smallest)), high: 1, name: "p_y, the trained policy's probability of the token" };
+  const low = 10 ** Math.floor(Math.log10(smallest));
+  return { scale: "log", low, high: 1, name: "p_y, the trained policy's probability of the token" };
 }
 
 // Limits that show the bulk of some curves; what grows without bound near p = 0 leaves the panel.
@@ -60,7 +65,7 @@ function bulk(fns, x, extra = []) {
 
 // ---- panels
 
-const rules = (x, names) => names.map((name) => ({ at: state[name], name: { b: "b_y", q: "q_y", p: "p_y" }[name], cls: `at-${name}` }));
+const rules = (names) => names.map((name) => ({ at: state[name], name: `${name}_y`, cls: `at-${name}` }));
 const setP = (p) => { state.p = Math.min(0.9999, Math.max(1e-6, p)); show(); };
 
 function surrogatePanel(low, high) {
@@ -88,7 +93,7 @@ function constraintPanel(x, low, high) {
   const also = [low, 1, high].map((w) => w * state.b).filter((p) => p > x.low && p < 1);
   draw({
     host: $("plot-constraint"), x, y, lines: [{ fn, cls: "c2", also }], levels: [state.r], marker: state.p, pick: setP,
-    bands: [[Math.max(0, low) * state.b, Math.min(1, high * state.b), "inside"]], rules: rules(x, ["b", "p"]),
+    bands: [[Math.max(0, low) * state.b, Math.min(1, high * state.b), "inside"]], rules: rules(["b", "p"]),
     label: `Constraint of ${state.d} against the policy's probability, radius ${digits(state.r)}`,
   });
   $("now-constraint").textContent = `at p_y: ${digits(fn(state.p))}`;
@@ -100,7 +105,7 @@ function penaltyPanel(x) {
   const also = [state.q];
   const lines = [{ fn: whole, cls: "c3 dashed", also }, { fn: penaltyValue, cls: "c1", also }];
   draw({
-    host: $("plot-penalty"), x, y, lines, marker: state.p, pick: setP, rules: rules(x, ["q", "p"]),
+    host: $("plot-penalty"), x, y, lines, marker: state.p, pick: setP, rules: rules(["q", "p"]),
     label: `Penalty of ${state.d} against the policy's probability`,
   });
   $("now-penalty").textContent = digits(penaltyValue(state.p));
@@ -114,14 +119,16 @@ function weightsPanel(x, limit) {
   const total = (p) => policy(p) + penalty(p);
   const fns = pulls ? [policy, penalty, total] : [policy];
   const edge = state.b * (advantage > 0 ? limit[1] : limit[0]);
-  const peak = advantage * Math.min(1 / state.b, limit[advantage > 0 ? 1 : 0], 100);
-  const y = { ...bulk(fns, x, [-1, 1, ...fns.map((fn) => fn(state.p)), Number.isFinite(peak) ? peak : 0]), scale: "signed" };
+  const peak = advantage * Math.min(1 / state.b, advantage > 0 ? limit[1] : Infinity, 100);
+  const shown = [-1, 1, Number.isFinite(peak) ? peak : 0, ...fns.map((fn) => fn(state.p))];
+  const y = { ...bulk(fns, x, shown), scale: "signed" };
   const also = [edge * (1 - 1e-9), edge, edge * (1 + 1e-9), state.q].filter((p) => p > x.low && p < 1);
   const breaks = [advantage > 0 ? edge * (1 + 1e-9) : edge];
   const lines = [{ fn: policy, cls: "c0", also, breaks }];
   if (pulls) lines.push({ fn: penalty, cls: "c1", also }, { fn: total, cls: "ink dashed", also, breaks });
   draw({
-    host: $("plot-weights"), x, y, lines, marker: state.p, pick: setP, rules: rules(x, pulls ? ["b", "q", "p"] : ["b", "p"]),
+    host: $("plot-weights"), x, y, lines, marker: state.p, pick: setP,
+    rules: rules(pulls ? ["b", "q", "p"] : ["b", "p"]),
     label: "What multiplies the gradient of log p: policy term, penalty and their sum",
   });
   $("now-policy").textContent = digits(policy(state.p));
@@ -134,7 +141,7 @@ function estimatorsPanel(x) {
   const also = [state.q];
   const lines = [{ fn: sampledWeight, cls: "c1", also }, { fn: scoreWeight, cls: "c4", also }];
   draw({
-    host: $("plot-estimators"), x, y, lines, marker: state.p, pick: setP, rules: rules(x, ["q", "p"]),
+    host: $("plot-estimators"), x, y, lines, marker: state.p, pick: setP, rules: rules(["q", "p"]),
     label: "The same divergence as sampled and as score or weighted: what multiplies the gradient of log p",
   });
   $("now-sampled").textContent = digits(sampledWeight(state.p));
@@ -151,8 +158,10 @@ function numbers(low, high) {
   $("ratio").textContent = digits(w);
   const where = w < low ? "below the region" : w > high ? "above the region" : "inside the region";
   const stopped = policyWeight(state.p, Number(state.a), [low, high]) === 0;
-  $("verdict").textContent = stopped ? `${where}: no policy gradient` : where === "inside the region" ? where : `${where}, but the advantage pushes back: the gradient stays`;
-  $("region-name").textContent = own ? `${state.d}, radius ${digits(state.r)}` : "ratio, epsilon 0.2 (the default of GRPO)";
+  const kept = where === "inside the region" ? where : `${where}, but the advantage pushes back: the gradient stays`;
+  $("verdict").textContent = stopped ? `${where}: no policy gradient` : kept;
+  const size = `${state.d === "ratio" ? "epsilon" : "radius"} ${digits(state.r)}`;
+  $("region-name").textContent = own ? `${state.d}, ${size}` : "ratio, epsilon 0.2 (the default of GRPO)";
   $("formula").textContent = entry().formula;
   $("source").textContent = entry().source;
   $("no-region").hidden = !(region() && !entry().region);
@@ -161,10 +170,11 @@ function numbers(low, high) {
 function visibility() {
   const own = region() && entry().region;
   const shown = {
-    "panel-constraint": own, "panel-penalty": regulariser(), "panel-estimators": regulariser(),
-    "row-option": entry().options.length > 0, "row-radius": own, "row-q": regulariser(), "row-coefficient": regulariser(),
-    "row-estimator": regulariser(), "row-role": entry().divergence, "key-pull": regulariser(), "key-total": regulariser(),
+    "panel-constraint": own, "row-radius": own,
+    "row-option": entry().options.length > 0, "row-role": entry().divergence,
   };
+  const panels = ["panel-penalty", "panel-estimators", "key-pull", "key-total"];
+  for (const id of [...panels, "row-q", "row-coefficient", "row-estimator"]) shown[id] = regulariser();
   for (const [id, visible] of Object.entries(shown)) $(id).hidden = !visible;
   const figures = [...document.querySelectorAll("#panels > figure")].filter((figure) => !figure.hidden);
   figures.forEach((figure, i) => figure.classList.toggle("span", figures.length % 2 === 1 && i === figures.length - 1));
@@ -173,7 +183,8 @@ function visibility() {
 function fillControls() {
   $("divergence").value = state.d;
   $("estimator").value = state.e;
-  for (const name of ["role", "a"]) document.querySelector(`input[name=${name}][value="${state[name]}"]`).checked = true;
+  for (const name of ["role", "a"])
+    document.querySelector(`input[name=${name}][value="${state[name]}"]`).checked = true;
   const [low, high] = state.d === "beta" ? [-2, 4] : [-4, 4];
   Object.assign($("option"), { min: low, max: high });
   $("option-name").textContent = entry().options[0] ?? "option";
@@ -204,11 +215,15 @@ function show() {
 
 // ---- state in the address
 
-const hash = () => Object.keys(START).map((key) => `${key}=${typeof state[key] === "number" ? Number(state[key].toPrecision(6)) : state[key]}`).join("&");
+const short = (x) => (typeof x === "number" ? Number(x.toPrecision(6)) : x);
+const hash = () => Object.keys(START).map((key) => `${key}=${short(state[key])}`).join("&");
 
 function readHash() {
   const given = new URLSearchParams(location.hash.slice(1));
-  const legal = { d: TABLE.map((line) => line.name), role: ["regulariser", "region", "both"], e: ["sampled", "weighted", "score"], a: ["1", "-1"] };
+  const legal = {
+    d: TABLE.map((line) => line.name), a: ["1", "-1"],
+    role: ["regulariser", "region", "both"], e: ["sampled", "weighted", "score"],
+  };
   Object.assign(state, START);
   for (const [key, names] of Object.entries(legal)) if (names.includes(given.get(key))) state[key] = given.get(key);
   for (const [id, { key, from }] of Object.entries(SLIDERS)) {
@@ -238,7 +253,8 @@ function listen() {
 for (const family of new Set(TABLE.map((line) => line.family))) {
   const group = document.createElement("optgroup");
   group.label = family;
-  for (const line of TABLE.filter((candidate) => candidate.family === family)) group.append(new Option(line.name, line.name));
+  const members = TABLE.filter((line) => line.family === family);
+  group.append(...members.map((line) => new Option(line.name, line.name)));
   $("divergence").append(group);
 }
 readHash();

@@ -32,42 +32,42 @@ const COORDINATES = {
   ],
 };
 
-// functions of the log-ratio: delta -> [S, dS/ddelta]
+// functions of the log-ratio: delta -> [S, dS/ddelta, g = S + dS/ddelta]
 const FORMS = {
-  reverse_kl: (delta) => [k(-delta), -Math.expm1(-delta)],
+  reverse_kl: (delta) => [k(-delta), -Math.expm1(-delta), delta],
   forward_kl: (delta) => {
     const e = Math.expm1(-delta);
-    return [Math.max(0, -e - delta * (e + 1)), delta * (e + 1)];
+    return [Math.max(0, -e - delta * (e + 1)), delta * (e + 1), -e];
   },
   jeffreys: (delta) => {
     const e = Math.expm1(-delta);
-    return [-delta * e, delta * (e + 1) - e];
+    return [-delta * e, delta * (e + 1) - e, delta - e];
   },
   js: (delta) => {
     const e = Math.expm1(-delta);
     const logMix = Math.log1p(0.5 * e);
     const rest = 0.5 * (logMix + delta) * (e + 1);
-    return [Math.max(0, -0.5 * logMix - rest), rest];
+    return [Math.max(0, -0.5 * logMix - rest), rest, -0.5 * logMix];
   },
   tv: (delta) => {
-    const e = Math.expm1(-delta);
-    return [0.5 * Math.abs(e), 0.5 * Math.sign(delta) * (e + 1)];
+    const e = Math.expm1(-delta), half = 0.5 * Math.sign(delta);
+    return [0.5 * Math.abs(e), half * (e + 1), half];
   },
   chi2: (delta) => {
     const up = Math.expm1(delta), down = Math.expm1(-delta);
-    return [-up * down, up - down];
+    return [-up * down, up - down, 2 * up];
   },
   hellinger: (delta) => {
     const e = Math.expm1(-0.5 * delta);
-    return [0.5 * e * e, -0.5 * e * (e + 1)];
+    return [0.5 * e * e, -0.5 * e * (e + 1), -0.5 * e];
   },
   alpha: (delta, alpha) => {
-    const value = powerGap(alpha, delta, -1);
-    return [value, powerSlope(alpha, delta) - value];
+    const value = powerGap(alpha, delta, -1), slope = powerSlope(alpha, delta);
+    return [value, slope - value, slope];
   },
-  k1: (delta) => [delta, 1],
-  k2: (delta) => [0.5 * delta * delta, delta],
-  log_l2: (delta) => [delta * delta, 2 * delta],
+  k1: (delta) => [delta, 1, 1 + delta],
+  k2: (delta) => [0.5 * delta * delta, delta, delta * (1 + 0.5 * delta)],
+  log_l2: (delta) => [delta * delta, 2 * delta, delta * (2 + delta)],
 };
 FORMS.k3 = FORMS.reverse_kl;
 const PENALTIES = ["k2", "log_l2"];
@@ -94,8 +94,8 @@ const isDivergence = (name) => name in FORMS || name in COORDINATES;
 function coordinate(name, logx, logz, bound, option) {
   const delta = hold(logx - logz, bound);
   if (name in COORDINATES) return COORDINATES[name](logx, logz, delta, option);
-  const [value, slope] = FORMS[name](delta, option);
-  return [Math.exp(logx) * value, Math.exp(logx) * (value + slope)];
+  const [value, , weight] = FORMS[name](delta, option);
+  return [Math.exp(logx) * value, Math.exp(logx) * weight];
 }
 
 // d(p, q): what `exact` sums over the vocabulary
@@ -114,7 +114,8 @@ function score(name, p, q, option) {
 function sampled(name, p, q, option) {
   if (!isDivergence(name)) return [NaN, NaN];
   const delta = hold(Math.log(p) - Math.log(q), heldAt(name, option));
-  return name in COORDINATES ? COORDINATES[name](Math.log(p), Math.log(q), delta, option) : FORMS[name](delta, option);
+  if (name in COORDINATES) return COORDINATES[name](Math.log(p), Math.log(q), delta, option);
+  return FORMS[name](delta, option).slice(0, 2);
 }
 
 function binaryKl(s, logb) {

@@ -76,7 +76,8 @@ function drawAxes(svg, view, x, y) {
   }
   for (const [value, label] of ticks(y)) {
     const at = view.top(value);
-    svg.append(element("line", { x1: MARGIN.left, x2: MARGIN.left + view.inner, y1: at, y2: at, class: value === 0 ? "zero" : "grid" }));
+    const across = { x1: MARGIN.left, x2: MARGIN.left + view.inner, y1: at, y2: at };
+    svg.append(element("line", { ...across, class: value === 0 ? "zero" : "grid" }));
     svg.append(element("text", { x: MARGIN.left - 6, y: at + 4, "text-anchor": "end" }, label));
   }
   const middle = MARGIN.left + view.inner / 2;
@@ -91,7 +92,8 @@ function drawRules(svg, view, x, rules) {
     const left = view.left(at);
     row = left - last < 30 ? row + 1 : 0;  // two rows above the plot; a third name goes inside it
     last = left;
-    svg.append(element("line", { x1: left, x2: left, y1: MARGIN.top, y2: MARGIN.top + view.tall, class: `rule ${cls}` }));
+    const down = { x1: left, x2: left, y1: MARGIN.top, y2: MARGIN.top + view.tall };
+    svg.append(element("line", { ...down, class: `rule ${cls}` }));
     const place = { x: left, y: row < 2 ? MARGIN.top - 4 - 13 * row : MARGIN.top + 12, "text-anchor": "middle" };
     svg.append(element("text", { ...place, class: `rule-name ${cls}` }, name));
   }
@@ -117,20 +119,22 @@ function drawLine(svg, view, x, y, line) {
 
 let plots = 0;
 
-// plot: {host, label, x, y, lines: [{fn, cls, also, breaks, quiet}], bands: [[low, high, cls]], rules, levels, marker, pick}
+// plot: {host, label, x, y, lines: [{fn, cls, also, breaks, quiet}], bands: [[low, high, cls]], rules, levels, marker,
+// pick}; `also` are places to evaluate exactly, at `breaks` the pen is lifted, a `quiet` line has no dot.
 function draw(plot) {
   const { host, x, y } = plot;
   const width = host.clientWidth;
   if (width < 60) return;
   const view = frame(width, x, y);
-  const svg = element("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": plot.label });
+  const size = { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` };
+  const svg = element("svg", { ...size, role: "img", "aria-label": plot.label });
   const clip = `plot-${plots++}`;
   const box = { x: MARGIN.left, y: MARGIN.top, width: view.inner, height: view.tall };
   const shape = element("clipPath", { id: clip });
   shape.append(element("rect", box));
   svg.append(shape);
   for (const [low, high, cls] of plot.bands ?? []) {
-    const from = view.left(Math.max(x.low, Math.min(x.high, low))), to = view.left(Math.max(x.low, Math.min(x.high, high)));
+    const [from, to] = [low, high].map((end) => view.left(Math.max(x.low, Math.min(x.high, end))));
     if (to > from) svg.append(element("rect", { ...box, x: from, width: to - from, class: cls }));
   }
   drawAxes(svg, view, x, y);
@@ -143,13 +147,18 @@ function draw(plot) {
   svg.append(inside);
   drawRules(svg, view, x, plot.rules ?? []);
   if (plot.marker >= x.low && plot.marker <= x.high) {
+    const cx = view.left(plot.marker);
     for (const line of plot.lines) {
       const value = line.fn(plot.marker);
       if (!line.quiet && value >= y.low && value <= y.high)
-        svg.append(element("circle", { cx: view.left(plot.marker), cy: view.top(value), r: 4.5, class: `dot ${line.cls}` }));
+        svg.append(element("circle", { cx, cy: view.top(value), r: 4.5, class: `dot ${line.cls}` }));
     }
   }
   host.replaceChildren(svg);
-  host.onpointerdown = (event) => { host.setPointerCapture(event.pointerId); plot.pick(view.xAt(event.clientX - host.getBoundingClientRect().left)); };
-  host.onpointermove = (event) => { if (event.buttons) plot.pick(view.xAt(event.clientX - host.getBoundingClientRect().left)); };
+  const pick = (event) => plot.pick(view.xAt(event.clientX - host.getBoundingClientRect().left));
+  host.onpointerdown = (event) => {
+    host.setPointerCapture(event.pointerId);
+    pick(event);
+  };
+  host.onpointermove = (event) => { if (event.buttons) pick(event); };
 }

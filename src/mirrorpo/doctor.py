@@ -15,7 +15,7 @@ from rich.text import Text
 # Package: (first tested, first not tested).
 TESTED = {
     "torch": ("2.11", "2.14"),
-    "transformers": ("5.8", "6"),
+    "transformers": ("5.23", "6"),
     "trl": ("1.16", "1.17"),
     "accelerate": ("1.10", "2"),
     "datasets": ("4", "6"),

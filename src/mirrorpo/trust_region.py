@@ -159,13 +159,16 @@ def binary_kl(log_ratio: Tensor, logb: Tensor) -> Tensor:
     b = logb.exp()
     rest = -torch.expm1(logb)  # 1 - b
     moved = b * torch.expm1(log_ratio)  # p - b
-    # At b = 1 nothing is left to lose: the second term is b_y * 0.
     share = (moved / rest.clamp(min=1e-300)).clamp(max=1.0, min=-1e300)
     # log((1 - p) / (1 - b)): the difference of logs near p = 1, where 1 - share has no digits left. At p = 1 it is -inf
     # and the divergence inf, as it should be: every radius is reached before.
     near_one = torch.log(-torch.expm1((logb + log_ratio).clamp(max=0.0))) - rest.clamp(min=1e-300).log()
     log_rest_ratio = torch.where(share > 0.5, near_one, torch.log1p(-share.clamp(max=0.5)))
-    return b * k(log_ratio) + rest * k(log_rest_ratio)
+    # rest * k(log_rest_ratio), with rest * exp(log_rest_ratio) = 1 - p written out where that is exact: so it is right at
+    # b = 1 too, where rest is 0 and 1 - p is not.
+    far = log_rest_ratio.abs() > 1.0
+    rest_term = torch.where(far, -moved - rest * log_rest_ratio, rest * k(log_rest_ratio))
+    return b * k(log_ratio) + rest_term
 
 
 def _interval_from(name: str, constraint: Constraint, radius: float, limit: float = LOG_RATIO_LIMIT) -> Interval:

@@ -132,7 +132,7 @@ def test_an_entry_masked_in_both_policies_changes_nothing(case: Case) -> None:
     got, gradient = value_and_gradient(d.exact(wide, wide_ref), wide)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(gradient[[0, 1, 3, 4]], expected_gradient, rtol=1e-11, atol=1e-14)
-    assert gradient[2] == 0
+    assert gradient[2].abs() < 1e-300  # the probability that stands for 0 is e^-700
 
 
 # lim d(x, z) for x -> 0 at z = e^-1, h and f extended by continuity
@@ -147,13 +147,13 @@ LIMITS_AT_P_0 = {
 }
 
 
-@pytest.mark.parametrize("logp", [-40.0, -600.0])
+@pytest.mark.parametrize("logp", [-100.0, -600.0])
 @pytest.mark.parametrize("name", LIMITS_AT_P_0)
 def test_the_coordinate_term_has_its_limit_as_p_vanishes(name: str, logp: float) -> None:
     logx = torch.tensor([logp], dtype=torch.float64)
     value, slope = mirrorpo.divergence(name).term(logx, torch.tensor([-1.0], dtype=torch.float64))
     assert value.item() == pytest.approx(LIMITS_AT_P_0[name], rel=1e-12)
-    assert abs(slope.item()) < 1e-14  # x d'(x) -> 0
+    assert abs(slope.item()) <= math.exp(logp / 2)  # x d'(x) -> 0, like x, x log x or sqrt x
 
 
 @pytest.mark.parametrize("name", ["kl", "prob_l2"])

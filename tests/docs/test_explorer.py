@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,7 @@ import mirrorpo
 from mirrorpo.divergences import DIVERGENCES
 from mirrorpo.trust_region import REGIONS
 
+Load = Callable[[str], ModuleType]
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explorer.html"
 VALUES: dict[str, list[float | None]] = {
@@ -32,18 +33,9 @@ BOUNDED = [
 ]
 
 
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory):
-    driver = _module(ROOT / "tests" / "reporting" / "browser.py")
+def browser(load: Load, tmp_path_factory: pytest.TempPathFactory):
+    driver = load("tests/reporting/browser.py")
     command = driver.chromium()
     if command is None:
         pytest.skip("no Chromium is installed")
@@ -85,8 +77,8 @@ def _close(found: Any, expected: Any) -> bool:
     return math.isclose(float(found), expected, rel_tol=1e-6, abs_tol=1e-300)
 
 
-def test_the_page_is_what_the_script_builds_from_its_parts() -> None:
-    assert _module(ROOT / "scripts" / "make_explorer.py").main(["--check"]) == 0
+def test_the_page_is_what_the_script_builds_from_its_parts(load: Load) -> None:
+    assert load("scripts/make_explorer.py").main(["--check"]) == 0
 
 
 @pytest.mark.parametrize(("name", "option"), NAMES)
@@ -177,3 +169,16 @@ def test_every_control_has_a_label_and_can_be_reached_by_keyboard(browser: Any) 
     assert browser.evaluate(
         "[...document.querySelectorAll('svg')].every((s) => s.getAttribute('aria-label').length > 5)"
     )
+
+
+def test_a_press_in_a_panel_moves_the_policy_there(browser: Any) -> None:
+    browser.open(PAGE, width=1200)
+    browser.evaluate("location.hash = 'd=kl3&role=region&r=0.03&b=0.3&p=0.3'")
+    assert _later(browser, "p.value !== '' && verdict.textContent") == "inside the region"
+    panel = "document.getElementById('plot-surrogate').getBoundingClientRect()"
+    left, top, width = (browser.evaluate(f"{panel}.{side}") for side in ("left", "top", "width"))
+    # w runs from 0 to 2: at four fifths of the panel it is above the bound 1.265
+    at = {"x": left + 0.8 * width, "y": top + 100, "button": "left", "clickCount": 1}
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.send("Input.dispatchMouseEvent", type=kind, **at)
+    assert _later(browser, "verdict.textContent") == "above the region: no policy gradient"

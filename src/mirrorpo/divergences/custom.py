@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mirrorpo.divergences.base import Term
 from mirrorpo.divergences.bregman import BregmanDivergence
-from mirrorpo.divergences.fdivergence import RatioDivergence
+from mirrorpo.divergences.fdivergence import Parts, RatioDivergence
 
 Generator = Callable[[Tensor], Tensor]
 
@@ -168,7 +168,7 @@ def f_divergence_from(f: Generator, name: str) -> RatioDivergence:
     check_convex(f, torch.logspace(-6, 6, 385, dtype=torch.float64), what, "(0, inf)")
     remainder = Remainder(f, is_smooth(f, one))
 
-    def form(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def form(delta: Tensor) -> Parts:
         t = delta.exp()
         value, slope = remainder(t, torch.ones_like(t), delta)
         value = value / t

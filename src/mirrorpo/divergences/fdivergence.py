@@ -10,10 +10,10 @@ changes nothing for normalised p and q and has its minimum 0 at t = 1, everythin
 Then the coordinate term is d = p S, and the trust-region constraint is F(w).
 ``reverse_kl``'s S is k3 (q/p - 1 - log(q/p)); the constraint of ``forward_kl``, w - 1 - log w, is ATR-GRPO's KL3.
 
-The penalties ``k1``, ``k2`` and ``log_l2`` fit the same scheme with S given outright: :math:`E_{y \sim p}[S(\delta)]`, g = S + S'.
-``k1`` is reverse KL without its control variate (so ``sampled`` has the right value and a gradient of expectation
-zero); ``k2`` and ``log_l2`` are not f-divergences: their ``sampled`` gradient on policy is that of KL(p || q), once and
-twice, while their value is a second moment.
+The penalties ``k1``, ``k2`` and ``log_l2`` fit the same scheme with S given outright: :math:`E_{y \sim p}[S(\delta)]`,
+g = S + S'. ``k1`` is reverse KL without its control variate (so ``sampled`` has the right value and a gradient of
+expectation zero); ``k2`` and ``log_l2`` are not f-divergences: their ``sampled`` gradient on policy is that of
+KL(p || q), once and twice, while their value is a second moment.
 
 References:
     Csiszar (1967) and Ali & Silvey (1966) for f-divergences; Schulman, "Approximating KL divergence" (2020) for k1,
@@ -33,29 +33,30 @@ from torch import Tensor
 from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, Divergence, Term
 from mirrorpo.divergences.power import power_gap, power_slope
 
-Form = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+Parts = tuple[Tensor, Tensor, Tensor]
+Form = Callable[[Tensor], Parts]
 
 
-def reverse_kl(delta: Tensor) -> Term:
+def reverse_kl(delta: Tensor) -> Parts:
     """f = t log t, KL(p || q): S = 1/t - 1 + log t."""
     e = torch.expm1(-delta)
     return (e + delta).clamp_(min=0.0), -e, delta.clone()
 
 
-def forward_kl(delta: Tensor) -> Term:
+def forward_kl(delta: Tensor) -> Parts:
     """f = -log t, KL(q || p): S = (t - 1 - log t) / t."""
     e = torch.expm1(-delta)
     slope = delta * (e + 1.0)
     return (-e - slope).clamp_(min=0.0), slope, -e
 
 
-def jeffreys(delta: Tensor) -> Term:
+def jeffreys(delta: Tensor) -> Parts:
     """f = (t - 1) log t, the sum of both KLs: S = (1 - 1/t) log t."""
     e = torch.expm1(-delta)
     return -delta * e, delta * (e + 1.0) - e, delta - e
 
 
-def js(delta: Tensor) -> Term:
+def js(delta: Tensor) -> Parts:
     """f = (t log t - (1 + t) log((1 + t)/2)) / 2, the mean of both KLs to the mixture."""
     e = torch.expm1(-delta)
     log_mix = torch.log1p(0.5 * e)  # log(m / t) with m = (1 + t) / 2
@@ -63,44 +64,44 @@ def js(delta: Tensor) -> Term:
     return (-0.5 * log_mix - half_rest).clamp_(min=0.0), half_rest, -0.5 * log_mix
 
 
-def tv(delta: Tensor) -> Term:
+def tv(delta: Tensor) -> Parts:
     """f = |t - 1| / 2, total variation; at t = 1 the subgradient 0 is used."""
     e = torch.expm1(-delta)
     half_sign = 0.5 * delta.sign()
     return 0.5 * e.abs(), half_sign * (e + 1.0), half_sign
 
 
-def chi2(delta: Tensor) -> Term:
+def chi2(delta: Tensor) -> Parts:
     """f = (t - 1)^2, Pearson: S = (t - 1)^2 / t."""
     up, down = torch.expm1(delta), torch.expm1(-delta)
     return -up * down, up - down, 2.0 * up
 
 
-def hellinger(delta: Tensor) -> Term:
+def hellinger(delta: Tensor) -> Parts:
     """f = 1 - sqrt t, squared Hellinger: S = (1/sqrt(t) - 1)^2 / 2."""
     e = torch.expm1(-0.5 * delta)
     return 0.5 * e * e, -0.5 * e * (e + 1.0), -0.5 * e
 
 
-def alpha(delta: Tensor, *, alpha: float) -> Term:
+def alpha(delta: Tensor, *, alpha: float) -> Parts:
     """f = (t^alpha - alpha t + alpha - 1) / (alpha (alpha - 1)); 1 is reverse KL, 0 forward KL."""
     value = power_gap(alpha, delta, -1.0)
     slope = power_slope(alpha, delta)
     return value, slope - value, slope
 
 
-def k1(delta: Tensor) -> Term:
+def k1(delta: Tensor) -> Parts:
     """S = log(p / q): reverse KL without a control variate."""
     return delta.clone(), torch.ones_like(delta), delta + 1.0
 
 
-def k2(delta: Tensor) -> Term:
+def k2(delta: Tensor) -> Parts:
     """S = (log(p / q))^2 / 2."""
     value = 0.5 * delta * delta
     return value, delta.clone(), value + delta
 
 
-def log_l2(delta: Tensor) -> Term:
+def log_l2(delta: Tensor) -> Parts:
     """S = (log p - log q)^2."""
     value = delta * delta
     return value, 2.0 * delta, value + 2.0 * delta

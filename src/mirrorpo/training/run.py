@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PrinterCallback
 
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation import Evaluation, Sampler, evaluate
@@ -135,7 +135,7 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1) -> Mir
         seed=train.seed,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=train.gradient_checkpointing,
+        activation_checkpointing=train.gradient_checkpointing,
         use_vllm=train.use_vllm,
         vllm_mode="colocate",
         model_init_kwargs={"dtype": recipe.model.dtype},
@@ -196,6 +196,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         )
     except OSError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
+    trainer.remove_callback(PrinterCallback)  # the progress bar says it better
     _check_context(prepared, trainer.model.config)
     return trainer
 
@@ -272,9 +273,6 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str) 
     writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
     bar = ProgressBar(console, spec.steps, writer)
     trainer = build_trainer(prepared, folder.checkpoints, [writer, bar])
-    console.print(
-        f"{trainer.policy_objective.describe()}; reference: {trainer.reference_description()}", highlight=False
-    )
     checkpoint = folder.last_checkpoint()
     before = folder.read_json(BEFORE_FILE)
     if before is None:

@@ -96,6 +96,7 @@ class MirrorTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
         if self.accelerator.is_main_process:
+            # Not a warning, but what TRL users must see without configuring a logger.
             logger.warning("%s; reference: %s", self.policy_objective.describe(), self.reference_description())
 
     def reference_description(self) -> str:

@@ -1,0 +1,65 @@
+"""The presets that TRL has too give TRL's own loss and gradient, on the same inputs and over whole training steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import set_seed
+from trl_pair import PAIRS, batch, fill, loss_and_gradient, pair
+
+TOLERANCE = 1e-6
+
+
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    scale = max(1.0, theirs.abs().max().item())
+    assert (ours - theirs).abs().max().item() <= TOLERANCE * scale
+
+
+@pytest.mark.parametrize("tool_mask", [False, True], ids=["all tokens", "tool mask"])
+@pytest.mark.parametrize("accumulation", [1, 8])
+@pytest.mark.parametrize("name", PAIRS)
+def test_loss_and_gradient_are_those_of_trl(name: str, accumulation: int, tool_mask: bool, tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path, name, gradient_accumulation_steps=accumulation)
+    for built in (theirs, ours):
+        built.current_gradient_accumulation_steps = accumulation
+    inputs = fill(batch(tool_mask=tool_mask), theirs)
+    their_loss, their_gradient = loss_and_gradient(theirs, inputs)
+    our_loss, our_gradient = loss_and_gradient(ours, inputs)
+    assert their_gradient.abs().max() > 1e-5
+    assert_same(our_loss, their_loss)
+    assert_same(our_gradient, their_gradient)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo"])
+def test_without_old_log_probabilities_the_policy_itself_is_the_anchor(name: str, tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path, name)
+    for built in (theirs, ours):
+        built.current_gradient_accumulation_steps = 1
+    inputs = fill(batch(with_old=False), theirs)
+    their_loss, their_gradient = loss_and_gradient(theirs, inputs)
+    our_loss, our_gradient = loss_and_gradient(ours, inputs)
+    assert_same(our_loss, their_loss)
+    assert_same(our_gradient, their_gradient)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"gradient_accumulation_steps": 1, "steps_per_generation": 2, "num_iterations": 2},
+        {"gradient_accumulation_steps": 2},
+    ],
+    ids=["four updates per generation", "accumulation 2"],
+)
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo with ratio-corrected k3", "dapo with k3", "gspo"])
+def test_training_ends_in_the_weights_of_trl(name: str, more: dict[str, int], tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path, name, max_steps=4, seed=5, **more)
+    start = torch.cat([p.detach().reshape(-1).clone() for p in theirs.model.parameters()])
+    for built in (theirs, ours):
+        set_seed(5)
+        built.train()
+    their_end = torch.cat([p.detach().reshape(-1) for p in theirs.model.parameters()])
+    our_end = torch.cat([p.detach().reshape(-1) for p in ours.model.parameters()])
+    assert (their_end - start).abs().max() > 1e-4
+    assert (our_end - their_end).abs().max() <= 1e-6
