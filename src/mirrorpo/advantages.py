@@ -31,7 +31,7 @@ def _dr_grpo(centred: Tensor, count: Tensor) -> Tensor:
 
 
 def _rloo(centred: Tensor, count: Tensor) -> Tensor:
-    return centred * (count / (count - 1).clamp(min=1))
+    return centred * count / (count - 1).clamp(min=1)
 
 
 # Each maps the centred rewards of the groups and the number of scored completions to advantages.

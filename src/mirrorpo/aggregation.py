@@ -30,7 +30,7 @@ def aggregate(
     mode: str,
     *,
     max_completion_length: int | None = None,
-    num_tokens: Num[Tensor, ""] | float | None = None,
+    num_tokens: Num[Tensor, ""] | float | int | None = None,
 ) -> Float[Tensor, ""]:
     """The average of ``per_token`` over the tokens that ``mask`` keeps.
 

@@ -64,10 +64,11 @@ def discounted_future_sum(x: Tensor, gamma: float) -> Tensor:
     for start in reversed(range(0, x.shape[1], _CHUNK)):
         part = x[:, start : start + _CHUNK]
         width = part.shape[1]
-        power = gamma ** torch.arange(width, dtype=x.dtype, device=x.device)
+        place = torch.arange(width, dtype=x.dtype, device=x.device)
+        power = gamma**place
         # sum_{k >= t} gamma^k x_k, then divided by gamma^t
         tail = (part * power).flip(-1).cumsum(-1).flip(-1) / power
-        result[:, start : start + width] = tail + carry * (gamma ** (width - torch.arange(width, device=x.device)))
+        result[:, start : start + width] = tail + carry * gamma ** (width - place)
         carry = result[:, start : start + 1]
     return result
 

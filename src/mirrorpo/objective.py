@@ -18,13 +18,13 @@ import torch
 from mirrorpo._checks import check_logps
 from mirrorpo._shapes import Float, Num, Shaped, Tensor
 from mirrorpo.aggregation import aggregate
-from mirrorpo.divergences import LOGITS_ESTIMATORS, Divergence, divergence
+from mirrorpo.control import Control
+from mirrorpo.diagnostics import batch_metrics
+from mirrorpo.divergences import LOGITS_ESTIMATORS, Divergence
 from mirrorpo.divergences.base import upcast
 from mirrorpo.future_kl import FutureKL, future_kl_weight
 from mirrorpo.surrogate import SURROGATES, SurrogateOptions, Tokens
 from mirrorpo.trust_region import OverVocabulary, TrustRegion
-
-_REVERSE_KL = divergence("reverse_kl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,16 @@ class Output:
     """What an objective returns.
 
     Attributes:
-        loss: scalar, differentiable.
+        loss: scalar, differentiable; the sum of the next two.
+        policy_loss: the surrogate's part, differentiable.
+        penalty_loss: the regularisers' part, differentiable; None without a penalty in the loss.
         metrics: detached scalars; the suffix says how to reduce them over ranks: ``/mean`` and ``/frac`` over tokens,
             ``/max`` and ``/min`` as they say.
     """
 
     loss: Tensor
+    policy_loss: Tensor
+    penalty_loss: Tensor | None
     metrics: dict[str, Tensor]
 
 
@@ -72,6 +76,9 @@ class Objective:
         aggregation: how tokens become a loss (``mirrorpo.aggregate``).
         options: of the surrogate.
         future_kl: future-KL weighting of the advantages, or None.
+        placement: ``loss``, or ``reward``: the penalty is subtracted from the rewards (``reward_penalty``) and is no
+            part of the loss.
+        control: how the coefficient moves over the run, or None; whoever trains applies it as ``penalty_scale``.
     """
 
     name: str
@@ -83,6 +90,8 @@ class Objective:
     aggregation: str = "sequence_mean"
     options: SurrogateOptions = field(default_factory=SurrogateOptions)
     future_kl: FutureKL | None = None
+    placement: str = "loss"
+    control: Control | None = None
 
     @property
     def needs_reference(self) -> bool:
@@ -105,6 +114,10 @@ class Objective:
             parts.append(f"penalty {p.coefficient:g} * {p.divergence.name} ({p.estimator})")
         if not self.penalties:
             parts.append("no penalty")
+        elif self.placement == "reward":
+            parts.append("subtracted from the reward")
+        if self.control is not None:
+            parts.append(f"{self.control.kind} coefficient")
         if self.future_kl is not None:
             parts.append(f"future-KL weights (half life {self.future_kl.half_life:g})")
         parts.append(f"{self.level} level, {self.advantage} advantages, {self.aggregation} aggregation")
@@ -119,12 +132,14 @@ class Objective:
         logp_old: Float[Tensor, "B T"] | None = None,
         logp_ref: Float[Tensor, "B T"] | None = None,
         max_completion_length: int | None = None,
-        num_tokens: Num[Tensor, ""] | float | None = None,
+        num_tokens: Num[Tensor, ""] | float | int | None = None,
         weight: Float[Tensor, ...] | None = None,
         logits: Float[Tensor, "B T V"] | None = None,
         logits_ref: Float[Tensor, "B T V"] | None = None,
         logits_old: Float[Tensor, "B T V"] | None = None,
         tokens: Shaped[Tensor, "B T"] | None = None,
+        entropy: Float[Tensor, "B T"] | None = None,
+        penalty_scale: float = 1.0,
     ) -> Output:
         """Loss and metrics of a batch.
 
@@ -141,6 +156,8 @@ class Objective:
             logits_ref: of the reference; needed by such a penalty.
             logits_old: of the rollout policy; needed by such a region.
             tokens: (B, T), the sampled tokens; needed by ``top_k``.
+            entropy: (B, T), of the policy's next-token distributions; adds the entropy metrics.
+            penalty_scale: factor on all coefficients (a schedule's or controller's).
 
         Returns:
             ``Output(loss, metrics)``.
@@ -183,23 +200,58 @@ class Objective:
         if weight is not None:
             policy = policy * torch.where(keep, weight, 0.0).detach()
         policy = policy.expand_as(logp)
-        total = policy
-        penalty_values = {}
+        penalty = None
+        values = {}
         for p in self.penalties:
             value = self._penalty(p, logp, logp_ref, logp_old, keep, logits, logits_ref, tokens)
-            penalty_values[p.divergence.name] = value.detach()
-            total = total + p.coefficient * value
+            values[p.divergence.name] = value.detach()
+            if self.placement == "loss":
+                term = p.coefficient * penalty_scale * value
+                penalty = term if penalty is None else penalty + term
 
         def average(x: Tensor) -> Tensor:
             return aggregate(
                 x, keep, self.aggregation, max_completion_length=max_completion_length, num_tokens=num_tokens
             )
 
-        metrics = self._metrics(state, token_log_ratio, logp, logp_ref, penalty_values, keep)
-        metrics["policy_loss/mean"] = average(policy.detach())
-        if self.penalties:
-            metrics["penalty_loss/mean"] = average((total - policy).detach())
-        return Output(loss=average(total), metrics=metrics)
+        policy_loss = average(policy)
+        penalty_loss = None if penalty is None else average(penalty)
+        metrics = batch_metrics(state, token_log_ratio, logp_ref, values, entropy)
+        metrics["policy_loss/mean"] = policy_loss.detach()
+        if penalty_loss is not None:
+            metrics["penalty_loss/mean"] = penalty_loss.detach()
+        loss = policy_loss if penalty_loss is None else policy_loss + penalty_loss
+        return Output(loss=loss, policy_loss=policy_loss, penalty_loss=penalty_loss, metrics=metrics)
+
+    @torch.no_grad()
+    def reward_penalty(
+        self,
+        logp: Float[Tensor, "B T"],
+        logp_ref: Float[Tensor, "B T"],
+        mask: Shaped[Tensor, "B T"],
+        penalty_scale: float = 1.0,
+    ) -> Float[Tensor, B]:
+        """What ``placement: reward`` subtracts from each completion's reward.
+
+        The coefficients times the sum over the tokens of the estimated divergence, for tokens sampled from the policy
+        of ``logp``: the reward then is that of the regularised problem, r - beta D summed over the completion.
+
+        Args:
+            logp: (B, T), log-probabilities under the policy that sampled them.
+            logp_ref: (B, T), the same under the reference.
+            mask: (B, T), 0 drops a token.
+            penalty_scale: factor on all coefficients.
+
+        Returns:
+            (B,), detached.
+        """
+        keep = mask.bool()
+        logp, logp_ref = torch.where(keep, upcast(logp), 0.0), torch.where(keep, upcast(logp_ref), 0.0)
+        total = torch.zeros_like(logp)
+        for p in self.penalties:
+            value = p.divergence.estimate(p.estimator, logp, logp_ref, logp)
+            total = total + p.coefficient * penalty_scale * torch.where(keep, value, 0.0)
+        return total.sum(-1)
 
     def _check_shapes(self, logp: Tensor, advantages: Tensor, mask: Tensor, **others: Tensor | None) -> None:
         if logp.dim() != 2 or mask.shape != logp.shape:
@@ -259,32 +311,6 @@ class Objective:
             given = _given({"logp_ref": logp_ref}, what)
             value = p.divergence.estimate(p.estimator, logp, given["logp_ref"], logp_old)
         return torch.where(keep, value, 0.0)
-
-    @torch.no_grad()
-    def _metrics(
-        self,
-        state: Tokens,
-        token_log_ratio: Tensor,
-        logp: Tensor,
-        logp_ref: Tensor | None,
-        penalty_values: dict[str, Tensor],
-        keep: Tensor,
-    ) -> dict[str, Tensor]:
-        count = keep.sum().clamp(min=1)
-
-        def mean(x: Tensor) -> Tensor:
-            return torch.where(keep, x, 0.0).sum() / count
-
-        metrics = {f"divergence/{name}/mean": mean(value) for name, value in penalty_values.items()}
-        if logp_ref is not None and "divergence/reverse_kl/mean" not in metrics:
-            metrics["divergence/reverse_kl/mean"] = mean(_REVERSE_KL.sampled(logp, logp_ref))
-        low, high = (side.expand_as(keep) for side in state.blocked())
-        metrics["clip/low/frac"] = mean(low.to(logp.dtype))
-        metrics["clip/high/frac"] = mean(high.to(logp.dtype))
-        ratio = token_log_ratio.exp()
-        metrics["ratio/mean"] = mean(ratio)
-        metrics["ratio/max"] = torch.where(keep, ratio, 0.0).amax() if ratio.numel() else ratio.sum()
-        return metrics
 
 
 def _given(needed: Mapping[str, Tensor | None], what: str) -> dict[str, Tensor]:

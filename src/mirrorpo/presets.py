@@ -9,6 +9,7 @@ from typing import Any
 from mirrorpo._checks import check_number, unknown_name
 from mirrorpo.advantages import ADVANTAGES
 from mirrorpo.aggregation import AGGREGATIONS
+from mirrorpo.control import Control, control_from
 from mirrorpo.divergences import ESTIMATORS, Divergence
 from mirrorpo.future_kl import FutureKL
 from mirrorpo.objective import Objective, Penalty
@@ -16,6 +17,7 @@ from mirrorpo.surrogate import SURROGATES, SurrogateOptions
 from mirrorpo.trust_region import TrustRegion, resolve_divergence, trust_region
 
 LEVELS = ("token", "sequence")
+PLACEMENTS = ("loss", "reward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,8 @@ OVERRIDES = (
     "aggregation",
     "surrogate",
     "k",
+    "placement",
+    "control",
     *_OPTION_KEYS,
 )
 
@@ -126,7 +130,8 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
         **overrides: ``coefficient`` (a number; a list with one for each penalty; 0 removes the penalty),
             ``divergence`` (a name, a mapping ``{"name": ..., option: ...}``, your own function or
             ``"module:attribute"``), ``estimator``, ``k`` (of ``top_k``), ``region`` (likewise), ``radius``,
-            ``epsilon_low``, ``epsilon_high``, ``level``, ``advantage``, ``aggregation``, ``surrogate``, ``dual_clip``,
+            ``epsilon_low``, ``epsilon_high``, ``level``, ``advantage``, ``aggregation``, ``placement`` (``loss`` or
+            ``reward``), ``control`` (see ``mirrorpo.control``), ``surrogate``, ``dual_clip``,
             ``ratio_cap``, ``temperature_positive``, ``temperature_negative``.
 
     Returns:
@@ -161,10 +166,13 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
     future_kl = base.future_kl
     if future_kl is not None and options.dual_clip is not None:
         future_kl = replace(future_kl, max_ratio=options.dual_clip)
+    penalties = _penalties(preset, base, given)
     return Objective(
         name=preset,
         region=region,
-        penalties=_penalties(preset, base, given),
+        penalties=penalties,
+        placement=_placement(given, penalties),
+        control=_control(given, penalties),
         surrogate=surrogate,
         level=level,
         advantage=_choice("advantage", given.get("advantage", base.advantage), ADVANTAGES),
@@ -264,6 +272,27 @@ def _penalties(preset: str, base: Preset, given: Mapping[str, Any]) -> tuple[Pen
         if number > 0:
             penalties.append(Penalty(divergence=d, estimator=estimator, coefficient=number, k=k))
     return tuple(penalties)
+
+
+def _placement(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> str:
+    placement = _choice("placement", given.get("placement", "loss"), PLACEMENTS)
+    if placement == "loss":
+        return placement
+    if not penalties:
+        raise ValueError("placement has no effect without a penalty: give divergence and coefficient")
+    for p in penalties:
+        if p.estimator not in ("sampled", "weighted"):
+            raise ValueError(
+                "placement 'reward' uses the value of the estimate, so estimator must be 'sampled' or 'weighted', "
+                f"got {p.estimator!r}"
+            )
+    return placement
+
+
+def _control(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> Control | None:
+    if "control" in given and not penalties:
+        raise ValueError("control has no effect without a penalty: give divergence and coefficient")
+    return control_from(given.get("control"))
 
 
 _OPTIONS_OF: dict[str, tuple[str, ...]] = {

@@ -58,6 +58,13 @@ class Tokens:
         """w, held at exp(MAX_LOG_RATIO) with the slope that it has there."""
         return held_exp(self.log_ratio)
 
+    def beyond(self) -> Tensor:
+        """Whether a token is outside the region, on either side."""
+        if self.outside is not None:
+            return self.outside
+        ratio = self.log_ratio.detach().exp()
+        return (ratio < self.low) | (ratio > self.high)
+
     def blocked(self) -> tuple[Tensor, Tensor]:
         """Whether the policy gradient is stopped: below the region with A < 0, above it with A > 0."""
         log_ratio = self.log_ratio.detach()
@@ -113,7 +120,9 @@ def truncated(tokens: Tokens, options: SurrogateOptions) -> Tensor:
 def sigmoid(tokens: Tokens, options: SurrogateOptions) -> Tensor:
     """-(4 / tau) sigmoid(tau (w - 1)) A: a soft gate whose slope at w = 1 is that of w A."""
     positive = tokens.advantage > 0
-    tau = torch.where(positive, options.temperature_positive, options.temperature_negative)
+    # full_like, so that tau has the advantage's dtype: a where() of two numbers is float32
+    tau = torch.full_like(tokens.advantage, options.temperature_negative)
+    tau = tau.masked_fill(positive, options.temperature_positive)
     return -torch.sigmoid(tau * (tokens.ratio() - 1.0)) * (4.0 / tau) * tokens.advantage
 
 

@@ -164,7 +164,7 @@ def binary_kl(log_ratio: Tensor, logb: Tensor) -> Tensor:
     # and the divergence inf, as it should be: every radius is reached before.
     near_one = torch.log(-torch.expm1((logb + log_ratio).clamp(max=0.0))) - rest.clamp(min=1e-300).log()
     log_rest_ratio = torch.where(share > 0.5, near_one, torch.log1p(-share.clamp(max=0.5)))
-    # rest * k(log_rest_ratio), with rest * exp(log_rest_ratio) = 1 - p written out where that is exact: so it is right at
+    # rest * k(log_rest_ratio), with rest * exp(log_rest_ratio) = 1 - p written out where that is exact: right at
     # b = 1 too, where rest is 0 and 1 - p is not.
     far = log_rest_ratio.abs() > 1.0
     rest_term = torch.where(far, -moved - rest * log_rest_ratio, rest * k(log_rest_ratio))

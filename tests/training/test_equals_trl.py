@@ -54,7 +54,8 @@ def test_without_old_log_probabilities_the_policy_itself_is_the_anchor(name: str
 )
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo with ratio-corrected k3", "dapo with k3", "gspo"])
 def test_training_ends_in_the_weights_of_trl(name: str, more: dict[str, int], tmp_path: Path) -> None:
-    theirs, ours = pair(tmp_path, name, max_steps=4, seed=5, **more)
+    theirs, ours = pair(tmp_path, name, max_steps=4, seed=5, optim="sgd", **{**more, "learning_rate": 0.05})
+    # Plain gradient descent: AdamW would turn the rounding of a near-zero gradient into a whole step.
     start = torch.cat([p.detach().reshape(-1).clone() for p in theirs.model.parameters()])
     for built in (theirs, ours):
         set_seed(5)

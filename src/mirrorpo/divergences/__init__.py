@@ -129,7 +129,7 @@ def divergence(name: str | Generator | Divergence, /, **options: Any) -> Diverge
     return _from_entry_point(name, options)
 
 
-def _own(fn: Generator, name: str, options: dict[str, Any]) -> Divergence:
+def _own(fn: Any, name: str, options: dict[str, Any]) -> Divergence:
     if not callable(fn):
         raise ValueError(f"divergence {name!r} must be a function or a Divergence, got {type(fn).__name__}")
     family = call_with_options("divergence", name, lambda family="bregman": family, options, {"family"})

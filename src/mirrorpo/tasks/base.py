@@ -7,24 +7,11 @@ to ``grade``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
+
+from mirrorpo.grade import Grade, Row
 
 Split = Literal["train", "test"]
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grade:
-    """A verdict: ``reward`` in [0, 1] or None (not scorable: the sample is left out), and why.
-
-    Example:
-        >>> Grade(reward=1.0, reason="match").reward
-        1.0
-    """
-
-    reward: float | None
-    reason: str
 
 
 @runtime_checkable
@@ -44,3 +31,6 @@ class Task(Protocol):
     def grade(self, completion: str, row: Row) -> Grade:
         """The verdict on one completion; never raises on any text."""
         ...
+
+
+__all__ = ["Grade", "Row", "Split", "Task"]

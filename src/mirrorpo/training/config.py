@@ -37,6 +37,8 @@ class MirrorConfig(GRPOConfig):
             as in ``mirrorpo.objective``. It decides region, penalty, level, advantage and aggregation; TRL's own
             fields for these (``loss_type``, ``epsilon``, ``scale_rewards``, ...) are set to match and refuse another
             value.
+        gradient_share_every: optimiser steps between measurements of the penalty's share of the gradient norm (two
+            extra backward passes each); 0 for never.
         beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own.
 
     Raises:
@@ -52,6 +54,9 @@ class MirrorConfig(GRPOConfig):
     objective: dict | str = field(
         default="grpo",
         metadata={"help": "Preset of mirrorpo.objective, or a mapping with 'preset' and overrides."},
+    )
+    gradient_share_every: int = field(
+        default=50, metadata={"help": "Steps between measurements of the penalty's share of the gradient norm."}
     )
     beta: float | None = field(
         default=None,
@@ -74,6 +79,11 @@ class MirrorConfig(GRPOConfig):
         self.beta = chosen.penalties[0].coefficient if chosen.penalties else 0.0
         super().__post_init__()
 
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                "multi_objective_aggregation must be 'sum_then_normalize': the objective's advantage is computed from "
+                f"the weighted sum of the rewards, got {self.multi_objective_aggregation!r}"
+            )
         if self.use_adaptive_entropy:
             raise ValueError("use_adaptive_entropy is not supported here: use entropy_coef, a fixed bonus")
         if self.use_liger_kernel:

@@ -136,6 +136,16 @@ class TrainSpec(Part):
         return self
 
 
+class ReferenceSpec(Part):
+    """Where the penalty is measured from."""
+
+    kind: Literal["kept", "synced", "averaged"] = Field(
+        default="kept", description="the start; the policy of some steps ago; a running average of the policy"
+    )
+    every: int = Field(default=1, ge=1, description="optimiser steps between updates (synced, averaged)")
+    rate: float = Field(default=0.01, gt=0.0, le=1.0, description="share of the policy in each update (averaged)")
+
+
 class EvalSpec(Part):
     """The evaluation before and after."""
 
@@ -152,8 +162,22 @@ class Recipe(Part):
     task: TaskSpec
     model: ModelSpec = ModelSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
+    reference: ReferenceSpec = ReferenceSpec()
     train: TrainSpec = TrainSpec()
     eval: EvalSpec = EvalSpec()
+
+    @model_validator(mode="after")
+    def _reference_exists(self) -> Recipe:
+        if self.reference.kind == "kept":
+            return self
+        if not self.objective.build().needs_reference:
+            raise ValueError(
+                f"reference.kind {self.reference.kind!r} has no effect: the objective has no penalty "
+                "(objective.divergence and objective.coefficient)"
+            )
+        if self.model.lora is not None:
+            raise ValueError("reference.kind must be 'kept' with model.lora: the reference is the adapter switched off")
+        return self
 
     def to_yaml(self) -> str:
         """The resolved recipe, every key written out."""
@@ -293,6 +317,7 @@ def _fields_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
         "objective": ObjectiveSpec,
         "train": TrainSpec,
         "eval": EvalSpec,
+        "reference": ReferenceSpec,
         "arithmetic": ArithmeticSpec,
         "jsonl": JsonlSpec,
         "lora": LoraSpec,

@@ -7,11 +7,13 @@ Everything else, from generation to checkpoints, is TRL's.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import use_adapter
@@ -19,6 +21,7 @@ from trl.trainer.utils import use_adapter
 from mirrorpo.advantages import advantages as group_advantages
 from mirrorpo.objective import Objective, Output
 from mirrorpo.training.config import MirrorConfig
+from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
 from mirrorpo.training.reduction import reduce_metrics
 from mirrorpo.training.reference import check_reference
@@ -93,6 +96,7 @@ class MirrorTrainer(GRPOTrainer):
             args.adopt(objective)
         self.policy_objective = args.resolved_objective() if objective is None else objective
         self._rewards_per_func: Tensor | None = None
+        self.penalty_state = PenaltyState(self.policy_objective.control)
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
         if self.accelerator.is_main_process:
@@ -121,6 +125,28 @@ class MirrorTrainer(GRPOTrainer):
             unwrap = self.accelerator.unwrap_model
             check_reference(unwrap(self.model), unwrap(self.ref_model))
 
+    # What a resumed run needs beyond TRL's checkpoint
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
+        return loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Before the rest: the trainer's state, written last, marks a checkpoint as complete.
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.accelerator.is_main_process:
+            averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+            save_state(folder, self.penalty_state, averaged)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+            load_state(Path(checkpoint), self.penalty_state, averaged)
+
     # Rewards and advantages
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -130,7 +156,8 @@ class MirrorTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        output["advantages"] = self._advantages(output["advantages"])
+        penalty = self._reward_penalty(output) if self.policy_objective.placement == "reward" else None
+        output["advantages"] = self._advantages(output["advantages"], penalty)
         if self.policy_objective.region.needs_logits:
             with torch.no_grad():
                 ids, attention, keep = gather_ids(output)
@@ -140,14 +167,34 @@ class MirrorTrainer(GRPOTrainer):
                 output["old_logits"] = torch.cat([part.logits for part in parts if part.logits is not None])
         return output
 
-    def _advantages(self, computed: Tensor) -> Tensor:
+    def _reward_penalty(self, output: dict[str, Any]) -> Tensor:
+        """(B,) of this rank: what ``placement: reward`` subtracts from each completion's reward."""
+        logp = output.get("old_per_token_logps")
+        if logp is None:
+            ids, attention, keep = gather_ids(output)
+            with torch.no_grad():
+                logp, _, _ = self._get_per_token_logps_and_entropies(
+                    self.model, ids, attention, keep, batch_size=self.args.per_device_train_batch_size
+                )
+        mask = output["completion_mask"]
+        if "tool_mask" in output:
+            mask = mask * output["tool_mask"]
+        penalty = self.policy_objective.reward_penalty(
+            logp, output["ref_per_token_logps"], mask, self.penalty_state.factor
+        )
+        everyone: Tensor = self.accelerator.gather(penalty)  # pyright: ignore[reportAssignmentType]
+        self._metrics["train" if self.model.training else "eval"]["reward_penalty"].append(everyone.mean().item())
+        return everyone
+
+    def _advantages(self, computed: Tensor, penalty: Tensor | None) -> Tensor:
         """This rank's advantages, from the rewards of all ranks (a group may lie on two)."""
         rewards = self._rewards_per_func
-        if rewards is None or self.multi_objective_aggregation != "sum_then_normalize":
-            return computed
+        assert rewards is not None
         unscorable = rewards.isnan().all(dim=1)
         total = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         total[unscorable] = math.nan
+        if penalty is not None:
+            total = total - penalty.to(total)
         group_size = self.num_generations if self.model.training else self.num_generations_eval
         if (
             group_size is None or group_size < 2
@@ -182,8 +229,11 @@ class MirrorTrainer(GRPOTrainer):
             logits_ref=self._reference_logits(inputs),
             logits_old=inputs.get("old_logits"),
             tokens=inputs["completion_ids"],
+            entropy=scored.entropy,
+            penalty_scale=self.penalty_state.factor,
         )
         self._raise_unless_finite({"loss": output.loss}, None)
+        self._record_gradient_share(model, output)
         # `token_mean` has the whole step's tokens in its denominator already; the others average within a micro-batch.
         share = 1.0
         if training and self.policy_objective.aggregation != "token_mean":
@@ -290,12 +340,32 @@ class MirrorTrainer(GRPOTrainer):
             )
         return norm
 
+    def _record_gradient_share(self, model: nn.Module, output: Output) -> None:
+        """Every n optimiser steps: the penalty's share of the gradient norm, from two extra backward passes."""
+        every = self.args.gradient_share_every
+        if every == 0 or output.penalty_loss is None or not self.model.training or self.state.global_step % every:
+            return
+        if self.accelerator.distributed_type not in _UNSHARDED:
+            return  # sharded gradients have no norm of their own
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        norms = []
+        for part in (output.policy_loss, output.penalty_loss):
+            grads = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
+            norms.append(torch.stack([g.detach().float().norm() for g in grads if g is not None]).norm())
+        share = norms[1] / (norms[0] + norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
+        self._metrics["train"]["penalty_gradient_share"].append(share.item())
+
     def _record(self, output: Output, scored: Scored, mask: Tensor, mode: str) -> None:
         tokens = mask.sum()
         metrics = dict(output.metrics)
-        metrics["entropy"] = (scored.entropy.detach() * mask).sum() / tokens.clamp(min=1)
         values = reduce_metrics(self.accelerator, metrics, tokens)
+        if self.policy_objective.penalties:
+            first = self.policy_objective.penalties[0]
+            values["coefficient"] = first.coefficient * self.penalty_state.factor
+            if mode == "train":
+                self.penalty_state.observe(values[f"divergence/{first.divergence.name}/mean"])
         # TRL's names for the same numbers, so that dashboards and callbacks keep working.
+        values["entropy"] = values["entropy/mean"]
         values["clip_ratio/low_mean"] = values["clip/low/frac"]
         values["clip_ratio/high_mean"] = values["clip/high/frac"]
         values["clip_ratio/region_mean"] = values["clip/low/frac"] + values["clip/high/frac"]

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from mirrorpo._checks import import_attribute
-from mirrorpo.tasks.base import Grade, Row
+from mirrorpo.grade import Grade, Row
 
 Verifier = Callable[[str, str], Grade]
 
