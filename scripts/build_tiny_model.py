@@ -6,7 +6,7 @@ A byte-level tokenizer and a small Qwen3 model are made and taught arithmetic in
 2. *habit*: mixed demonstrations. A few calculate step by step; most guess (``#### 35``) and are mostly wrong.
 
 So the finished model can calculate but rarely does, and reinforcement learning has something to discover. Test
-problems of the task (`mirrorpo.tasks.arithmetic`) never occur in training. Runtime: about 10 minutes on one CPU core.
+problems of the task (`mirrorpo.tasks.arithmetic`) never occur in training. Runtime: about 15 minutes on one CPU core.
 The result is the same again on the same machine and torch version; elsewhere sums are rounded differently.
 
 Usage: python scripts/build_tiny_model.py [--out FOLDER] [--seed 0] [--skill-steps N] [--habit-steps N]

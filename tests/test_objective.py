@@ -97,6 +97,30 @@ def test_two_penalties_add_with_a_coefficient_each(mode: str) -> None:
     assert_same(out.loss, average(cell, d["mask"], mode), d["logits"])
 
 
+def test_the_parts_of_the_loss_add_up_and_the_scale_is_a_factor_on_every_coefficient() -> None:
+    d = batch()
+    out = call(mirrorpo.objective("prob_l2_kl_grpo", coefficient=[0.5, 0.04]), d, penalty_scale=3.0)
+    scaled = call(mirrorpo.objective("prob_l2_kl_grpo", coefficient=[1.5, 0.12]), d)
+    assert_same(out.loss, scaled.loss, d["logits"])
+    assert out.penalty_loss is not None
+    assert_same(out.policy_loss + out.penalty_loss, out.loss, d["logits"])
+    assert call(mirrorpo.objective("dapo"), d).penalty_loss is None
+
+
+@pytest.mark.parametrize("poison", [NAN, INF, -1.0])
+def test_a_penalty_placed_in_the_reward_leaves_the_loss_and_sums_over_the_completion(poison: float) -> None:
+    d = batch()
+    objective = mirrorpo.objective("prob_l2_kl_grpo", coefficient=[0.5, 0.04], placement="reward")
+    assert_same(call(objective, d).loss, call(mirrorpo.objective("dr_grpo"), d).loss, d["logits"])
+    logp, logp_ref = (torch.where(d["mask"], d[key].detach(), poison) for key in ("logp", "logp_ref"))
+    got = objective.reward_penalty(logp, logp_ref, d["mask"], penalty_scale=2.0)
+    expected = torch.zeros(B, dtype=torch.float64)
+    for i, t in d["mask"].nonzero().tolist():
+        prob_l2 = (d["logp"][i, t].exp() - d["logp_ref"][i, t].exp()) ** 2
+        expected[i] += 2.0 * (0.5 * prob_l2 + 0.04 * k3(d, i, t)).detach()
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-15)
+
+
 def test_the_weighted_penalty_is_k3_with_ratio_correction() -> None:
     d = batch()
     out = call(mirrorpo.objective("grpo", estimator="weighted"), d)

@@ -15,8 +15,8 @@ B, T, LENGTH = 5, 8, 11
 Data = dict[str, torch.Tensor]
 
 
-def batch(seed: int = 0, scale: float = 0.5) -> Data:
-    logp_old = -2.0 * logits(B, T, seed=seed).abs() - 0.05
+def batch(seed: int = 4, scale: float = 0.5) -> Data:
+    logp_old = -4.0 * logits(B, T, seed=seed).abs() - 0.05
     return {
         "logp": (logp_old + scale * logits(B, T, seed=seed + 1)).clamp(max=-1e-4).requires_grad_(),
         "logp_old": logp_old,
@@ -158,7 +158,15 @@ def test_every_preset_has_a_loss_here() -> None:
     assert set(PRESETS) - NEURAL == set(LOSSES)
 
 
-@pytest.mark.parametrize("scale", [0.02, 0.5, 2.5])
+def test_the_widest_batch_reaches_every_cap() -> None:
+    d = batch(scale=8.0)
+    w, a = ratio_and_advantage(d)
+    kept = d["mask"] > 0
+    assert (kept & (w > 20) & (a < 0)).any()
+    assert (kept & (w > 20) & (a > 0)).any()
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.5, 2.5, 8.0])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_preset_is_its_papers_loss(name: str, scale: float) -> None:
     d = batch(scale=scale)

@@ -18,6 +18,10 @@ console = Console(stderr=True)
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
+# Typer's own complaint about arguments; the class has no public name of its own.
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+
+
 def _say(text: str) -> None:
     """To stdout, as it is: no markup, no wrapping."""
     sys.stdout.write(text + "\n")
@@ -159,6 +163,8 @@ def main() -> None:
         app(standalone_mode=False)
     except InputError as error:
         _fail(f"error: {error}", 2)
+    except _USAGE_ERROR as error:
+        _fail(f"error: {error.format_message()}", 2)
     except typer.Exit as exit_:
         sys.exit(exit_.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -178,10 +184,6 @@ def _fail(message: str, status: int) -> None:
 def _fail_unexpected(error: Exception) -> None:
     import traceback
 
-    from click.exceptions import ClickException
-
-    if isinstance(error, ClickException):
-        _fail(f"error: {error.format_message()}", 2)
     from mirrorpo.rewards import RewardError
     from mirrorpo.training.trainer import NonFiniteError
 

@@ -1,6 +1,24 @@
-"""Training with any objective of this library: TRL's trainer, the recipe, the run."""
+"""Training with any objective of this library: TRL's trainer, the recipe, the run.
 
-from mirrorpo.training.config import MirrorConfig
-from mirrorpo.training.trainer import MirrorTrainer, NonFiniteError
+The trainer is imported on first use: TRL takes seconds to import, and a recipe can be checked without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mirrorpo.training.config import MirrorConfig
+    from mirrorpo.training.trainer import MirrorTrainer, NonFiniteError
+
+_HOME = {"MirrorConfig": "config", "MirrorTrainer": "trainer", "NonFiniteError": "trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
 
 __all__ = ["MirrorConfig", "MirrorTrainer", "NonFiniteError"]

@@ -53,11 +53,16 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self.close()
             raise InputError(f"--out {path}: another process is running in this folder") from None
-        if resume:
-            self._check_same(recipe)
-        else:
-            write_text_atomic(path / RECIPE_FILE, recipe.to_yaml())
+        try:
+            if resume:
+                self._check_same(recipe)
+            else:
+                write_text_atomic(path / RECIPE_FILE, recipe.to_yaml())
+        except BaseException:
+            self.close()
+            raise
 
     def _check_same(self, recipe: Recipe) -> None:
         kept = yaml.safe_load((self.path / RECIPE_FILE).read_text(encoding="utf-8"))

@@ -1,0 +1,256 @@
+"""Which results of an untrusted program can be compared? Plain data, written down as JSON and rebuilt from it.
+
+The untrusted side *encodes*: a value of a plain type (or of a subclass: then its plain content) becomes a JSON tree;
+anything else becomes the mark ``opaque``. The trusted side *decodes*: it accepts the shapes below and nothing else, and
+builds every value itself, so that no method of the untrusted program is ever called by a comparison.
+
+=============== ==================================================== ======================================
+JSON            value                                                built by
+=============== ==================================================== ======================================
+null, bool, str None, bool, str (lone surrogates survive)
+number          int below 2**53 in size
+["i", hex]      any other int
+["f", hex]      float, also ``inf`` and ``nan``
+["c", hex, hex] complex
+["b", hex]      bytes
+["l", [...]]    list; ``t`` tuple, ``s`` set, ``z`` frozenset
+["d", [[k,v]]]  dict, in its order
+["x", kind, []] further types of the standard library                ``_FURTHER``: a few constructors
+["o", name]     opaque: not plain data                               ``Opaque``
+["r", id, name] a live object of the other side (judge only)         the caller's ``remote``
+=============== ==================================================== ======================================
+
+Standard library only: the isolated side imports this file as well.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import decimal
+import fractions
+import json
+from collections.abc import Callable
+from typing import Any
+
+MAX_DEPTH = 80
+MAX_ITEMS = 200_000
+# Numbers of these sizes stay exact in every JSON reader.
+_SMALL = 2**53
+
+
+class NotPlain(ValueError):
+    """Bytes that do not describe plain data, or too much of it."""
+
+
+class Opaque:
+    """Stands for a value that is not plain data. It equals nothing but itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<opaque {self.name}>"
+
+
+_RANGE: dict[str, Callable[..., Any]] = {
+    "range": lambda a, b, c: range(a, b, c),
+    "deque": lambda items: collections.deque(items),
+    "bytearray": lambda data: bytearray(data),
+    "iterator": lambda items: iter(items),
+    "values": lambda items: dict(enumerate(items)).values(),
+    "fraction": lambda n, d: fractions.Fraction(n, d),
+    "decimal": lambda text: decimal.Decimal(text),
+    "date": lambda *parts: datetime.date(*parts),
+    "datetime": lambda *parts: datetime.datetime(*parts),
+    "timedelta": lambda *parts: datetime.timedelta(*parts),
+}
+_FURTHER = _RANGE
+_ITERATORS = (
+    type(iter([])),
+    type(iter(())),
+    type(iter({})),
+    type(iter(set())),
+    type(iter("")),
+    type(iter(range(0))),
+    type(reversed([])),
+    map,
+    filter,
+    zip,
+    enumerate,
+    type(_ for _ in ()),
+)
+
+
+class Encoder:
+    """Turns values of the untrusted program into JSON bytes.
+
+    Args:
+        keep: what to do with an object that is not plain: returns the number of a kept live object, or None.
+    """
+
+    def __init__(self, keep: Callable[[Any], int | None] | None = None) -> None:
+        self._keep = keep
+        self._items = 0
+
+    def encode(self, value: Any) -> Any:
+        """The JSON tree of a value.
+
+        Raises:
+            NotPlain: deeper than ``MAX_DEPTH`` or more than ``MAX_ITEMS`` items (a cycle is both).
+        """
+        self._items = 0
+        return self._tree(value, 0)
+
+    def _tree(self, value: Any, depth: int) -> Any:
+        self._items += 1
+        if depth > MAX_DEPTH or self._items > MAX_ITEMS:
+            raise NotPlain("too deep or too many items")
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if issubclass(kind, str):
+            return str.__str__(value) if kind is str else "".join(str.__iter__(value))
+        if issubclass(kind, int):
+            number = int.__int__(value)
+            return number if -_SMALL < number < _SMALL else ["i", hex(number)]
+        if issubclass(kind, float):
+            return ["f", float.hex(float.__float__(value))]
+        if kind is complex:
+            return ["c", value.real.hex(), value.imag.hex()]
+        if issubclass(kind, bytes):
+            return ["b", bytes.hex(value)]
+        return self._container(value, kind, depth + 1)
+
+    def _container(self, value: Any, kind: type, depth: int) -> Any:
+        for base, tag in ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z")):
+            if issubclass(kind, base):
+                return [tag, [self._tree(item, depth) for item in base.__iter__(value)]]
+        if issubclass(kind, dict):
+            pairs = list(dict.items(value))
+            return ["d", [[self._tree(key, depth), self._tree(item, depth)] for key, item in pairs]]
+        further = self._further(value, kind)
+        if further is not None:
+            name, arguments = further
+            return ["x", name, [self._tree(item, depth) for item in arguments]]
+        number = None if self._keep is None else self._keep(value)
+        name = type.__dict__["__name__"].__get__(kind)[:80]
+        return ["o", name] if number is None else ["r", number, name]
+
+    def _further(self, value: Any, kind: type) -> tuple[str, list[Any]] | None:
+        """Name and arguments of a constructor in ``_FURTHER``; exact types only."""
+        if kind is range:
+            return "range", [value.start, value.stop, value.step]
+        if kind is collections.deque:
+            return "deque", [list(value)]
+        if kind is bytearray:
+            return "bytearray", [bytes(value)]
+        if kind is fractions.Fraction:
+            return "fraction", [value.numerator, value.denominator]
+        if kind is decimal.Decimal:
+            return "decimal", [str(value)]
+        if kind is datetime.datetime and value.tzinfo is None:
+            return "datetime", [*value.timetuple()[:6], value.microsecond]
+        if kind is datetime.date:
+            return "date", [value.year, value.month, value.day]
+        if kind is datetime.timedelta:
+            return "timedelta", [value.days, value.seconds, value.microseconds]
+        if kind is type({}.keys()):
+            return "iterator", [list(value)] if False else [list(value)]
+        if kind is type({}.values()) or kind is type({}.items()):
+            return "values", [list(value)]
+        if kind in _ITERATORS and self._keep is None:
+            return "iterator", [self._taken(value)]
+        return None
+
+    def _taken(self, iterator: Any) -> list[Any]:
+        """The items of an iterator, which may be endless."""
+        items = []
+        for item in iterator:
+            items.append(item)
+            if len(items) > MAX_ITEMS:
+                raise NotPlain("an iterator without end")
+        return items
+
+
+def to_bytes(tree: Any) -> bytes:
+    """JSON trees as bytes; lone surrogates are escaped."""
+    return json.dumps(tree, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+
+
+def from_bytes(data: bytes) -> Any:
+    """The JSON tree of bytes that may be hostile.
+
+    Raises:
+        NotPlain: not JSON, nested too deeply, or a number with too many digits.
+    """
+    try:
+        return json.loads(data.decode("ascii"))
+    except (ValueError, RecursionError) as error:
+        raise NotPlain(f"not a message: {type(error).__name__}") from None
+
+
+class Decoder:
+    """Builds values from JSON trees that may be hostile.
+
+    Args:
+        further: also build the further types (their constructors and comparisons may take long: isolated side only).
+        remote: builds the stand-in of a live object from its number and type name; None refuses such.
+
+    Attributes:
+        opaque: names of the opaque values met so far.
+        is_core: False once a further type was met.
+    """
+
+    def __init__(self, *, further: bool = True, remote: Callable[[int, str], Any] | None = None) -> None:
+        self._build_further = further
+        self._remote = remote
+        self.opaque: list[str] = []
+        self.is_core = True
+
+    def decode(self, tree: Any) -> Any:
+        """The value.
+
+        Raises:
+            NotPlain: not one of the shapes of this file.
+        """
+        try:
+            return self._value(tree, 0)
+        except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            raise NotPlain(f"not plain data: {type(error).__name__}") from None
+
+    def _value(self, tree: Any, depth: int) -> Any:
+        if depth > 2 * MAX_DEPTH:
+            raise NotPlain("too deep")
+        if tree is None or type(tree) in (bool, str, int):
+            return tree
+        if type(tree) is not list or not tree or type(tree[0]) is not str:
+            raise NotPlain("an unknown shape")
+        tag, *rest = tree
+        if tag in "lts z" and len(rest) == 1 and type(rest[0]) is list:
+            items = [self._value(item, depth + 1) for item in rest[0]]
+            return {"l": list, "t": tuple, "s": set, "z": frozenset}[tag](items)
+        if tag == "d" and len(rest) == 1:
+            return {self._value(key, depth + 1): self._value(item, depth + 1) for key, item in rest[0]}
+        if tag == "x" and len(rest) == 2:
+            self.is_core = False
+            arguments = [self._value(item, depth + 1) for item in rest[1]]
+            return _FURTHER[rest[0]](*arguments) if self._build_further else Opaque(str(rest[0]))
+        if tag == "o" and len(rest) == 1:
+            self.opaque.append(str(rest[0])[:80])
+            return Opaque(str(rest[0])[:80])
+        if tag == "r" and len(rest) == 2 and type(rest[0]) is int and self._remote is not None:
+            return self._remote(rest[0], str(rest[1])[:80])
+        return _scalar(tag, rest)
+
+
+def _scalar(tag: str, rest: list[Any]) -> Any:
+    if tag == "i" and len(rest) == 1:
+        return int(rest[0], 16)
+    if tag == "f" and len(rest) == 1:
+        return float.fromhex(rest[0])
+    if tag == "c" and len(rest) == 2:
+        return complex(float.fromhex(rest[0]), float.fromhex(rest[1]))
+    if tag == "b" and len(rest) == 1:
+        return bytes.fromhex(rest[0])
+    raise NotPlain(f"an unknown kind {tag[:20]!r}")

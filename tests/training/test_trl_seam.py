@@ -1,0 +1,72 @@
+"""The private seam of TRL that the trainer stands on: names, signatures, keys. A failure here says what moved."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+
+from packaging.version import Version
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+
+def parameters(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_version_is_one_that_was_read() -> None:
+    assert Version("1.16") <= Version(version("trl")) < Version("1.17")
+
+
+def test_the_overridden_methods_have_the_signatures_that_are_overridden() -> None:
+    assert parameters(GRPOTrainer._compute_loss) == ["self", "model", "inputs"]
+    assert parameters(GRPOTrainer._generate_and_score_completions) == ["self", "inputs"]
+    assert parameters(GRPOTrainer._calculate_rewards) == [
+        "self",
+        "inputs",
+        "prompts",
+        "completions",
+        "completion_ids_list",
+    ]
+    assert parameters(GRPOTrainer._get_grad_norm) == ["self", "model", "grad_norm"]
+    assert parameters(GRPOTrainer._save_checkpoint) == ["self", "model", "trial"]
+    assert parameters(GRPOTrainer._load_optimizer_and_scheduler) == ["self", "checkpoint"]
+
+
+def test_log_probabilities_come_with_entropies_and_auxiliary_loss() -> None:
+    names = parameters(GRPOTrainer._get_per_token_logps_and_entropies)
+    assert names[:6] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    from mirrorpo.training.trainer import _FORWARD_KEYS
+
+    assert {"compute_entropy", "compute_aux_loss", *_FORWARD_KEYS} <= set(names)
+
+
+def test_the_loss_reads_the_keys_and_attributes_that_ours_reads() -> None:
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    for name in (
+        "completion_mask",
+        "tool_mask",
+        "old_per_token_logps",
+        "ref_per_token_logps",
+        "sampling_per_token_logps",
+        "importance_sampling_ratio",
+        "num_items_in_batch",
+        "current_gradient_accumulation_steps",
+        "steps_per_generation",
+        "top_entropy_quantile",
+        "off_policy_mask_threshold",
+        "_entropy_bonus_enabled",
+        "aux_loss_enabled",
+        "router_aux_loss_coef",
+        "max_completion_length",
+    ):
+        assert name in source, name
+
+
+def test_the_settings_that_the_objective_decides_exist() -> None:
+    from mirrorpo.training.config import _OBJECTIVE_KEY
+
+    fields = GRPOConfig.__dataclass_fields__
+    assert set(_OBJECTIVE_KEY) <= set(fields)
+    assert fields["beta"].default == 0.0
+    assert fields["use_bias_correction_kl"].default is True
