@@ -173,8 +173,8 @@ class Objective:
             ...     logp=logp, logp_old=logp.detach(), logp_ref=logp.detach(),
             ...     advantages=torch.tensor([1.0]), mask=torch.ones(1, 2),
             ... )
-            >>> out.loss
-            tensor(-1., grad_fn=<DivBackward0>)
+            >>> out.loss.item()
+            -1.0
         """
         self._check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref, tokens=tokens)
         if weight is not None and weight.shape not in ((logp.shape[0], 1), logp.shape):

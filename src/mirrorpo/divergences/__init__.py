@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 from mirrorpo._checks import call_with_options, check_number, import_attribute, unknown_name
 from mirrorpo.divergences import bregman, fdivergence
@@ -129,9 +129,10 @@ def divergence(name: str | Generator | Divergence, /, **options: Any) -> Diverge
     return _from_entry_point(name, options)
 
 
-def _own(fn: Any, name: str, options: dict[str, Any]) -> Divergence:
-    if not callable(fn):
-        raise ValueError(f"divergence {name!r} must be a function or a Divergence, got {type(fn).__name__}")
+def _own(found: Any, name: str, options: dict[str, Any]) -> Divergence:
+    if not callable(found):
+        raise ValueError(f"divergence {name!r} must be a function or a Divergence, got {type(found).__name__}")
+    fn = cast("Generator", found)  # what it returns is checked by calling it on a grid
     family = call_with_options("divergence", name, lambda family="bregman": family, options, {"family"})
     if family == "bregman":
         return bregman_from(fn, name)

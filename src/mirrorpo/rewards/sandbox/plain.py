@@ -53,11 +53,12 @@ class Opaque:
         return f"<opaque {self.name}>"
 
 
-_RANGE: dict[str, Callable[..., Any]] = {
+_FURTHER: dict[str, Callable[..., Any]] = {
     "range": lambda a, b, c: range(a, b, c),
     "deque": lambda items: collections.deque(items),
     "bytearray": lambda data: bytearray(data),
     "iterator": lambda items: iter(items),
+    "keys": lambda items: dict.fromkeys(items).keys(),
     "values": lambda items: dict(enumerate(items)).values(),
     "fraction": lambda n, d: fractions.Fraction(n, d),
     "decimal": lambda text: decimal.Decimal(text),
@@ -65,7 +66,6 @@ _RANGE: dict[str, Callable[..., Any]] = {
     "datetime": lambda *parts: datetime.datetime(*parts),
     "timedelta": lambda *parts: datetime.timedelta(*parts),
 }
-_FURTHER = _RANGE
 _ITERATORS = (
     type(iter([])),
     type(iter(())),
@@ -156,7 +156,7 @@ class Encoder:
         if kind is datetime.timedelta:
             return "timedelta", [value.days, value.seconds, value.microseconds]
         if kind is type({}.keys()):
-            return "iterator", [list(value)] if False else [list(value)]
+            return "keys", [list(value)]
         if kind is type({}.values()) or kind is type({}.items()):
             return "values", [list(value)]
         if kind in _ITERATORS and self._keep is None:
@@ -227,7 +227,7 @@ class Decoder:
         if type(tree) is not list or not tree or type(tree[0]) is not str:
             raise NotPlain("an unknown shape")
         tag, *rest = tree
-        if tag in "lts z" and len(rest) == 1 and type(rest[0]) is list:
+        if tag in ("l", "t", "s", "z") and len(rest) == 1 and type(rest[0]) is list:
             items = [self._value(item, depth + 1) for item in rest[0]]
             return {"l": list, "t": tuple, "s": set, "z": frozenset}[tag](items)
         if tag == "d" and len(rest) == 1:

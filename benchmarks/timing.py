@@ -1,0 +1,58 @@
+"""Ratios that a noisy machine cannot spoil: contenders take turns in one process, medians are compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 3) -> dict[str, float]:
+    """Median seconds of each contender; in every round each runs once, in turning order.
+
+    Args:
+        contenders: name to function.
+        rounds: measured rounds.
+        warmup: rounds before that.
+
+    Returns:
+        Name to median seconds.
+    """
+    names = list(contenders)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(warmup + rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            contenders[name]()
+            spent = time.perf_counter() - start
+            if number >= warmup:
+                times[name].append(spent)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ratios(medians: Mapping[str, float], base: str) -> dict[str, float]:
+    """Each median over the base's."""
+    return {name: seconds / medians[base] for name, seconds in medians.items()}
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """``--quick`` and ``--json`` for every benchmark."""
+    made = argparse.ArgumentParser(description=doc)
+    made.add_argument("--quick", action="store_true", help="fewer rounds")
+    made.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    return made
+
+
+def show(title: str, rows: Mapping[str, float], unit: str, as_json: bool) -> None:
+    """A table, or JSON."""
+    if as_json:
+        print(json.dumps({"title": title, "unit": unit, "values": dict(rows)}))
+        return
+    print(title)
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {value:8.3f} {unit}")
