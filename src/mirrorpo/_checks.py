@@ -42,20 +42,20 @@ def check_logps(**logps: Tensor) -> None:
     The values are looked at on the CPU only: elsewhere the look would make the host wait for the device. There a NaN
     reaches the loss, and whoever consumes the loss must check it (the trainer does).
     """
-    first_name, first = next(iter(logps.items()))
-    for name, logp in logps.items():
-        if not logp.is_floating_point():
+    tensors = [logp.detach() for logp in logps.values()]
+    largest = tensors[0]
+    for name, logp in zip(logps, tensors, strict=True):
+        if not logp.dtype.is_floating_point:
             raise ValueError(f"{name} must be a floating tensor of log-probabilities, got dtype {logp.dtype}")
-        if logp.shape != first.shape:
+        if logp.shape != largest.shape:
             raise ValueError(
-                f"{name} has shape {tuple(logp.shape)} but {first_name} has shape {tuple(first.shape)}: they must agree"
+                f"{name} has shape {tuple(logp.shape)} but {next(iter(logps))} has shape {tuple(tensors[0].shape)}: "
+                "they must agree"
             )
-    if first.device.type != "cpu" or first.numel() == 0:
+    if largest.device.type != "cpu" or largest.numel() == 0:
         return
-    tensors = list(logps.values())
-    largest = tensors[0].detach()
     for other in tensors[1:]:
-        largest = torch.maximum(largest, other.detach())
+        largest = torch.maximum(largest, other)
     if not largest.amax().item() <= LOGP_TOLERANCE:  # amax propagates NaN, and NaN <= x is false
         for name, logp in logps.items():
             worst = logp.detach().amax().item()

@@ -22,7 +22,7 @@ def _divergences() -> Rows:
             "name": name,
             "family": entry.family,
             "formula": entry.formula,
-            "options": ", ".join(entry.options),
+            "options": ", ".join((*entry.options, *entry.optional)),
             "source": entry.source,
         }
         for name, entry in DIVERGENCES.items()
@@ -43,7 +43,7 @@ def _regions() -> Rows:
             {
                 "name": name,
                 "constraint": f"{constraint}, {entry.formula}",
-                "options": ", ".join(("radius", *entry.options)),
+                "options": ", ".join(("radius", *entry.options, *entry.optional)),
                 "source": entry.source,
             }
         )

@@ -57,6 +57,7 @@ _GSPO = Preset(
     level="sequence",
 )
 _PROB_L2 = (("prob_l2", 1e-4),)
+_NEURAL = (("neural", 1e-4),)  # a random map, seed 0
 
 PRESETS: dict[str, Preset] = {
     "grpo": Preset(source="GRPO, arXiv 2402.03300", penalties=(("reverse_kl", 0.04),), aggregation="sequence_mean"),
@@ -70,6 +71,8 @@ PRESETS: dict[str, Preset] = {
     "prob_l2_gspo": replace(_GSPO, source=_GBMPO, penalties=_PROB_L2, advantage="dr_grpo"),
     "prob_l2_kl_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=(*_PROB_L2, ("reverse_kl", 0.04))),
     "log_l2_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=(("log_l2", 1e-4),)),
+    "nm_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=_NEURAL),
+    "nm_gspo": replace(_GSPO, source=_GBMPO, penalties=_NEURAL, advantage="dr_grpo"),
     "dppo_tv": Preset(
         source="DPPO, arXiv 2602.04879",
         region=("binary_tv", {"radius": 0.15}),

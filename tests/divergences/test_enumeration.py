@@ -211,10 +211,9 @@ def test_no_gradient_flows_to_the_anchors(case: Case) -> None:
 
 def test_a_second_derivative_is_refused_not_silently_zero() -> None:
     logp = logits(4, seed=1).log_softmax(-1).requires_grad_()
-    value = logp * mirrorpo.divergence("js").sampled(logp, logp.detach() - 0.1)  # so that the slope itself is reached
-    (first,) = torch.autograd.grad(value.sum(), logp, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    value = mirrorpo.divergence("js").sampled(logp, logp.detach() - 0.1)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(value.sum(), logp, create_graph=True)
 
 
 def test_the_vocabulary_sum_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from mirrorpo.divergences.base import ESTIMATORS, LOGITS_ESTIMATORS, Divergence,
 from mirrorpo.divergences.bregman import BregmanDivergence, beta_divergence
 from mirrorpo.divergences.custom import Generator, bregman_from, f_divergence_from
 from mirrorpo.divergences.fdivergence import LogRatioPenalty, RatioDivergence, alpha_divergence
+from mirrorpo.divergences.neural import SOURCES, MirrorMap, NeuralDivergence, neural
 
 ENTRY_POINT_GROUP = "mirrorpo.divergences"
 GBMPO, UNIFIED = "GBMPO, arXiv 2602.04380", "Unified clipping, arXiv 2602.05494"
@@ -27,6 +28,7 @@ class Entry:
     formula: str
     source: str
     options: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 def _bregman(name: str, coordinate: bregman.Coordinate, formula: str, source: str, **settings: Any) -> Entry:
@@ -43,7 +45,12 @@ def _ratio(name: str, form: fdivergence.Form, formula: str, source: str, **setti
 
 
 def _penalty(name: str, form: fdivergence.Form, formula: str, source: str) -> Entry:
-    return Entry(build=lambda: LogRatioPenalty(name, form=form), family="log-ratio", formula=formula, source=source)
+    return Entry(
+        build=lambda: LogRatioPenalty(name, form=form, needs_float64=False),
+        family="log-ratio",
+        formula=formula,
+        source=source,
+    )
 
 
 def _beta(beta: object) -> Divergence:
@@ -68,13 +75,24 @@ DIVERGENCES: dict[str, Entry] = {
         source="Basu et al. 1998; " + GBMPO,
         options=("beta",),
     ),
+    "neural": Entry(
+        build=neural,
+        family="bregman",
+        formula="h' = sum_j v_j sigma_j(w_j x + b_j) + a x + c log x",
+        source=GBMPO,
+        optional=SOURCES,
+    ),
     "reverse_kl": _ratio("reverse_kl", fdivergence.reverse_kl, "f = t log t", "GRPO, arXiv 2402.03300 (k3)"),
     "forward_kl": _ratio("forward_kl", fdivergence.forward_kl, "f = -log t", UNIFIED),
-    "jeffreys": _ratio("jeffreys", fdivergence.jeffreys, "f = (t - 1) log t", "Jeffreys 1946"),
+    "jeffreys": _ratio("jeffreys", fdivergence.jeffreys, "f = (t - 1) log t", "Jeffreys 1946", needs_float64=False),
     "js": _ratio("js", fdivergence.js, "f = (t log t - (1 + t) log((1 + t)/2)) / 2", "Lin 1991"),
-    "tv": _ratio("tv", fdivergence.tv, "f = |t - 1| / 2", "TRPO, arXiv 1502.05477"),
-    "chi2": _ratio("chi2", fdivergence.chi2, "f = (t - 1)^2", "Pearson 1900; " + UNIFIED, growth=2.0),
-    "hellinger": _ratio("hellinger", fdivergence.hellinger, "f = 1 - sqrt t", "Hellinger 1909; " + UNIFIED),
+    "tv": _ratio("tv", fdivergence.tv, "f = |t - 1| / 2", "TRPO, arXiv 1502.05477", needs_float64=False),
+    "chi2": _ratio(
+        "chi2", fdivergence.chi2, "f = (t - 1)^2", "Pearson 1900; " + UNIFIED, growth=2.0, needs_float64=False
+    ),
+    "hellinger": _ratio(
+        "hellinger", fdivergence.hellinger, "f = 1 - sqrt t", "Hellinger 1909; " + UNIFIED, needs_float64=False
+    ),
     "alpha": Entry(
         build=_alpha,
         family="f",
@@ -82,7 +100,9 @@ DIVERGENCES: dict[str, Entry] = {
         source="Cressie & Read 1984; " + UNIFIED,
         options=("alpha",),
     ),
-    "k1": _ratio("k1", fdivergence.k1, "log t  (reverse_kl without its control variate)", SCHULMAN),
+    "k1": _ratio(
+        "k1", fdivergence.k1, "log t  (reverse_kl without its control variate)", SCHULMAN, needs_float64=False
+    ),
     "k2": _penalty("k2", fdivergence.k2, "(log t)^2 / 2", SCHULMAN),
     "k3": _ratio("k3", fdivergence.reverse_kl, "1/t - 1 + log t  (= reverse_kl)", SCHULMAN),
     "log_l2": _penalty("log_l2", fdivergence.log_l2, "(log t)^2", GBMPO),
@@ -96,7 +116,8 @@ def divergence(name: str | Generator | Divergence, /, **options: Any) -> Diverge
         name: a name of the table (``mirrorpo list divergences``), one that an installed package adds through the
             entry-point group ``mirrorpo.divergences``, your own function, or ``"module:attribute"`` that names one (or
             a ``Divergence``).
-        **options: of the divergence (``beta``, ``alpha``); for your own function ``family="bregman"`` (the default: the
+        **options: of the divergence (``beta``, ``alpha``; one of ``seed``, ``path``, ``parameters``, ``like`` for
+            ``neural``); for your own function ``family="bregman"`` (the default: the
             function is a generator h(x) on (0, 1]) or ``family="f"`` (it is f(t), with f(1) = 0).
 
     Returns:
@@ -122,7 +143,7 @@ def divergence(name: str | Generator | Divergence, /, **options: Any) -> Diverge
         missing = [option for option in entry.options if option not in options]
         if missing:
             raise ValueError(f"divergence {name!r} needs the option {missing[0]!r}")
-        return call_with_options("divergence", name, entry.build, options, set(entry.options))
+        return call_with_options("divergence", name, entry.build, options, {*entry.options, *entry.optional})
     if ":" in name:
         found = import_attribute(name, "divergence")
         return divergence(found, **options) if isinstance(found, Divergence) else _own(found, name, options)
@@ -160,6 +181,8 @@ __all__ = [
     "Divergence",
     "Estimator",
     "LogRatioPenalty",
+    "MirrorMap",
+    "NeuralDivergence",
     "RatioDivergence",
     "bregman_from",
     "divergence",

@@ -19,9 +19,9 @@ p_y d'(p_y) / b_y = w g. They differ in the value alone.
 Divergences are averaged over the states that the rollouts visited; the dependence of the state distribution on the
 parameters is dropped, as in every GRPO implementation.
 
-Everything is evaluated in float64 and handed back in float32 (float64 for float64 input): near equality a float32
-evaluation would lose every digit, and at (B, T) elements the cost is a few microseconds. Derivatives are exact and
-attached by hand, so no operation of the formula can turn a gradient into NaN.
+Where a float32 evaluation would lose every digit near equality, float64 is used inside; what comes back is float32
+(float64 for float64 input), and at (B, T) elements the cost is a few microseconds. Derivatives are exact and attached
+by hand, so no operation of the formula can turn a gradient into NaN.
 
 References:
     GBMPO (arXiv 2602.04380) for Bregman divergences as regularisers; the unified clipping framework (arXiv 2602.05494)
@@ -36,7 +36,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from mirrorpo._checks import check_logps, unknown_name
 from mirrorpo._shapes import Float, Shaped, Tensor
@@ -53,6 +52,8 @@ LOG_PROB_FLOOR = -700.0
 MAX_LOG_WEIGHT = 80.0
 # Values and slopes beyond this leave float32. They are held there, both of them: a gradient stays 1e38, not 0 or inf.
 MAX_MAGNITUDE = 1e38
+# A batch whose values sum to less than this in float32 has met none of the limits here.
+MAX_ORDINARY = 1e30
 # Stands for log 0 = -inf, so that a difference of two of them is 0 and not NaN; its exp is exactly 0, as for -inf.
 LOG_ZERO = -1e30
 # Vocabulary entries that `exact` holds in float64 at once (three to five temporaries of this size).
@@ -62,21 +63,30 @@ Term = tuple[Tensor, Tensor]
 
 
 class _WithSlope(torch.autograd.Function):
-    """Evaluates ``fn(logp, *others) -> (value, d value / d logp)`` in float64 and attaches that derivative to logp."""
+    """Evaluates ``fn(logp, *others, guard) -> (value, d value / d logp)`` and attaches that derivative to logp."""
 
     @staticmethod
-    def forward(ctx: Any, fn: Callable[..., Term], logp: Tensor, *others: Tensor) -> Tensor:
-        value, slope = fn(*(x.double().clamp(min=LOG_ZERO) for x in (logp, *others)))
+    def forward(ctx: Any, fn: Callable[..., Term], float64: bool, logp: Tensor, *others: Tensor) -> Tensor:
+        if logp.dtype == torch.float32 and logp.device.type == "cpu":
+            # Ordinary log-probabilities need none of the guards; whether they were ordinary shows in the result. (A GPU
+            # would have to wait for that look, and there the guards cost next to nothing.)
+            logs = (logp.double(), *(x.double() for x in others)) if float64 else (logp, *others)
+            value, slope = fn(*logs, False)
+            result, slope = value.float(), slope.float()
+            # A weight (with a third argument) may take the slope further than the value.
+            seen = result.sum() if len(others) == 1 else result.sum() + slope.sum()
+            if abs(seen.item()) < MAX_ORDINARY:  # false for NaN
+                ctx.save_for_backward(slope)
+                return result
+        value, slope = fn(*(x.double().clamp(min=LOG_ZERO) for x in (logp, *others)), True)
         ctx.save_for_backward(_held(slope).to(logp.dtype))
         return _held(value).to(logp.dtype)
 
     @staticmethod
-    @once_differentiable  # a second derivative would silently be 0: it raises instead
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator's stub renames ctx)
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        _raise_on_second_derivative()
         (slope,) = ctx.saved_tensors
-        return (None, grad_outputs[0] * slope, *(None for _ in ctx.needs_input_grad[2:]))
+        return (None, None, grad_outputs[0] * slope, *(None for _ in ctx.needs_input_grad[3:]))
 
 
 class _OverVocabulary(torch.autograd.Function):
@@ -99,15 +109,19 @@ class _OverVocabulary(torch.autograd.Function):
         return values
 
     @staticmethod
-    @once_differentiable  # a second derivative would silently be 0: it raises instead
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator's stub renames ctx)
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        _raise_on_second_derivative()
         (grads,) = ctx.saved_tensors
         upstream = grad_outputs[0].unsqueeze(-1)
         # A position that nothing depends on (masked) gets 0 even where its own logits are NaN.
         grad = (upstream * grads).masked_fill_(upstream == 0.0, 0.0)
         return (None, grad, *(None for _ in ctx.needs_input_grad[2:]))
+
+
+def _raise_on_second_derivative() -> None:
+    # The slope is attached as a constant, so a second derivative would silently be 0.
+    if torch.is_grad_enabled():
+        raise RuntimeError("a divergence is differentiable once: create_graph=True is not supported")
 
 
 def _held(x: Tensor) -> Tensor:
@@ -123,9 +137,9 @@ def upcast(x: Tensor) -> Tensor:
 class Divergence(ABC):
     r"""A divergence between next-token distributions; p, the trained policy, is always the first argument.
 
-    Required of a subclass: ``term``. Optional, for speed or precision: ``_sampled``, ``_weighted``. Assumed and not
-    checked (``mirrorpo.divergence`` checks it for your own generators): d is convex in its first argument with
-    d(z, z) = 0, so that D is non-negative.
+    Subclasses are ``BregmanDivergence`` (``d`` from a generator) and ``RatioDivergence`` (from a function of the
+    log-ratio); a new divergence is one function handed to one of them. Assumed and not checked (``mirrorpo.divergence``
+    checks it for your own generators): d is convex in its first argument with d(z, z) = 0, so that D is non-negative.
 
     Attributes:
         name: the name in the table.
@@ -133,6 +147,9 @@ class Divergence(ABC):
 
     name: str
 
+    # Whether float32 would lose digits near equality (d is a difference of terms of first order), so that float64 must
+    # be used; a product of first-order terms, such as (sqrt t - 1)^2, keeps them.
+    needs_float64: ClassVar[bool] = True
     # Whether D over a coarser partition of the vocabulary is a lower bound (data processing): true for f-divergences.
     bucket_rest: ClassVar[bool] = False
     # Whether the trust-region constraint depends on b_y itself and not on the ratio alone.
@@ -146,17 +163,17 @@ class Divergence(ABC):
     def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
         """What a trust region compares with its radius at the sampled token; float64 in and out, 0 at log_ratio 0."""
 
-    def _sampled(self, logp: Tensor, logq: Tensor) -> Term:
-        return self.term(logp, logq)
+    # The estimators on float64 log-probabilities. `guard` says whether limits must be watched (see `_WithSlope`).
 
-    def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
-        value, slope = self.term(logp, logq)
-        weight = logb.neg().exp()
-        return value * weight, slope * weight
+    @abstractmethod
+    def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term: ...
 
-    def _score(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
+    @abstractmethod
+    def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor, guard: bool) -> Term: ...
+
+    def _score(self, logp: Tensor, logq: Tensor, logb: Tensor, guard: bool) -> Term:
         """Value as ``_sampled``; slope w * g with w = p/b: the score-function gradient, also off-policy."""
-        return self._sampled(logp, logq)[0], self._weighted(logp, logq, logb)[1]
+        return self._sampled(logp, logq, guard)[0], self._weighted(logp, logq, logb, guard)[1]
 
     def sampled(self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...]) -> Float[Tensor, ...]:
         r"""The form at the sampled token, differentiated as it stands.
@@ -184,7 +201,7 @@ class Divergence(ABC):
             tensor([0.3679])
         """
         check_logps(logp=logp, logp_ref=logp_ref)
-        return _WithSlope.apply(self._sampled, upcast(logp), logp_ref.detach())
+        return _WithSlope.apply(self._sampled, self.needs_float64, upcast(logp), logp_ref.detach())
 
     def weighted(
         self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...], logp_old: Float[Tensor, ...]
@@ -214,7 +231,7 @@ class Divergence(ABC):
             tensor([0.1470])
         """
         check_logps(logp=logp, logp_ref=logp_ref, logp_old=logp_old)
-        return _WithSlope.apply(self._weighted, upcast(logp), logp_ref.detach(), logp_old.detach())
+        return _WithSlope.apply(self._weighted, self.needs_float64, upcast(logp), logp_ref.detach(), logp_old.detach())
 
     @torch.no_grad()
     def score(self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...]) -> Float[Tensor, ...]:
@@ -239,7 +256,7 @@ class Divergence(ABC):
         """
         check_logps(logp=logp, logp_ref=logp_ref)
         logx, logz = (x.double().clamp(min=LOG_ZERO) for x in (logp, logp_ref))
-        _, slope = self._weighted(logx, logz, logx)
+        _, slope = self._weighted(logx, logz, logx, True)
         return _held(slope).to(upcast(logp).dtype)
 
     def surrogate(
@@ -250,7 +267,7 @@ class Divergence(ABC):
         Arguments, shapes and errors as in ``weighted``.
         """
         check_logps(logp=logp, logp_ref=logp_ref, logp_old=logp_old)
-        return _WithSlope.apply(self._score, upcast(logp), logp_ref.detach(), logp_old.detach())
+        return _WithSlope.apply(self._score, self.needs_float64, upcast(logp), logp_ref.detach(), logp_old.detach())
 
     def exact(self, logits: Float[Tensor, "... V"], logits_ref: Float[Tensor, "... V"]) -> Float[Tensor, ...]:
         r"""The whole sum, :math:`\sum_v d(p_v, q_v)`, from both models' logits.

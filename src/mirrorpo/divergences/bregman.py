@@ -25,9 +25,7 @@ Coordinate = Callable[[Tensor, Tensor, Tensor], Term]
 def kl(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
     """h = x log x - x: d = x log(x/z) - x + z."""
     x = logx.exp()
-    # Far below z, x itself underflows while d -> z: there the terms are added as they stand, without cancellation.
-    far = logz.exp() + x * (delta - 1.0)
-    return torch.where(delta < -1.0, far, x * k(-delta)), x * delta
+    return x * k(-delta), x * delta
 
 
 def prob_l2(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
@@ -49,6 +47,16 @@ def beta(logx: Tensor, logz: Tensor, delta: Tensor, *, beta: float) -> Term:
     return power_gap(beta, delta, 0.0, beta * logz), slope
 
 
+def hold(logx: Tensor, logz: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(log x, log z, log x/z) with the log-ratio held in [-bound, bound].
+
+    Where a small ratio is held, x is held with it: a product of x and a function of the ratio keeps its limit as x ->
+    0.
+    """
+    delta = (logx - logz).clamp_(-bound, bound)
+    return torch.maximum(logx, logz + delta), logz, delta
+
+
 @dataclass(frozen=True)
 class BregmanDivergence(Divergence):
     """A Bregman divergence.
@@ -64,17 +72,18 @@ class BregmanDivergence(Divergence):
     max_log_ratio: float = field(default=-LOG_PROB_FLOOR, kw_only=True)
     growth: float = field(default=1.0, kw_only=True)
 
-    def _sampled(self, logp: Tensor, logq: Tensor) -> Term:
-        return self.coordinate(logp, logq, (logp - logq).clamp_(-self.max_log_ratio, self.max_log_ratio))
+    def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term:
+        if not guard:
+            return self.coordinate(logp, logq, logp - logq)
+        return self.coordinate(*hold(logp, logq, self.max_log_ratio))
 
-    def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
-        value, slope = self._sampled(logp, logq)
+    def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor, guard: bool) -> Term:
+        value, slope = self._sampled(logp, logq, guard)
         weight = logb.neg().clamp_(max=-LOG_PROB_FLOOR).exp_()
         return value * weight, slope * weight
 
     def term(self, logx: Tensor, logz: Tensor) -> Term:
-        bound = -LOG_PROB_FLOOR / max(1.0, self.growth)
-        return self.coordinate(logx, logz, (logx - logz).clamp_(-bound, bound))
+        return self.coordinate(*hold(logx, logz, -LOG_PROB_FLOOR / max(1.0, self.growth)))
 
     def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
         return self.term(logz + log_ratio, logz)[0]

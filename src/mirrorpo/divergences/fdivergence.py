@@ -40,7 +40,7 @@ Form = Callable[[Tensor], Parts]
 def reverse_kl(delta: Tensor) -> Parts:
     """f = t log t, KL(p || q): S = 1/t - 1 + log t."""
     e = torch.expm1(-delta)
-    return (e + delta).clamp_(min=0.0), -e, delta.clone()
+    return (e + delta).clamp_(min=0.0), -e, delta
 
 
 def forward_kl(delta: Tensor) -> Parts:
@@ -53,7 +53,7 @@ def forward_kl(delta: Tensor) -> Parts:
 def jeffreys(delta: Tensor) -> Parts:
     """f = (t - 1) log t, the sum of both KLs: S = (1 - 1/t) log t."""
     e = torch.expm1(-delta)
-    return -delta * e, delta * (e + 1.0) - e, delta - e
+    return -delta * e, delta * (-delta).exp_() - e, delta - e
 
 
 def js(delta: Tensor) -> Parts:
@@ -66,21 +66,23 @@ def js(delta: Tensor) -> Parts:
 
 def tv(delta: Tensor) -> Parts:
     """f = |t - 1| / 2, total variation; at t = 1 the subgradient 0 is used."""
-    e = torch.expm1(-delta)
     half_sign = 0.5 * delta.sign()
-    return 0.5 * e.abs(), half_sign * (e + 1.0), half_sign
+    return 0.5 * torch.expm1(-delta).abs_(), half_sign * (-delta).exp_(), half_sign
 
 
 def chi2(delta: Tensor) -> Parts:
     """f = (t - 1)^2, Pearson: S = (t - 1)^2 / t."""
-    up, down = torch.expm1(delta), torch.expm1(-delta)
-    return -up * down, up - down, 2.0 * up
+    up = torch.expm1(delta)
+    share = up * (-delta).exp_()  # 1 - 1/t
+    return up * share, up + share, 2.0 * up
 
 
 def hellinger(delta: Tensor) -> Parts:
     """f = 1 - sqrt t, squared Hellinger: S = (1/sqrt(t) - 1)^2 / 2."""
-    e = torch.expm1(-0.5 * delta)
-    return 0.5 * e * e, -0.5 * e * (e + 1.0), -0.5 * e
+    half = -0.5 * delta
+    e = torch.expm1(half)
+    score = -0.5 * e
+    return -e * score, score * half.exp_(), score
 
 
 def alpha(delta: Tensor, *, alpha: float) -> Parts:
@@ -92,13 +94,13 @@ def alpha(delta: Tensor, *, alpha: float) -> Parts:
 
 def k1(delta: Tensor) -> Parts:
     """S = log(p / q): reverse KL without a control variate."""
-    return delta.clone(), torch.ones_like(delta), delta + 1.0
+    return delta, torch.ones_like(delta), delta + 1.0
 
 
 def k2(delta: Tensor) -> Parts:
     """S = (log(p / q))^2 / 2."""
     value = 0.5 * delta * delta
-    return value, delta.clone(), value + delta
+    return value, delta, value + delta
 
 
 def log_l2(delta: Tensor) -> Parts:
@@ -113,11 +115,13 @@ class RatioDivergence(Divergence):
 
     Attributes:
         form: ``delta -> (S, S', g)``, float64.
+        needs_float64: whether S loses digits near equality in float32; False for products of first-order terms.
         growth: the largest rate at which S or F grows, as exp(growth * |delta|): sets where the log-ratio is held.
     """
 
     form: Form = field(kw_only=True)
     growth: float = field(default=1.0, kw_only=True)
+    needs_float64: bool = field(default=True, kw_only=True)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     bucket_rest: ClassVar[bool] = True
     depends_on_token: ClassVar[bool] = False
@@ -127,13 +131,15 @@ class RatioDivergence(Divergence):
         bound = limit / max(1.0, self.growth)
         return delta.clamp(-bound, bound)
 
-    def _sampled(self, logp: Tensor, logq: Tensor) -> Term:
-        value, slope, _ = self.form(self._hold(logp - logq, MAX_LOG_WEIGHT))
+    def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term:
+        delta = logp - logq
+        value, slope, _ = self.form(self._hold(delta, MAX_LOG_WEIGHT) if guard else delta)
         return value, slope
 
-    def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor) -> Term:
+    def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor, guard: bool) -> Term:
+        delta = logp - logq
+        value, _, score = self.form(self._hold(delta, MAX_LOG_WEIGHT) if guard else delta)
         weight = (logp - logb).clamp_(max=MAX_LOG_WEIGHT).exp_()
-        value, _, score = self.form(self._hold(logp - logq, MAX_LOG_WEIGHT))
         return weight * value, weight * score
 
     def term(self, logx: Tensor, logz: Tensor) -> Term:

@@ -1,29 +1,35 @@
-r"""How is a map of 126 units evaluated at the price of two? As a table in one number, the probability.
+r"""How is a map of 126 units evaluated at the price of a few? As a table in one number, the probability.
 
-**Every mirror map is, locally, a mixture of KL, ProbL2 and a cubic generator.** On each of a few thousand segments of
-(0, 1] the curvature is replaced by
+**Every mirror map is, locally, a mixture of KL and ProbL2.** On each of some ten thousand segments of (0, 1] the
+curvature is replaced by
 
-.. math:: \hat h''(s) = \beta / s + \alpha + \gamma s,
+.. math:: \hat h''(s) = \beta / s + \alpha, \quad \hat T = A + \beta \log s + \alpha s, \quad
+          \hat G = B + \beta s + \alpha s^2 / 2,
 
-exact at both ends and near the middle of the segment. Its integrals T = h' and H = h are closed forms in x and log x,
-continued over the segments without a jump. So the table holds a map in its own right: T is the derivative of H, and
+where T = h' and G is the integral of s h''(s). s h'' is interpolated, so it is exact at both ends of every segment and
+positive between them; A and B continue T and G without a jump. The divergence is a difference of these two functions,
 
-- since :math:`d(x, z) = \int_z^x (x - s) h''(s) ds` and :math:`h'(x) - h'(z) = \int_z^x h''(s) ds` weigh h'' with one
-  sign, the relative error of BOTH is at most that of h'' (``TABLE_ERROR``), everywhere, for every pair;
-- h'' > 0 everywhere, so the table's own d is a divergence: non-negative, zero iff equal, with h' as its gradient;
-- c log x and a x are represented exactly.
+.. math:: d(x, z) = x (T(x) - T(z)) - (G(x) - G(z)),
+
+whose first term is the derivative of d in log x. So the table holds a map in its own right:
+
+- :math:`d(x, z) = \int_z^x (x - s) h''(s) ds` and :math:`h'(x) - h'(z) = \int_z^x h''(s) ds` weigh h'' with one sign, so
+  the relative error of BOTH is at most that of h'' (``TABLE_ERROR``), for every pair x, z;
+- h'' > 0 everywhere, so what is evaluated is a Bregman divergence, with exactly the gradient that is returned;
+- c log x (KL) and a x (ProbL2) are reproduced to rounding.
 
 **Segments** have equal width in log x + m x. In log x every root and log unit is analytic in a strip of half-width pi,
-wherever its singularity x = -b/w <= 0 lies, so one width serves all parameters, exact zeros of b included; m, the
-largest rate of an exp unit, makes them fine where that unit turns.
+wherever its singularity x = -b/w <= 0 lies, so one grid serves all parameters, exact zeros of b included; m, the
+largest rate of an exp unit, makes it fine where that unit turns.
 
-**Near equality** H(x) - H(z) - T(z)(x - z) would lose every digit. Within a fraction of a segment both results are
-factored differences of the segment's closed form instead; both ways are computed and one is selected, so nothing in the
-evaluation depends on data or waits for the device.
+**Near equality** a difference of T or G would lose every digit. There x is given the segment of z: A and B cancel
+exactly, and what is left are the factored differences of log s, s and s^2. One formula does for near and far, nothing
+in it depends on data, nothing waits for the device.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -32,113 +38,109 @@ from torch import Tensor
 from mirrorpo.divergences.base import LOG_PROB_FLOOR, Term
 from mirrorpo.divergences.neural_units import SLICES, UNITS_PER_GROUP, curvature
 
-# The largest relative error of the table's h'', hence of d and of h'(x) - h'(z), for x and z >= exp(LOG_BOTTOM).
+# The largest relative error of h'', hence of d and of h'(x) - h'(z), for x and z >= exp(LOG_BOTTOM).
 TABLE_ERROR = 1e-6
-# Width of a segment in log x + m x. The error of h'' is at most 0.9 width^3 / 125, plus rounding.
-WIDTH = 1.0 / 32.0
-# Below exp(LOG_BOTTOM), the smallest positive float32, the map is continued as constant * x + c log x: still increasing,
-# but no longer within TABLE_ERROR of the 126 units.
+# What the width of a segment is chosen for; the rest of TABLE_ERROR is left to rounding.
+_TARGET = 5e-7
+# Below exp(LOG_BOTTOM), the smallest positive float32, the map is continued as constant * x + c log x: still
+# increasing, but no longer within TABLE_ERROR of the 126 units.
 LOG_BOTTOM = -104.0
 # Log-probabilities may exceed 0 by rounding (LOGP_TOLERANCE): the table reaches that far.
 LOG_TOP = 2e-3
-# The factored form is used where log x + m x changes by less than this: an eighth of a segment, so that the closed form
-# of one segment still holds in the next.
-NEAR = WIDTH / 8.0
-# Below this rate the exp units need no finer segments: h'' of them changes by less than that of the others.
-SMALLEST_RATE = 0.25
-# Elements evaluated at once per CPU thread: the temporaries then stay in its cache, four times faster than in memory.
-CPU_CHUNK = 8192
-# Newton steps to invert log x + m x; convex and increasing, so it converges from above for every m.
+# x is given the segment of z where log x + m x changes by less than this part of a segment: over so short a way the
+# closed form of one segment still holds in the next.
+_NEAR = 0.25
+# The units are evaluated on a coarse grid only, five steps to a cell, and the table's ends are interpolated in it by the
+# polynomial of degree 5: in log x + m x the relative error is near 1e-10.
+_CELL = 0.125
+_DEGREE = 5
+# Cuts of a cell into segments, as powers of 2: widths 1/256 to 1/8192.
+_FEWEST_CUTS, _MOST_CUTS = 5, 10
+# Up to this rate an exp unit bends no more than the others do.
+_SMALLEST_RATE = 0.25
+# Newton steps to invert log x + m x; it increases and is convex, so they converge from above for every m.
 _NEWTON_STEPS = 14
+# Elements evaluated at once per CPU thread: the temporaries then stay in its cache, several times faster than memory.
+CPU_CHUNK = 8192
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The closed form of each segment: h'' = beta / s + alpha + 2 gamma s; a ``Coordinate`` of ``BregmanDivergence``.
+    """The closed forms of all segments; a ``Coordinate`` of ``BregmanDivergence``.
 
     Attributes:
-        columns: (5, S), float64: beta, alpha, gamma and the constants of integration of T and H; the first segment
-            reaches down to 0.
-        start: log x + rate * x at the low end of the second segment.
+        columns: (4, S), float64: A, B, beta, alpha. The first segment reaches down to 0.
+        width: of a segment, in log x + rate * x.
         rate: m, or 0.
+        shift: (), float64: the place of log x + rate * x = 0, in segments.
     """
 
     columns: Tensor
-    start: float
+    width: float
     rate: float
+    shift: Tensor
     _on_device: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
+    def __call__(self, logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
+        """d(x, z) and x (h'(x) - h'(z)), float64 in and out; log x/z is taken from the first two."""
+        return self.between(logx, logz)
+
+    def between(self, logx: Tensor, logz: Tensor, guard: bool = True) -> Term:
+        """d(x, z) and x (h'(x) - h'(z)), float64, any shape; log-probabilities of -inf need the guard."""
+        if guard:
+            logx, logz = logx.clamp(min=LOG_PROB_FLOOR), logz.clamp(min=LOG_PROB_FLOOR)
+        chunk = CPU_CHUNK * torch.get_num_threads()
+        flat_x, flat_z = logx.reshape(-1), logz.reshape(-1)
+        if logx.device.type != "cpu" or logx.numel() <= chunk:
+            value, slope = self._term(flat_x, flat_z)
+            return value.view(logx.shape), slope.view(logx.shape)
+        value, slope = torch.empty_like(flat_x), torch.empty_like(flat_x)
+        for into, into_slope, x, z in zip(*(u.split(chunk) for u in (value, slope, flat_x, flat_z)), strict=True):
+            part, part_slope = self._term(x, z)
+            into.copy_(part)
+            into_slope.copy_(part_slope)
+        return value.view(logx.shape), slope.view(logx.shape)
+
+    def _term(self, logx: Tensor, logz: Tensor) -> Term:
+        """The same for (N,). In place where possible: on the CPU half of the time is memory."""
+        x, z = logx.exp(), logz.exp()
+        delta, total = logx - logz, x + z
+        gap = torch.tanh(delta * 0.5).mul_(total)  # x - z, with all its digits
+        at_x, at_z = self._segments(logz, z, delta, gap)
+        columns = self.on(logx.device)
+        offset_z, base_z, beta, alpha = (column.index_select(0, at_z) for column in columns)
+        slope, part, more_beta, more_alpha = (column.index_select(0, at_x) for column in columns)
+        # What the segment of x has more than that of z: all 0 in the same segment.
+        slope.sub_(offset_z)
+        part.sub_(base_z)
+        more_beta.sub_(beta)
+        more_alpha.sub_(alpha)
+        # T(x) - T(z) = (more of A) + (more beta) log x + (more alpha) x + beta log x/z + alpha (x - z)
+        slope.addcmul_(more_beta, logx).addcmul_(more_alpha, x).addcmul_(beta, delta).addcmul_(alpha, gap).mul_(x)
+        # G(x) - G(z) likewise, with s and s^2 / 2 in the place of log s and s
+        part.addcmul_(more_beta.addcmul_(more_alpha, x, value=0.5), x)
+        part.addcmul_(beta.addcmul_(alpha, total, value=0.5), gap)
+        return torch.sub(slope, part, out=part).clamp_(min=0.0), slope
+
+    def _segments(self, logz: Tensor, z: Tensor, delta: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """The segments of x and z, (N,) each, int32."""
+        scale = 1.0 / self.width
+        place = torch.add(self.shift, logz, alpha=scale)
+        move = delta
+        if self.rate:
+            place.add_(z, alpha=self.rate * scale)
+            move = torch.add(delta, gap, alpha=self.rate)
+        # Clamped as integers: a NaN, which may stand where a mask will remove it, is no legal index.
+        last = self.columns.shape[1] - 1
+        at_z = place.int().clamp_(0, last)
+        at_x = place.add_(torch.hardshrink(move, _NEAR * self.width), alpha=scale).int().clamp_(0, last)
+        return at_x, at_z
+
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """The five columns on that device; copied there once."""
+        """The four columns on that device; copied there once."""
         if device not in self._on_device:
             self._on_device[device] = self.columns.to(device).unbind(0)
         return self._on_device[device]
-
-    def __call__(self, logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
-        """d(x, z) and x (h'(x) - h'(z)), float64 in and out; ``delta`` is taken from the two log-probabilities."""
-        chunk = CPU_CHUNK * torch.get_num_threads()
-        if logx.device.type != "cpu" or logx.numel() <= chunk:
-            value, slope = self._term(logx.reshape(-1), logz.reshape(-1))
-            return value.view(logx.shape), slope.view(logx.shape)
-        value, slope = torch.empty_like(delta), torch.empty_like(delta)
-        parts = (u.reshape(-1).split(chunk) for u in (logx, logz))
-        for into, into_slope, x, z in zip(
-            value.view(-1).split(chunk), slope.view(-1).split(chunk), *parts, strict=True
-        ):
-            got, got_slope = self._term(x, z)
-            into.copy_(got)
-            into_slope.copy_(got_slope)
-        return value, slope
-
-    def _term(self, logx: Tensor, logz: Tensor) -> Term:
-        """The same for (N,)."""
-        both = torch.stack((logx, logz)).clamp_(min=LOG_PROB_FLOOR)
-        points = both.exp()
-        beta, alpha, gamma, offset, base = self._segments(both, points)
-        # T = offset + beta log s + s (alpha + gamma s); H = base + s (T - beta - s (alpha / 2 + 2/3 gamma s))
-        lower = torch.addcmul(offset, beta, both)
-        inner = torch.addcmul(alpha, gamma, points, value=2.0 / 3.0)
-        heights = torch.addcmul(lower - beta, inner, points, value=0.5).mul_(points).add_(base)
-        slope_x, slope_z = lower.addcmul_(torch.addcmul(alpha, gamma, points, out=inner), points)
-
-        (logx, logz), (x, z), (height_x, height_z) = both, points, heights
-        beta, alpha, gamma = beta[1], alpha[1], gamma[1]
-        delta = logx - logz
-        gap = delta.expm1().mul_(z)
-        near = (torch.add(delta, gap, alpha=self.rate) if self.rate else delta).abs() < NEAR
-        far_value = (height_x - height_z).addcmul_(slope_z, gap, value=-1.0)
-        # The factored differences: h'(x) - h'(z) of the closed form, and its integral by the trapezoid rule with the
-        # rule's error added, which leaves a relative error of delta^3 / 10.
-        tilt = beta * delta
-        near_slope = torch.addcmul(alpha, gamma, x + z).mul_(gap).add_(tilt)
-        bend = tilt.mul_(delta).addcmul_(gamma * gap, gap, value=-2.0)
-        near_value = bend.add_(near_slope, alpha=6.0).mul_(gap).mul_(1.0 / 12.0)
-        value = torch.where(near, near_value, far_value).clamp_(min=0.0)
-        return value, torch.where(near, near_slope, slope_x - slope_z).mul_(x)
-
-    def _segments(self, logs: Tensor, points: Tensor) -> list[Tensor]:
-        """The five columns at each point, in the shape of ``logs``."""
-        place = torch.add(torch.tensor(1.0 - self.start / WIDTH), logs, alpha=1.0 / WIDTH)
-        if self.rate:
-            place.add_(points, alpha=self.rate / WIDTH)
-        # Clamped as integers: a NaN, which may stand where a mask will remove it, is no legal index.
-        index = place.int().clamp_(0, self.columns.shape[1] - 1).view(-1)
-        return [column.index_select(0, index).view(logs.shape) for column in self.on(logs.device)]
-
-
-def _points(ends: Tensor, rate: float) -> Tensor:
-    """The log x with log x + rate * x = ends."""
-    logs = ends.clamp(max=LOG_TOP)
-    if rate > 0.0:
-        for _ in range(_NEWTON_STEPS):
-            steep = rate * logs.exp()
-            logs = logs - (logs + steep - ends) / (1.0 + steep)
-    return logs
-
-
-def _continued(jumps: Tensor) -> Tensor:
-    """Constants of integration from the jumps at the inner ends; 0 in the first segment."""
-    return torch.cat([jumps.new_zeros(1), jumps.cumsum(0)])
 
 
 def build_table(parameters: Tensor) -> Table:
@@ -148,37 +150,68 @@ def build_table(parameters: Tensor) -> Table:
         parameters: (380,), non-negative, float64, on the CPU.
 
     Returns:
-        A ``Table``. Its entries are not finite where the map itself is not (the caller checks).
+        A ``Table``. Entries are not finite where the map itself is not in float64 (the caller checks).
 
     Example:
         >>> import torch
         >>> parameters = torch.zeros(380, dtype=torch.float64)
         >>> parameters[-1] = 1.0
-        >>> x, z = torch.tensor([0.5], dtype=torch.float64).log(), torch.tensor([0.25], dtype=torch.float64).log()
-        >>> build_table(parameters)(x, z, x - z)[1]  # x log(x / z)
+        >>> x, z = torch.tensor([[0.5], [0.25]], dtype=torch.float64).log()
+        >>> build_table(parameters).between(x, z)[1]  # x log(x / z)
         tensor([0.3466], dtype=torch.float64)
     """
     v, w, c = (parameters[SLICES[name]] for name in ("v", "w", "c"))
     rate = w[-UNITS_PER_GROUP:].masked_fill(v[-UNITS_PER_GROUP:] == 0, 0.0).amax().item()
-    rate = rate if rate > SMALLEST_RATE else 0.0
-    start = LOG_BOTTOM + rate * torch.tensor(LOG_BOTTOM).exp().item()
-    stop = LOG_TOP + rate * torch.tensor(LOG_TOP).exp().item()
-    segments = int((stop - start) / WIDTH) + 1
-    ends = start + WIDTH / 2.0 * torch.arange(2 * segments + 1, dtype=torch.float64)
-    logs = _points(ends, rate)
+    rate = rate if _SMALLEST_RATE < rate < math.inf else 0.0
+    start = LOG_BOTTOM + rate * math.exp(LOG_BOTTOM)
+    cells = math.ceil((LOG_TOP + rate * math.exp(LOG_TOP) - start) / _CELL)
+    coarse = start + _CELL / _DEGREE * torch.arange(_DEGREE * cells + 1, dtype=torch.float64)
+    coarse_s = _points(coarse, rate).exp()
+    m = curvature(parameters, coarse_s)
+    cuts = _cuts(coarse_s, m)
+    width = _CELL / cuts
+    m = torch.cat([(m.unfold(0, _DEGREE + 1, _DEGREE) @ _lagrange(cuts)).view(-1), m[-1:]])
+    logs = _points(start + width * torch.arange(cells * cuts + 1, dtype=torch.float64), rate)
     s = logs.exp()
-    m = curvature(parameters, s)
-    # x h'' = beta + alpha s + gamma' s^2 through both ends and the middle of each segment, by divided differences
-    (s0, s1, s2), (m0, m1, m2) = ((u[:-2:2], u[1:-1:2], u[2::2]) for u in (s, m))
-    first, second = (m1 - m0) / (s1 - s0), (m2 - m1) / (s2 - s1)
-    bend = (second - first) / (s2 - s0)
-    beta = torch.cat([c, m0 - first * s0 + bend * s0 * s1])
-    alpha = torch.cat([((m[:1] - c) / s[:1]).clamp(min=0.0), first - bend * (s0 + s1)])
-    gamma = torch.cat([torch.zeros_like(c), 0.5 * bend])
-    # T and H go on without a jump: what the forms on both sides of an end differ by is added up
-    at, log_at = s[:-2:2], logs[:-2:2]
-    beta_jump, alpha_jump, gamma_jump = (u[:-1] - u[1:] for u in (beta, alpha, gamma))
-    offset = _continued(beta_jump * log_at + at * (alpha_jump + at * gamma_jump))
-    # H jumps by s (offset + beta (log s - 1) + alpha s / 2 + gamma s^2 / 3); with T continuous that is what is left
-    base = _continued(-at * (beta_jump + at * (0.5 * alpha_jump + at * (2.0 / 3.0) * gamma_jump)))
-    return Table(torch.stack([beta, alpha, gamma, offset, base]), start, rate)
+    slope = m.diff() / s.diff()
+    beta = torch.cat([c, torch.addcmul(m[:-1], slope, s[:-1], value=-1.0)])
+    alpha = torch.cat([((m[:1] - c) / s[:1]).clamp_(min=0.0), slope])
+    # A and B: what the closed forms on the two sides of an end differ by, added up
+    logs, s = logs[:-1], s[:-1]
+    fall_beta, fall_alpha = -beta.diff(), -alpha.diff()
+    offset = torch.addcmul(fall_beta * logs, fall_alpha, s).cumsum(0)
+    base = fall_beta.addcmul_(fall_alpha, s, value=0.5).mul_(s).cumsum(0)
+    zero = torch.zeros(1, dtype=torch.float64)
+    columns = torch.stack([torch.cat([zero, offset]), torch.cat([zero, base]), beta, alpha])
+    return Table(columns, width, rate, torch.tensor(1.0 - start / width, dtype=torch.float64))
+
+
+def _points(ends: Tensor, rate: float) -> Tensor:
+    """The log x with log x + rate * x = ends."""
+    if not rate:
+        return ends
+    logs = ends.clamp(max=2.0 * LOG_TOP + _CELL)
+    for _ in range(_NEWTON_STEPS):
+        steep = rate * logs.exp()
+        logs = logs - (logs + steep - ends) / (1.0 + steep)
+    return logs
+
+
+def _cuts(s: Tensor, m: Tensor) -> int:
+    """Into how many segments a cell must be cut: the chord's error falls with the square of the width."""
+    share = (s[1:-1] - s[:-2]) / (s[2:] - s[:-2])
+    chord = torch.lerp(m[:-2], m[2:], share)
+    error = ((chord - m[1:-1]) / m[1:-1]).abs().amax().item()  # over two coarse steps
+    wanted = 2.0 / _DEGREE * math.sqrt(_TARGET / max(error, 1e-300)) if math.isfinite(error) else 1.0
+    return 2 ** min(_MOST_CUTS, max(_FEWEST_CUTS, math.ceil(-math.log2(wanted))))
+
+
+def _lagrange(cuts: int) -> Tensor:
+    """(6, cuts): the weights of a cell's six coarse values at 0, 1/cuts, 2/cuts, ... of the cell."""
+    nodes = torch.linspace(0.0, 1.0, _DEGREE + 1, dtype=torch.float64)
+    at = torch.arange(cuts, dtype=torch.float64) / cuts
+    rows = []
+    for i, node in enumerate(nodes):
+        others = torch.cat([nodes[:i], nodes[i + 1 :]]).unsqueeze(-1)
+        rows.append(((at - others) / (node - others)).prod(0))
+    return torch.stack(rows)

@@ -28,13 +28,14 @@ def power_gap(a: float, delta: Tensor, shift: float, offset: Tensor | float = 0.
     """exp(shift * delta + offset) * B_a(delta), without overflow in the factors where the product has none."""
     if a > 0.5:
         return power_gap(1.0 - a, -delta, -(shift + 1.0), offset)
-    gap = k(delta)
-    if a != 0.0:
-        gap = ((k(a * delta) / a - gap) / (a - 1.0)).clamp_(min=0.0)
+    # k(a delta)/a - k(delta) with its two terms in delta cancelled by hand
+    gap = k(delta) if a == 0.0 else ((torch.expm1(a * delta) / a - torch.expm1(delta)) / (a - 1.0)).clamp_(min=0.0)
+    if shift == 0.0 and isinstance(offset, float) and offset == 0.0:
+        return gap
     exponent = shift * delta + offset
     return gap * exponent.clamp_(max=MAX_EXPONENT).exp_()
 
 
 def power_slope(a: float, delta: Tensor) -> Tensor:
     """dB_a/dt = (t^(a-1) - 1) / (a - 1), the limit log t at a = 1."""
-    return delta.clone() if a == 1.0 else torch.expm1((a - 1.0) * delta) / (a - 1.0)
+    return delta if a == 1.0 else torch.expm1((a - 1.0) * delta) / (a - 1.0)

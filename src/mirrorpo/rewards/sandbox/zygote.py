@@ -129,7 +129,7 @@ class Zygote:
     """Forks, kills, reports.
 
     Messages in: ``{"fork": id, "wall": seconds}`` with one or two descriptors, ``{"kill": id}``. Messages out:
-    ``{"id", "status", "timeout"}``; a negative status is the signal that ended the copy.
+    ``{"id", "status", "timeout", "cpu"}``; a negative status is the signal that ended the copy.
     """
 
     def __init__(self, sock: socket.socket, null: int, use_filter: bool) -> None:
@@ -213,13 +213,14 @@ class Zygote:
     def _reap(self) -> bool:
         """Reports copies that ended; False if nobody listens."""
         while self._jobs:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 return True
             number, _ = self._jobs.pop(pid, (None, 0.0))
             if number is None:
                 continue
             report = {"id": number, "status": os.waitstatus_to_exitcode(status), "timeout": pid in self._late}
+            report["cpu"] = usage.ru_utime + usage.ru_stime
             self._late.discard(pid)
             try:
                 self._sock.send(json.dumps(report).encode())

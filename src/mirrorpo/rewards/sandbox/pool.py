@@ -1,0 +1,247 @@
+"""How are tens of programs run at once without the caller waiting for one? An asyncio pool over a template process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mirrorpo.rewards.sandbox.frames import HEADER, frame
+from mirrorpo.rewards.sandbox.levels import LAYERS, Level, satisfies
+from mirrorpo.rewards.sandbox.limits import Limits
+from mirrorpo.rewards.sandbox.plain import NotPlain, from_bytes, to_bytes
+from mirrorpo.rewards.sandbox.template import Reached, SandboxError, Template
+
+# What the judge may use beyond the candidate, whose answers it waits for.
+_JUDGE_GRACE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a copy ended: exit status (negative: the signal), whether its time was up, processor time used."""
+
+    status: int
+    timeout: bool
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came back from a copy.
+
+    Attributes:
+        answer: the message, if there was one that can be read; from a candidate, nothing in it can be trusted.
+        ended: how the copy ended, if it did so before answering.
+        problem: "too large" or "garbled" if what came back is no message.
+    """
+
+    answer: dict[str, Any] | None = None
+    ended: Ended | None = None
+    problem: str = ""
+
+
+class Pool:
+    """Runs jobs, each in a fresh copy of an isolated template process.
+
+    Args:
+        limits: of each program.
+        require: the least level; a machine that does not reach it is refused.
+        in_flight: programs at once; by default 4 a core, at least 8.
+        layers: which may be used (for tests of lower levels).
+
+    Example:
+        >>> import asyncio
+        >>> async def main():
+        ...     async with Pool() as pool:
+        ...         return await pool.run({"role": "values", "imports": "", "code": "x = 6", "setup": "", "calls": ["x * 7"]})
+        >>> asyncio.run(main()).answer
+        {'status': 'values', 'values': [42]}
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        require: Level = "confined",
+        in_flight: int | None = None,
+        layers: Sequence[str] = LAYERS,
+    ) -> None:
+        satisfies("isolated", require)  # the name is checked at once
+        if in_flight is not None and not 1 <= in_flight <= 1024:
+            raise ValueError(f"in_flight must be in [1, 1024], got {in_flight}")
+        self.limits = limits or Limits()
+        self.require: Level = require
+        self.in_flight = in_flight or max(8, 4 * (os.cpu_count() or 1))
+        self._layers = tuple(layers)
+        self._template: Template | None = None
+        self._numbers = itertools.count(1)
+        self._ends: dict[int, asyncio.Future[Ended]] = {}
+        self._slots = asyncio.Semaphore(self.in_flight)
+
+    async def __aenter__(self) -> Pool:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def start(self) -> Reached:
+        """Starts the template process, if none runs; call it inside the event loop.
+
+        Raises:
+            SandboxError: it does not start, or the machine does not reach the required level.
+        """
+        if self._template is None:
+            template = Template(self._layers)
+            reached = template.reached
+            if not satisfies(reached.level, self.require):
+                template.close()
+                why = "; ".join(f"{layer}: {error}" for layer, error in reached.errors.items())
+                raise SandboxError(
+                    f"sandbox.require is {self.require!r}, this machine reaches {reached.level!r} ({why or 'by choice'})"
+                )
+            self._template = template
+            asyncio.get_running_loop().add_reader(template.sock, self._take_reports, template)
+        return self._template.reached
+
+    async def close(self) -> None:
+        """Ends every program and the template process."""
+        template, self._template = self._template, None
+        if template is not None:
+            self._lose(template)
+            await asyncio.to_thread(template.close)
+
+    def _take_reports(self, template: Template) -> None:
+        while True:
+            try:
+                data = template.sock.recv(4096)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                if self._template is template:
+                    self._template = None
+                self._lose(template)
+                template.close()
+                return
+            report = json.loads(data)
+            future = self._ends.pop(report["id"], None)
+            if future is not None and not future.done():
+                future.set_result(
+                    Ended(status=report["status"], timeout=report["timeout"], cpu_seconds=report["cpu"])
+                )
+
+    def _lose(self, template: Template) -> None:
+        """The template process is gone: so are its copies."""
+        asyncio.get_running_loop().remove_reader(template.sock)
+        lost, self._ends = self._ends, {}
+        for future in lost.values():
+            if not future.done():
+                future.set_exception(ConnectionError("the template process is gone"))
+
+    async def run(self, job: dict[str, Any]) -> Outcome:
+        """Runs one job in a fresh copy.
+
+        Args:
+            job: as ``worker`` describes.
+
+        Raises:
+            SandboxError: the template process cannot be started again.
+        """
+        async with self._slots:
+            return await self._again(self._one, job)
+
+    async def judge(self, job: dict[str, Any], judge: dict[str, Any]) -> tuple[Outcome, Outcome]:
+        """Runs a candidate as a server and a judge that talks to it; the outcomes of both."""
+        async with self._slots:
+            return await self._again(self._two, job, judge)
+
+    async def _again(self, function: Any, *jobs: dict[str, Any]) -> Any:
+        """A template process that was killed from outside (the kernel, short of memory) is replaced, once."""
+        for attempt in (1, 2):
+            try:
+                self.start()
+                return await function(*jobs)
+            except ConnectionError as error:
+                if attempt == 2:
+                    raise SandboxError(f"the sandbox was lost twice on one program: {error}") from error
+        raise AssertionError
+
+    async def _one(self, job: dict[str, Any]) -> Outcome:
+        return await self._copy(job, self.limits.wall_seconds, None)
+
+    async def _two(self, job: dict[str, Any], judge: dict[str, Any]) -> tuple[Outcome, Outcome]:
+        left, right = socket.socketpair()
+        wall = self.limits.wall_seconds
+        candidate = asyncio.ensure_future(self._copy(job, wall, left))
+        judging = asyncio.ensure_future(self._copy(judge, wall + _JUDGE_GRACE_SECONDS, right))
+        try:
+            verdict = await judging
+            if verdict.answer is not None and verdict.answer.get("status") != "gone":
+                return Outcome(), verdict
+            return await candidate, verdict
+        finally:
+            for task in (candidate, judging):
+                task.cancel()
+            await asyncio.gather(candidate, judging, return_exceptions=True)
+
+    async def _copy(self, job: dict[str, Any], wall_seconds: float, rpc: socket.socket | None) -> Outcome:
+        """One copy: hands over the job, takes the answer, sees to its end."""
+        template = self._template
+        if template is None:
+            raise ConnectionError("the template process is gone")
+        loop = asyncio.get_running_loop()
+        number = next(self._numbers)
+        ended: asyncio.Future[Ended] = loop.create_future()
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            # The copy alone keeps the far ends: its death is then seen as an end of file.
+            with theirs, rpc or contextlib.nullcontext():
+                descriptors = [theirs.fileno(), *([] if rpc is None else [rpc.fileno()])]
+                self._ends[number] = ended
+                await template.fork(number, wall_seconds, descriptors)
+            try:
+                return await self._converse(ours, {**job, "limits": self.limits.to_dict()}, ended)
+            finally:
+                await template.kill(number)
+                with contextlib.suppress(ConnectionError):
+                    await asyncio.shield(ended)
+
+    async def _converse(self, sock: socket.socket, job: dict[str, Any], ended: asyncio.Future[Ended]) -> Outcome:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_sendall(sock, frame(to_bytes(job)))
+            header = await _exactly(sock, HEADER.size)
+            size = HEADER.unpack(header)[0] if header else 0
+            if size > self.limits.result_bytes + 1000:
+                return Outcome(problem="too large")
+            data = await _exactly(sock, size) if header else b""
+        except OSError:  # it died with our message unread
+            data = b""
+        if not data:
+            return Outcome(ended=await asyncio.shield(ended))
+        try:
+            answer = from_bytes(data)
+        except NotPlain:
+            return Outcome(problem="garbled")
+        return Outcome(answer=answer) if type(answer) is dict else Outcome(problem="garbled")
+
+
+async def _exactly(sock: socket.socket, size: int) -> bytes:
+    """So many bytes; fewer at the end of file."""
+    loop = asyncio.get_running_loop()
+    data = bytearray()
+    while len(data) < size:
+        part = await loop.sock_recv(sock, min(size - len(data), 1 << 16))
+        if not part:
+            return b""
+        data += part
+    return bytes(data)
