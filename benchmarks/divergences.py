@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from timing import interleaved, parser, ratios, show
 
 import mirrorpo
 from mirrorpo.divergences import DIVERGENCES
+from timing import interleaved, parser, ratios, show
 
 TOKENS = 8192
 OPTIONS = {"beta": {"beta": 0.5}, "alpha": {"alpha": 0.5}, "neural": {"seed": 0}}

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timing import interleaved, parser, ratios, show
 from torch import Tensor
 
 import mirrorpo
 from mirrorpo.divergences.neural import GROUPS, SLICES, UNITS_PER_GROUP, MirrorMap
+from timing import interleaved, parser, ratios, show
 
 TOKENS = 8192
 VOCABULARY = 150_000

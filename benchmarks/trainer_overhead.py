@@ -1,7 +1,7 @@
 """What do objective and trainer add to a TRL step? Whole steps (generate, score, loss, backward), interleaved (2 min).
 
-Both trainers hold the same weights and draw the same completions (same seed, no optimiser step between rounds): TRL's Dr.
-GRPO with its k3 penalty against ours with the same objective, and against ``prob_l2_grpo``.
+Both trainers hold the same weights and draw the same completions (same seed, no optimiser step between rounds): TRL's
+Dr. GRPO with its k3 penalty against ours with the same objective, and against ``prob_l2_grpo``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
-from timing import interleaved, parser, ratios, show
 from transformers import AutoTokenizer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -23,6 +22,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from mirrorpo.models import builtin_path
 from mirrorpo.tasks import Arithmetic
 from mirrorpo.training import MirrorConfig, MirrorTrainer
+from timing import interleaved, parser, ratios, show
 
 TINY = str(builtin_path("tiny"))
 TASK = Arithmetic()
@@ -44,6 +44,7 @@ def step_of(kind: type, config: Any) -> Callable[[], None]:
     def step() -> None:
         torch.manual_seed(0)
         trainer._step = 0
+        trainer.state.global_step += 1  # the penalty's gradient share is measured on every 100th
         trainer.model.zero_grad()
         trainer.training_step(trainer.model, batch, None)
 

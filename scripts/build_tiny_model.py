@@ -46,7 +46,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
 
-HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, POSITIONS = 96, 3, 4, 2, 24, 256, 1024
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, POSITIONS = 96, 3, 4, 2, 24, 256, 4096
 
 SHARES = {"easy": 0.2, "medium": 0.6, "hard": 0.2}  # of the demonstrations, by difficulty
 REASONED_SHARES = {"easy": 0.6, "medium": 0.38, "hard": 0.38}  # of the demonstrations of the second phase

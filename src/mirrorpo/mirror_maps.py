@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorpo._checks import unknown_name
-from mirrorpo.divergences.neural import GROUPS, SLICES, UNITS_PER_GROUP, MirrorMap
+from mirrorpo.divergences.neural import GROUPS, SLICES, UNITS_PER_GROUP, MirrorMap, checked
 from mirrorpo.files import write_text_atomic
 
 FORMAT = "mirrorpo mirror map"
@@ -88,7 +88,7 @@ def _map_from(content: Any) -> MirrorMap:
     parameters |= {name: _number(name, content[name]) for name in ("a", "c")}
     error = content.get("fit_error")
     return MirrorMap(
-        parameters, str(content.get("origin", "given")), None if error is None else _number("fit_error", error)
+        checked(parameters), str(content.get("origin", "given")), None if error is None else _number("fit_error", error)
     )
 
 

@@ -38,6 +38,8 @@ INIT_SCALE = 0.01  # GBMPO
 SOURCES = ("seed", "path", "parameters", "like")
 # Below this curvature at x = 1 a divergence is 0 in every dtype.
 _SMALLEST_CURVATURE = 1e-200
+# Beyond this h itself may leave float64.
+_LARGEST_CURVATURE = 1e250
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +47,20 @@ class MirrorMap:
     """The parameters of a neural mirror map, checked.
 
     Attributes:
-        parameters: (380,), float64, on the CPU: v, w, b (126 each, group by group), a, c. Given as a tensor, an array
-            or a list of 380 numbers, or as a mapping with exactly the keys v, w, b, a, c. Copied.
+        parameters: (380,), float64, on the CPU: v, w, b (126 each, group by group), a, c. Given in any floating dtype,
+            on any device; copied. Other forms: ``MirrorMap.of``.
         origin: where it comes from, for people.
         fit_error: for a map made by ``like``: the largest relative error of h'' on [1e-4, 1], which bounds that of
             the divergence and of its gradient there.
 
     Raises:
         ValueError: a wrong number of parameters, one that is negative or not finite (it is named), a map that is
-            constant (its divergence would be zero) or leaves float64 on (0, 1].
+            constant (its divergence would be zero) or too steep for float64.
 
     Reference: GBMPO, arXiv 2602.04380.
 
     Example:
-        >>> MirrorMap({"v": [0.0] * 126, "w": [0.0] * 126, "b": [0.0] * 126, "a": 2.0, "c": 0.0}).divergence().name
+        >>> MirrorMap(torch.full((380,), 0.005)).divergence().name
         'neural'
     """
 
@@ -74,7 +76,18 @@ class MirrorMap:
         return f"MirrorMap({self.origin}{error})"
 
     @classmethod
-    def random(cls, seed: int = 0, scale: float = INIT_SCALE) -> MirrorMap:
+    def of(cls, given: object) -> MirrorMap:
+        """A map from a tensor, an array or a list of 380 numbers, a mapping with exactly the keys v, w, b, a, c, or a
+        map.
+
+        Example:
+            >>> MirrorMap.of({"v": [0.0] * 126, "w": [0.0] * 126, "b": [0.0] * 126, "a": 2.0, "c": 0.0})
+            MirrorMap(given)
+        """
+        return given if isinstance(given, MirrorMap) else cls(checked(given))
+
+    @classmethod
+    def random(cls, seed: object = 0, scale: object = INIT_SCALE) -> MirrorMap:
         """Parameters uniform on [0, scale]; the global random state is not touched.
 
         Raises:
@@ -82,12 +95,12 @@ class MirrorMap:
         """
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"seed must be an integer in [0, 2^63), got {seed!r}")
-        scale = check_number("scale", scale, 0.0, 10.0, open_low=True)
+        largest = check_number("scale", scale, 0.0, 10.0, open_low=True)
         generator = torch.Generator().manual_seed(seed)
-        return cls(scale * torch.rand(NUM_PARAMETERS, generator=generator, dtype=torch.float64), f"random, seed {seed}")
+        return cls(largest * torch.rand(NUM_PARAMETERS, generator=generator, dtype=torch.float64), f"random, seed {seed}")
 
     @classmethod
-    def like(cls, name: str) -> MirrorMap:
+    def like(cls, name: object) -> MirrorMap:
         """The closest map to a named divergence; ``fit_error`` says how close.
 
         Raises:
@@ -99,7 +112,7 @@ class MirrorMap:
             >>> MirrorMap.like("itakura_saito").fit_error > 0.9  # nothing here is as steep
             True
         """
-        if name not in TARGETS:
+        if not isinstance(name, str) or name not in TARGETS:
             raise unknown_name("like", name, TARGETS)
         parameters, error = closest(TARGETS[name])
         return cls(parameters, f"like {name}", error)
@@ -111,11 +124,6 @@ class MirrorMap:
     def divergence(self) -> NeuralDivergence:
         """The divergence of this map; building its table takes a few milliseconds."""
         table = build_table(self.parameters)
-        if not table.columns.isfinite().all():
-            raise ValueError(
-                "parameters give phi_inv values beyond float64 on (0, 1]: "
-                "an exp unit needs w + b below 700, a product v w must be finite"
-            )
         return NeuralDivergence("neural", coordinate=table, table=table, map=self)
 
 
@@ -146,7 +154,7 @@ def neural(
     Args:
         seed: of a random map, uniform on [0, 0.01] (GBMPO).
         path: of a file that ``mirrorpo.mirror_maps.save_map`` wrote.
-        parameters: as in ``MirrorMap``, or a ``MirrorMap``.
+        parameters: as in ``MirrorMap.of``.
         like: ``kl``, ``prob_l2`` or ``itakura_saito``: the closest map.
 
     Raises:
@@ -164,10 +172,8 @@ def neural(
         from mirrorpo.mirror_maps import load_map  # reads a file: not part of the core
 
         return load_map(path).divergence()
-    if isinstance(parameters, MirrorMap):
-        return parameters.divergence()
     if parameters is not None:
-        return MirrorMap(parameters).divergence()
+        return MirrorMap.of(parameters).divergence()
     if like is not None:
         return MirrorMap.like(like).divergence()
     return MirrorMap.random(0 if seed is None else seed).divergence()
@@ -180,7 +186,13 @@ def checked(given: Any) -> Tensor:
     if len(bad):
         at = int(bad[0])
         raise ValueError(f"{parameter_name(at)} must be in [0, inf), got {parameters[at].item()!r}")
+    # Everything in h'' but c/x is largest at 1, and c/x is ordinary wherever c is.
     steepness = curvature(parameters, torch.ones(1, dtype=torch.float64)).item()
+    if not steepness < _LARGEST_CURVATURE:
+        raise ValueError(
+            f"parameters give phi_inv a slope of {steepness:g} at 1, legal: below {_LARGEST_CURVATURE:g}; "
+            "an exp unit v exp(w + b) grows fastest"
+        )
     if steepness < _SMALLEST_CURVATURE:
         raise ValueError(
             "parameters give a constant phi_inv, so its divergence would be zero: "
@@ -216,7 +228,8 @@ def _from_mapping(given: Mapping[Any, Any]) -> Tensor:
 def _numbers(name: str, given: Any, count: int) -> Tensor:
     """``count`` numbers in a row, as a new float64 tensor on the CPU."""
     try:  # untrusted: whatever the caller or a file holds
-        numbers = torch.as_tensor(given)
+        # Lists hold Python's floats, which are float64; an array or a tensor knows its own type.
+        numbers = torch.as_tensor(given, dtype=torch.float64 if isinstance(given, list | tuple | int | float) else None)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be {count} numbers, got {type(given).__name__} ({error})") from None
     if numbers.is_complex() or numbers.dtype == torch.bool:

@@ -56,7 +56,7 @@ class MirrorConfig(GRPOConfig):
         metadata={"help": "Preset of mirrorpo.objective, or a mapping with 'preset' and overrides."},
     )
     gradient_share_every: int = field(
-        default=50, metadata={"help": "Steps between measurements of the penalty's share of the gradient norm."}
+        default=100, metadata={"help": "Steps between measurements of the penalty's share of the gradient norm."}
     )
     beta: float | None = field(
         default=None,
