@@ -36,29 +36,32 @@ def check_number(
     return float(value)
 
 
-def check_logps(**logps: Tensor) -> None:
+def check_logps(names: tuple[str, ...], *logps: Tensor) -> None:
     """Raises ``ValueError`` unless all are floating tensors of one shape whose entries are log-probabilities.
 
     The values are looked at on the CPU only: elsewhere the look would make the host wait for the device. There a NaN
     reaches the loss, and whoever consumes the loss must check it (the trainer does).
+
+    Args:
+        names: of the arguments, for the message.
+        *logps: the tensors.
     """
-    tensors = [logp.detach() for logp in logps.values()]
-    largest = tensors[0]
-    for name, logp in zip(logps, tensors, strict=True):
+    first = logps[0]
+    for name, logp in zip(names, logps, strict=True):
         if not logp.dtype.is_floating_point:
             raise ValueError(f"{name} must be a floating tensor of log-probabilities, got dtype {logp.dtype}")
-        if logp.shape != largest.shape:
+        if logp.shape != first.shape:
             raise ValueError(
-                f"{name} has shape {tuple(logp.shape)} but {next(iter(logps))} has shape {tuple(tensors[0].shape)}: "
-                "they must agree"
+                f"{name} has shape {tuple(logp.shape)} but {names[0]} has shape {tuple(first.shape)}: they must agree"
             )
-    if largest.device.type != "cpu" or largest.numel() == 0:
+    if first.device.type != "cpu" or first.numel() == 0:
         return
-    for other in tensors[1:]:
-        largest = torch.maximum(largest, other)
+    largest = first
+    for logp in logps[1:]:
+        largest = torch.maximum(largest, logp)
     if not largest.amax().item() <= LOGP_TOLERANCE:  # amax propagates NaN, and NaN <= x is false
-        for name, logp in logps.items():
-            worst = logp.detach().amax().item()
+        for name, logp in zip(names, logps, strict=True):
+            worst = logp.amax().item()
             if not worst <= LOGP_TOLERANCE:
                 raise ValueError(f"{name} must hold log-probabilities (legal: -inf to 0, no NaN), got {worst}")
 

@@ -184,7 +184,8 @@ class Objective:
         logp = torch.where(keep, upcast(logp), 0.0)
         logp_old = logp.detach() if logp_old is None else torch.where(keep, upcast(logp_old), 0.0).detach()
         logp_ref = None if logp_ref is None else torch.where(keep, upcast(logp_ref), 0.0).detach()
-        check_logps(logp=logp, logp_old=logp_old, **({} if logp_ref is None else {"logp_ref": logp_ref}))
+        given = {"logp": logp.detach(), "logp_old": logp_old} | ({} if logp_ref is None else {"logp_ref": logp_ref})
+        check_logps(tuple(given), *given.values())
 
         token_log_ratio = logp - logp_old
         log_ratio = token_log_ratio

@@ -26,7 +26,8 @@ VALUES: dict[str, list[float | None]] = {
 }
 PROBABILITIES = [1e-6, 1e-3, 0.03, 0.3, 0.30001, 0.75, 0.999]
 RADII = [1e-4, 0.01, 0.03, 0.2, 1.5]
-NAMES = [(name, option) for name in DIVERGENCES for option in VALUES.get(name, [None])]
+LEFT_OUT = {"neural"}  # 380 dials are too many for a page
+NAMES = [(name, option) for name in DIVERGENCES if name not in LEFT_OUT for option in VALUES.get(name, [None])]
 BOUNDED = [
     *(line for line in NAMES if line[0] != "k1"),
     *((name, None) for name in ("kl3", "kl2", "binary_tv", "binary_kl")),
@@ -121,7 +122,8 @@ def test_every_name_of_the_package_can_be_chosen(computed: Any, browser: Any) ->
     names = set(
         json.loads(browser.evaluate("JSON.stringify([...document.querySelectorAll('option')].map(o => o.value))"))
     )
-    assert set(DIVERGENCES) <= names
+    assert names >= set(DIVERGENCES) - LEFT_OUT
+    assert not names & LEFT_OUT
     assert set(REGIONS) - {"exact", "top_k", "none"} <= names  # masks and "no bound" have no interval to draw
 
 

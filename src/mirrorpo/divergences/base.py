@@ -60,6 +60,7 @@ LOG_ZERO = -1e30
 EXACT_CHUNK = 1 << 21
 
 Term = tuple[Tensor, Tensor]
+_NAMES = ("logp", "logp_ref", "logp_old")
 
 
 class _WithSlope(torch.autograd.Function):
@@ -67,6 +68,7 @@ class _WithSlope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, fn: Callable[..., Term], float64: bool, logp: Tensor, *others: Tensor) -> Tensor:
+        check_logps(_NAMES[: 1 + len(others)], logp, *others)
         if logp.dtype == torch.float32 and logp.device.type == "cpu":
             # Ordinary log-probabilities need none of the guards; whether they were ordinary shows in the result. (A GPU
             # would have to wait for that look, and there the guards cost next to nothing.)
@@ -130,7 +132,7 @@ def _held(x: Tensor) -> Tensor:
 
 def upcast(x: Tensor) -> Tensor:
     """bf16 and fp16 to float32, the rest as it is (autograd casts the gradient back)."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,6 @@ class Divergence(ABC):
             >>> mirrorpo.divergence("reverse_kl").sampled(logp, logp_ref)  # exp(-1) - 1 + 1
             tensor([0.3679])
         """
-        check_logps(logp=logp, logp_ref=logp_ref)
         return _WithSlope.apply(self._sampled, self.needs_float64, upcast(logp), logp_ref.detach())
 
     def weighted(
@@ -230,7 +231,6 @@ class Divergence(ABC):
             >>> mirrorpo.divergence("prob_l2").weighted(logp, torch.tensor([-2.0]), logp)
             tensor([0.1470])
         """
-        check_logps(logp=logp, logp_ref=logp_ref, logp_old=logp_old)
         return _WithSlope.apply(self._weighted, self.needs_float64, upcast(logp), logp_ref.detach(), logp_old.detach())
 
     @torch.no_grad()
@@ -254,7 +254,7 @@ class Divergence(ABC):
             >>> mirrorpo.divergence("kl").score(torch.tensor([-1.0]), torch.tensor([-2.0]))
             tensor([1.])
         """
-        check_logps(logp=logp, logp_ref=logp_ref)
+        check_logps(_NAMES[:2], logp, logp_ref)
         logx, logz = (x.double().clamp(min=LOG_ZERO) for x in (logp, logp_ref))
         _, slope = self._weighted(logx, logz, logx, True)
         return _held(slope).to(upcast(logp).dtype)
@@ -266,7 +266,6 @@ class Divergence(ABC):
 
         Arguments, shapes and errors as in ``weighted``.
         """
-        check_logps(logp=logp, logp_ref=logp_ref, logp_old=logp_old)
         return _WithSlope.apply(self._score, self.needs_float64, upcast(logp), logp_ref.detach(), logp_old.detach())
 
     def exact(self, logits: Float[Tensor, "... V"], logits_ref: Float[Tensor, "... V"]) -> Float[Tensor, ...]:

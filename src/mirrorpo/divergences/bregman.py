@@ -32,7 +32,7 @@ def prob_l2(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
     """h = x^2 (GBMPO's ProbL2): d = (x - z)^2."""
     x = logx.exp()
     gap = x - logz.exp()
-    return gap * gap, 2.0 * x * gap
+    return gap * gap, x.mul_(gap).mul_(2.0)
 
 
 def itakura_saito(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:

@@ -40,7 +40,7 @@ Form = Callable[[Tensor], Parts]
 def reverse_kl(delta: Tensor) -> Parts:
     """f = t log t, KL(p || q): S = 1/t - 1 + log t."""
     e = torch.expm1(-delta)
-    return (e + delta).clamp_(min=0.0), -e, delta
+    return (e + delta).clamp_(min=0.0), e.neg_(), delta
 
 
 def forward_kl(delta: Tensor) -> Parts:

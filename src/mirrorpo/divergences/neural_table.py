@@ -13,8 +13,8 @@ positive between them; A and B continue T and G without a jump. The divergence i
 
 whose first term is the derivative of d in log x. So the table holds a map in its own right:
 
-- :math:`d(x, z) = \int_z^x (x - s) h''(s) ds` and :math:`h'(x) - h'(z) = \int_z^x h''(s) ds` weigh h'' with one sign, so
-  the relative error of BOTH is at most that of h'' (``TABLE_ERROR``), for every pair x, z;
+- :math:`d(x, z) = \int_z^x (x - s) h''(s) ds` and :math:`h'(x) - h'(z) = \int_z^x h''(s) ds` weigh h'' with one sign,
+  so the relative error of BOTH is at most that of h'' (``TABLE_ERROR``), for every pair x, z;
 - h'' > 0 everywhere, so what is evaluated is a Bregman divergence, with exactly the gradient that is returned;
 - c log x (KL) and a x (ProbL2) are reproduced to rounding.
 
@@ -22,9 +22,9 @@ whose first term is the derivative of d in log x. So the table holds a map in it
 wherever its singularity x = -b/w <= 0 lies, so one grid serves all parameters, exact zeros of b included; m, the
 largest rate of an exp unit, makes it fine where that unit turns.
 
-**Near equality** a difference of T or G would lose every digit. There x is given the segment of z: A and B cancel
-exactly, and what is left are the factored differences of log s, s and s^2. One formula does for near and far, nothing
-in it depends on data, nothing waits for the device.
+**Near equality** a difference of T or G would lose every digit. There both points are given the same segment: A and B
+cancel exactly, and what is left are the factored differences of log s, s and s^2. One formula does for near and far,
+nothing in it depends on data, nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ _TARGET = 5e-7
 LOG_BOTTOM = -104.0
 # Log-probabilities may exceed 0 by rounding (LOGP_TOLERANCE): the table reaches that far.
 LOG_TOP = 2e-3
-# x is given the segment of z where log x + m x changes by less than this part of a segment: over so short a way the
-# closed form of one segment still holds in the next.
+# Both points are given one segment where log x + m x changes by less than this part of a segment: over so short a way
+# the closed form of one segment still holds in the next.
 _NEAR = 0.25
-# The units are evaluated on a coarse grid only, five steps to a cell, and the table's ends are interpolated in it by the
-# polynomial of degree 5: in log x + m x the relative error is near 1e-10.
+# The units are evaluated on a coarse grid only, five steps to a cell, and the table's ends are interpolated in it by
+# the polynomial of degree 5: in log x + m x the relative error is below 1e-8.
 _CELL = 0.125
 _DEGREE = 5
-# Cuts of a cell into segments, as powers of 2: widths 1/256 to 1/8192.
-_FEWEST_CUTS, _MOST_CUTS = 5, 10
+# Cuts of a cell into segments, as powers of 2: widths from 1/256 down to 1/8192.
+_LEAST_CUTS, _MOST_CUTS = 5, 10
 # Up to this rate an exp unit bends no more than the others do.
 _SMALLEST_RATE = 0.25
 # Newton steps to invert log x + m x; it increases and is convex, so they converge from above for every m.
@@ -103,38 +103,43 @@ class Table:
 
     def _term(self, logx: Tensor, logz: Tensor) -> Term:
         """The same for (N,). In place where possible: on the CPU half of the time is memory."""
-        x, z = logx.exp(), logz.exp()
-        delta, total = logx - logz, x + z
-        gap = torch.tanh(delta * 0.5).mul_(total)  # x - z, with all its digits
-        at_x, at_z = self._segments(logz, z, delta, gap)
+        # The coefficients of the larger point carry the factored differences: alpha of a much smaller point may be so
+        # large that its product with a difference has none of the digits that are left.
+        sign = logx - logz
+        log_high, log_low = torch.maximum(logx, logz), torch.minimum(logx, logz)
+        high, low, delta = log_high.exp(), log_low.exp(), sign.abs()
+        total = high + low
+        gap = torch.tanh(delta * 0.5).mul_(total)  # high - low, with all its digits
+        at_high, at_low = self._segments(log_high, high, delta, gap)
         columns = self.on(logx.device)
-        offset_z, base_z, beta, alpha = (column.index_select(0, at_z) for column in columns)
-        slope, part, more_beta, more_alpha = (column.index_select(0, at_x) for column in columns)
-        # What the segment of x has more than that of z: all 0 in the same segment.
-        slope.sub_(offset_z)
-        part.sub_(base_z)
-        more_beta.sub_(beta)
-        more_alpha.sub_(alpha)
-        # T(x) - T(z) = (more of A) + (more beta) log x + (more alpha) x + beta log x/z + alpha (x - z)
-        slope.addcmul_(more_beta, logx).addcmul_(more_alpha, x).addcmul_(beta, delta).addcmul_(alpha, gap).mul_(x)
-        # G(x) - G(z) likewise, with s and s^2 / 2 in the place of log s and s
-        part.addcmul_(more_beta.addcmul_(more_alpha, x, value=0.5), x)
+        slope, part, beta, alpha = (column.index_select(0, at_high) for column in columns)
+        offset_low, base_low, beta_low, alpha_low = (column.index_select(0, at_low) for column in columns)
+        # What the segment of the larger point has more than the other: all 0 in the same segment.
+        slope.sub_(offset_low)
+        part.sub_(base_low)
+        more_beta = torch.sub(beta, beta_low, out=beta_low)
+        more_alpha = torch.sub(alpha, alpha_low, out=alpha_low)
+        # T(high) - T(low) = (more of A) + (more beta) log low + (more alpha) low + beta delta + alpha gap
+        slope.addcmul_(more_beta, log_low).addcmul_(more_alpha, low).addcmul_(beta, delta).addcmul_(alpha, gap)
+        # G(high) - G(low) likewise, with s and s^2 / 2 in the place of log s and s
+        part.addcmul_(more_beta.addcmul_(more_alpha, low, value=0.5), low)
         part.addcmul_(beta.addcmul_(alpha, total, value=0.5), gap)
-        return torch.sub(slope, part, out=part).clamp_(min=0.0), slope
+        slope.mul_(logx.exp())
+        return torch.sub(slope, part, out=part).abs_(), slope.copysign_(sign)
 
-    def _segments(self, logz: Tensor, z: Tensor, delta: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """The segments of x and z, (N,) each, int32."""
+    def _segments(self, log_high: Tensor, high: Tensor, delta: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """The segments of the larger and the smaller point, (N,) each, int32."""
         scale = 1.0 / self.width
-        place = torch.add(self.shift, logz, alpha=scale)
+        place = torch.add(self.shift, log_high, alpha=scale)
         move = delta
         if self.rate:
-            place.add_(z, alpha=self.rate * scale)
+            place.add_(high, alpha=self.rate * scale)
             move = torch.add(delta, gap, alpha=self.rate)
         # Clamped as integers: a NaN, which may stand where a mask will remove it, is no legal index.
         last = self.columns.shape[1] - 1
-        at_z = place.int().clamp_(0, last)
-        at_x = place.add_(torch.hardshrink(move, _NEAR * self.width), alpha=scale).int().clamp_(0, last)
-        return at_x, at_z
+        at_high = place.int().clamp_(0, last)
+        at_low = place.sub_(torch.hardshrink(move, _NEAR * self.width), alpha=scale).int().clamp_(0, last)
+        return at_high, at_low
 
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
         """The four columns on that device; copied there once."""
@@ -203,7 +208,7 @@ def _cuts(s: Tensor, m: Tensor) -> int:
     chord = torch.lerp(m[:-2], m[2:], share)
     error = ((chord - m[1:-1]) / m[1:-1]).abs().amax().item()  # over two coarse steps
     wanted = 2.0 / _DEGREE * math.sqrt(_TARGET / max(error, 1e-300)) if math.isfinite(error) else 1.0
-    return 2 ** min(_MOST_CUTS, max(_FEWEST_CUTS, math.ceil(-math.log2(wanted))))
+    return 2 ** min(_MOST_CUTS, max(_LEAST_CUTS, math.ceil(-math.log2(wanted))))
 
 
 def _lagrange(cuts: int) -> Tensor:

@@ -40,7 +40,7 @@ def split(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return v, w, b, parameters[SLICES["a"]], parameters[SLICES["c"]]
 
 
-def phi_inv(parameters: Float[Tensor, "380"], x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def phi_inv(parameters: Tensor, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
     r"""The map h' itself, as its definition reads.
 
     Formula: :math:`\sum_j v_j \sigma_j(w_j x + b_j) + a x + c \log x`.
@@ -81,7 +81,7 @@ def phi_inv(parameters: Float[Tensor, "380"], x: Float[Tensor, ...]) -> Float[Te
     return value.view(x.shape)
 
 
-def curvature(parameters: Float[Tensor, "380"], x: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+def curvature(parameters: Tensor, x: Tensor) -> Tensor:
     r"""x h''(x), the derivative of phi_inv in log x, in closed form; every summand is >= 0, so no digit is lost.
 
     Args:

@@ -59,7 +59,11 @@ def restrict(readable: Iterable[str]) -> int:
             try:
                 rule = struct.pack("=Qi", allowed, beneath)
                 libc.call(
-                    "landlock_add_rule", ctypes.c_int(ruleset), ctypes.c_int(_RULE_PATH_BENEATH), rule, ctypes.c_uint32(0)
+                    "landlock_add_rule",
+                    ctypes.c_int(ruleset),
+                    ctypes.c_int(_RULE_PATH_BENEATH),
+                    rule,
+                    ctypes.c_uint32(0),
                 )
             finally:
                 os.close(beneath)

@@ -134,9 +134,7 @@ class Pool:
             report = json.loads(data)
             future = self._ends.pop(report["id"], None)
             if future is not None and not future.done():
-                future.set_result(
-                    Ended(status=report["status"], timeout=report["timeout"], cpu_seconds=report["cpu"])
-                )
+                future.set_result(Ended(status=report["status"], timeout=report["timeout"], cpu_seconds=report["cpu"]))
 
     def _lose(self, template: Template) -> None:
         """The template process is gone: so are its copies."""

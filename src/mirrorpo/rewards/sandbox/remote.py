@@ -24,7 +24,9 @@ _OPERATIONS = {
 _BUILTINS = {"__len__": "len", "__str__": "str", "__bool__": "bool", "__next__": "next", "__float__": "float"}
 _BUILTINS |= {"__int__": "int"}
 _FUNCTIONS = {name: getattr(operator, name) for name in [*_OPERATIONS.values(), "eq"]}
-_FUNCTIONS |= {name: getattr(builtins, name) for name in [*_BUILTINS.values(), "iter", "getattr", "setattr", "isinstance"]}
+_FUNCTIONS |= {
+    name: getattr(builtins, name) for name in [*_BUILTINS.values(), "iter", "getattr", "setattr", "isinstance"]
+}
 
 
 class CandidateError(Exception):
