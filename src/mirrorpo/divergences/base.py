@@ -67,13 +67,12 @@ class _WithSlope(torch.autograd.Function):
     """Evaluates ``fn(logp, *others, guard) -> (value, d value / d logp)`` and attaches that derivative to logp."""
 
     @staticmethod
-    def forward(ctx: Any, fn: Callable[..., Term], float64: bool, logp: Tensor, *others: Tensor) -> Tensor:
+    def forward(ctx: Any, fn: Callable[..., Term], logp: Tensor, *others: Tensor) -> Tensor:
         check_logps(_NAMES[: 1 + len(others)], logp, *others)
         if logp.dtype == torch.float32 and logp.device.type == "cpu":
             # Ordinary log-probabilities need none of the guards; whether they were ordinary shows in the result. (A GPU
             # would have to wait for that look, and there the guards cost next to nothing.)
-            logs = (logp.double(), *(x.double() for x in others)) if float64 else (logp, *others)
-            value, slope = fn(*logs, False)
+            value, slope = fn(logp, *others, False)
             result, slope = value.float(), slope.float()
             # A weight (with a third argument) may take the slope further than the value.
             seen = result.sum() if len(others) == 1 else result.sum() + slope.sum()
@@ -88,7 +87,7 @@ class _WithSlope(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         _raise_on_second_derivative()
         (slope,) = ctx.saved_tensors
-        return (None, None, grad_outputs[0] * slope, *(None for _ in ctx.needs_input_grad[3:]))
+        return (None, grad_outputs[0] * slope, *(None for _ in ctx.needs_input_grad[2:]))
 
 
 class _OverVocabulary(torch.autograd.Function):
@@ -149,9 +148,6 @@ class Divergence(ABC):
 
     name: str
 
-    # Whether float32 would lose digits near equality (d is a difference of terms of first order), so that float64 must
-    # be used; a product of first-order terms, such as (sqrt t - 1)^2, keeps them.
-    needs_float64: ClassVar[bool] = True
     # Whether D over a coarser partition of the vocabulary is a lower bound (data processing): true for f-divergences.
     bucket_rest: ClassVar[bool] = False
     # Whether the trust-region constraint depends on b_y itself and not on the ratio alone.
@@ -165,7 +161,8 @@ class Divergence(ABC):
     def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
         """What a trust region compares with its radius at the sampled token; float64 in and out, 0 at log_ratio 0."""
 
-    # The estimators on float64 log-probabilities. `guard` says whether limits must be watched (see `_WithSlope`).
+    # The estimators on log-probabilities: float64 with `guard`, when limits must be watched; otherwise as they come,
+    # and what needs float64 is widened inside. A difference of two float32 numbers is right to 6e-8 in float32.
 
     @abstractmethod
     def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term: ...
@@ -202,7 +199,7 @@ class Divergence(ABC):
             >>> mirrorpo.divergence("reverse_kl").sampled(logp, logp_ref)  # exp(-1) - 1 + 1
             tensor([0.3679])
         """
-        return _WithSlope.apply(self._sampled, self.needs_float64, upcast(logp), logp_ref.detach())
+        return _WithSlope.apply(self._sampled, upcast(logp), logp_ref.detach())
 
     def weighted(
         self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...], logp_old: Float[Tensor, ...]
@@ -231,7 +228,7 @@ class Divergence(ABC):
             >>> mirrorpo.divergence("prob_l2").weighted(logp, torch.tensor([-2.0]), logp)
             tensor([0.1470])
         """
-        return _WithSlope.apply(self._weighted, self.needs_float64, upcast(logp), logp_ref.detach(), logp_old.detach())
+        return _WithSlope.apply(self._weighted, upcast(logp), logp_ref.detach(), logp_old.detach())
 
     @torch.no_grad()
     def score(self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...]) -> Float[Tensor, ...]:
@@ -266,7 +263,7 @@ class Divergence(ABC):
 
         Arguments, shapes and errors as in ``weighted``.
         """
-        return _WithSlope.apply(self._score, self.needs_float64, upcast(logp), logp_ref.detach(), logp_old.detach())
+        return _WithSlope.apply(self._score, upcast(logp), logp_ref.detach(), logp_old.detach())
 
     def exact(self, logits: Float[Tensor, "... V"], logits_ref: Float[Tensor, "... V"]) -> Float[Tensor, ...]:
         r"""The whole sum, :math:`\sum_v d(p_v, q_v)`, from both models' logits.

@@ -24,14 +24,14 @@ Coordinate = Callable[[Tensor, Tensor, Tensor], Term]
 
 def kl(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
     """h = x log x - x: d = x log(x/z) - x + z."""
-    x = logx.exp()
+    x = logx.double().exp()
     return x * k(-delta), x * delta
 
 
 def prob_l2(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
     """h = x^2 (GBMPO's ProbL2): d = (x - z)^2."""
-    x = logx.exp()
-    gap = x - logz.exp()
+    x = logx.double().exp()
+    gap = x - logz.double().exp()
     return gap * gap, x.mul_(gap).mul_(2.0)
 
 
@@ -43,8 +43,9 @@ def itakura_saito(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
 
 def beta(logx: Tensor, logz: Tensor, delta: Tensor, *, beta: float) -> Term:
     """h = x^beta / (beta (beta - 1)): d = z^beta B_beta(log x/z)."""
-    slope = (delta + beta * logz).clamp_(max=-LOG_PROB_FLOOR).exp_() * power_slope(beta, delta)
-    return power_gap(beta, delta, 0.0, beta * logz), slope
+    anchor = beta * logz.double()
+    slope = (delta + anchor).clamp_(max=-LOG_PROB_FLOOR).exp_() * power_slope(beta, delta)
+    return power_gap(beta, delta, 0.0, anchor), slope
 
 
 def hold(logx: Tensor, logz: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,24 +63,27 @@ class BregmanDivergence(Divergence):
     """A Bregman divergence.
 
     Attributes:
-        coordinate: ``(log x, log z, log x/z) -> (d, x * dd/dx)``, float64.
+        coordinate: ``(log x, log z, log x/z) -> (d, x * dd/dx)``; the ratio and the results are float64, the others may
+            be float32.
         max_log_ratio: where the log-ratio is held in ``sampled`` and ``weighted`` so that float32 does not overflow;
             value and slope stay what they are there, so the gradient does not vanish.
+        needs_ratio: whether the coordinate looks at its third argument.
         growth: d may grow as exp(growth * |log x/z|).
     """
 
     coordinate: Coordinate = field(kw_only=True)
     max_log_ratio: float = field(default=-LOG_PROB_FLOOR, kw_only=True)
     growth: float = field(default=1.0, kw_only=True)
+    needs_ratio: bool = field(default=True, kw_only=True)
 
     def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term:
         if not guard:
-            return self.coordinate(logp, logq, logp - logq)
+            return self.coordinate(logp, logq, (logp - logq).double() if self.needs_ratio else logp)
         return self.coordinate(*hold(logp, logq, self.max_log_ratio))
 
     def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor, guard: bool) -> Term:
         value, slope = self._sampled(logp, logq, guard)
-        weight = logb.neg().clamp_(max=-LOG_PROB_FLOOR).exp_()
+        weight = logb.double().neg().clamp_(max=-LOG_PROB_FLOOR).exp_()
         return value * weight, slope * weight
 
     def term(self, logx: Tensor, logz: Tensor) -> Term:

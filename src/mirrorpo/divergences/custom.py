@@ -141,8 +141,8 @@ def bregman_from(h: Generator, name: str) -> BregmanDivergence:
     remainder = Remainder(h, is_smooth(h, grid[:-8:8]))
 
     def coordinate(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
-        x = logx.clamp(min=_LOG_FLOOR).exp()
-        value, slope = remainder(x, logz.clamp(min=_LOG_FLOOR).exp(), delta)
+        x = logx.double().clamp(min=_LOG_FLOOR).exp()
+        value, slope = remainder(x, logz.double().clamp(min=_LOG_FLOOR).exp(), delta)
         return value, x * slope
 
     return BregmanDivergence(name, coordinate=coordinate)

@@ -47,7 +47,7 @@ def forward_kl(delta: Tensor) -> Parts:
     """f = -log t, KL(q || p): S = (t - 1 - log t) / t."""
     e = torch.expm1(-delta)
     slope = delta * (e + 1.0)
-    return (-e - slope).clamp_(min=0.0), slope, -e
+    return (-e - slope).clamp_(min=0.0), slope, e.neg_()
 
 
 def jeffreys(delta: Tensor) -> Parts:
@@ -115,13 +115,14 @@ class RatioDivergence(Divergence):
 
     Attributes:
         form: ``delta -> (S, S', g)``, float64.
-        needs_float64: whether S loses digits near equality in float32; False for products of first-order terms.
+        needs_float64: whether S loses digits near equality in float32 (a difference of terms of first order); a product
+            of such terms, as (sqrt t - 1)^2, keeps them.
         growth: the largest rate at which S or F grows, as exp(growth * |delta|): sets where the log-ratio is held.
     """
 
     form: Form = field(kw_only=True)
     growth: float = field(default=1.0, kw_only=True)
-    needs_float64: bool = field(default=True, kw_only=True)  # pyright: ignore[reportIncompatibleVariableOverride]
+    needs_float64: bool = field(default=True, kw_only=True)
 
     bucket_rest: ClassVar[bool] = True
     depends_on_token: ClassVar[bool] = False
@@ -131,14 +132,17 @@ class RatioDivergence(Divergence):
         bound = limit / max(1.0, self.growth)
         return delta.clamp(-bound, bound)
 
+    def _form(self, delta: Tensor, guard: bool) -> Parts:
+        if guard:
+            return self.form(self._hold(delta, MAX_LOG_WEIGHT))
+        return self.form(delta.double() if self.needs_float64 else delta)
+
     def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term:
-        delta = logp - logq
-        value, slope, _ = self.form(self._hold(delta, MAX_LOG_WEIGHT) if guard else delta)
+        value, slope, _ = self._form(logp - logq, guard)
         return value, slope
 
     def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor, guard: bool) -> Term:
-        delta = logp - logq
-        value, _, score = self.form(self._hold(delta, MAX_LOG_WEIGHT) if guard else delta)
+        value, _, score = self._form(logp - logq, guard)
         weight = (logp - logb).clamp_(max=MAX_LOG_WEIGHT).exp_()
         return weight * value, weight * score
 

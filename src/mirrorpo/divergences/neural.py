@@ -142,7 +142,7 @@ class NeuralDivergence(BregmanDivergence):
     map: MirrorMap = field(kw_only=True)
 
     def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term:
-        return self.table.between(logp, logq, guard)
+        return self.table.between(logp.double(), logq.double(), guard)
 
     def term(self, logx: Tensor, logz: Tensor) -> Term:
         return self.table.between(logx, logz)

@@ -27,8 +27,10 @@ def standard_library() -> str:
 
 def library_parts() -> list[str]:
     """What in the standard library's folder belongs to it: everything but installed packages."""
-    folder = standard_library()
-    return [entry.path for entry in os.scandir(folder) if entry.name not in ("site-packages", "dist-packages")]
+    packages = ("site-packages", "dist-packages")
+    with os.scandir(standard_library()) as entries:
+        # Distributions leave links in it that lead nowhere.
+        return [entry.path for entry in entries if entry.name not in packages and os.path.exists(entry.path)]
 
 
 def enter() -> None:
