@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from run_folder import HOSTILE, SAMPLE, SUMMARY, line_of, write_run, write_samples
 
 from mirrorpo.reporting import write_curve, write_report
+from run_folder import HOSTILE, SAMPLE, SUMMARY, line_of, write_run, write_samples
 
 _GEOMETRY = ("d", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "data-low", "data-high", "data-values")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser import Browser, chromium
-from run_folder import HOSTILE, SAMPLE, line_of, write_run, write_samples
 
+from browser import Browser, chromium
 from mirrorpo.reporting import write_report
+from run_folder import HOSTILE, SAMPLE, line_of, write_run, write_samples
 
 
 @pytest.fixture(scope="module")

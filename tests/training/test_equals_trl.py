@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import set_seed
+
 from trl_pair import PAIRS, batch, fill, loss_and_gradient, pair
 
 TOLERANCE = 1e-6

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from trl_pair import MAX_COMPLETION, TINY, batch, fill, loss_and_gradient, settings, trainer
 
 import mirrorpo
 from mirrorpo.presets import PRESETS
 from mirrorpo.training import MirrorConfig, MirrorTrainer, NonFiniteError
 from mirrorpo.training.control import load_state
 from mirrorpo.training.reference import ReferenceMismatchError, check_reference
+from trl_pair import MAX_COMPLETION, TINY, batch, fill, loss_and_gradient, settings, trainer
 
 
 def build(folder: Path, objective: Any, **more: Any) -> MirrorTrainer:

@@ -30,7 +30,28 @@ _NUMBER = re.compile(
 # Words, with powers, slashes, hyphens and brackets as in "km/h", "m^2", "(dollars)".
 _UNIT = re.compile(r"[\s(]*[A-Za-z°'][A-Za-z°'²³./\-\s()]*(?:\^\{?[23]\}?)?[\s)]*")
 # An answer that goes on with these is more than one number.
-_NO_UNITS = frozenset("or and to plus minus times not but if than between about either nor is are was equals".split())
+_NO_UNITS = frozenset(
+    [
+        "or",
+        "and",
+        "to",
+        "plus",
+        "minus",
+        "times",
+        "not",
+        "but",
+        "if",
+        "than",
+        "between",
+        "about",
+        "either",
+        "nor",
+        "is",
+        "are",
+        "was",
+        "equals",
+    ]
+)
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("*", "*"))
@@ -55,7 +76,7 @@ _REPLACED = (
     ("\\times", "×"),
     ("\\cdot", "·"),
 )
-_UNICODE = str.maketrans({"−": "-", "–": "-", "—": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "⁄": "/"})  # noqa: RUF001
+_UNICODE = str.maketrans({"−": "-", "–": "-", "—": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "⁄": "/"})
 _SPACED_THOUSANDS = re.compile(r"(?<![0-9.])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9])")
 
 

@@ -89,7 +89,9 @@ class Symbolic:
                 hello = b""
             if not hello:
                 self._stop()
-                raise RuntimeError("the algebra process does not start: is math-verify installed? (pip install math-verify)")
+                raise RuntimeError(
+                    "the algebra process does not start: is math-verify installed? (pip install math-verify)"
+                )
         return self._process
 
     def _stop(self) -> None:

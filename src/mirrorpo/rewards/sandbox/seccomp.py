@@ -98,7 +98,7 @@ def program(pid: int, audit: int, column: int) -> bytes:
 
 
 class _Filter(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]  # noqa: RUF012  (ctypes' form)
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
 
 
 def install() -> None:

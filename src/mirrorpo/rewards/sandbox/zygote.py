@@ -22,13 +22,71 @@ from typing import Any, NoReturn
 from mirrorpo.rewards.sandbox import landlock, libc, namespaces, syscalls, worker
 
 # Loaded once, shared by all copies. Those that are missing here and need no further shared library are still found.
-_PRELOADED = (
-    "abc array ast base64 binascii bisect bz2 calendar cmath collections collections.abc contextlib copy csv ctypes "
-    "dataclasses datetime decimal difflib enum fractions functools gc hashlib heapq inspect io itertools json "
-    "keyword locale lzma math numbers operator os pprint queue random re secrets select socket statistics string struct "
-    "sys textwrap threading time timeit traceback types typing unicodedata unittest uuid warnings weakref zlib "
-    "encodings.idna encodings.latin_1 encodings.ascii"
-).split()
+_PRELOADED = [
+    "abc",
+    "array",
+    "ast",
+    "base64",
+    "binascii",
+    "bisect",
+    "bz2",
+    "calendar",
+    "cmath",
+    "collections",
+    "collections.abc",
+    "contextlib",
+    "copy",
+    "csv",
+    "ctypes",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "enum",
+    "fractions",
+    "functools",
+    "gc",
+    "hashlib",
+    "heapq",
+    "inspect",
+    "io",
+    "itertools",
+    "json",
+    "keyword",
+    "locale",
+    "lzma",
+    "math",
+    "numbers",
+    "operator",
+    "os",
+    "pprint",
+    "queue",
+    "random",
+    "re",
+    "secrets",
+    "select",
+    "socket",
+    "statistics",
+    "string",
+    "struct",
+    "sys",
+    "textwrap",
+    "threading",
+    "time",
+    "timeit",
+    "traceback",
+    "types",
+    "typing",
+    "unicodedata",
+    "unittest",
+    "uuid",
+    "warnings",
+    "weakref",
+    "zlib",
+    "encodings.idna",
+    "encodings.latin_1",
+    "encodings.ascii",
+]
 _MAX_MESSAGE = 4096
 
 
