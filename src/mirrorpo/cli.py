@@ -143,6 +143,28 @@ def report(
 
 
 @app.command()
+def grade(
+    kind: Annotated[str, typer.Argument(help="math or code")],
+    file: Annotated[Path, typer.Argument(help="JSON lines: completion and answer, or completion, tests and setup.")],
+    require: Annotated[str, typer.Option(help="Code: the least level of the sandbox.")] = "confined",
+    wall_seconds: Annotated[float, typer.Option(help="Code: time limit of a program.")] = 10.0,
+    last_number: Annotated[bool, typer.Option("--last-number", help="Math: without a mark, the last number.")] = False,
+    _as_json: JSON = False,  # what it prints is JSON anyway
+) -> None:
+    """Grade completions: one line in, one JSON line out, in order."""
+    from mirrorpo.rewards import lines
+
+    if kind not in ("math", "code"):
+        raise InputError(f"grade {kind}: must be math or code")
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    with file.open("rb") as source:
+        for line in lines.graded(kind, source, require, wall_seconds, last_number):
+            _say(line)
+            sys.stdout.flush()  # a reader may wait for this one
+
+
+@app.command()
 def doctor(as_json: JSON = False) -> None:
     """What this machine has, and what of it is outside the tested range."""
     from mirrorpo.doctor import examine, render

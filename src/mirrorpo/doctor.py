@@ -92,9 +92,25 @@ def _hub() -> list[Finding]:
     return [_finding("model hub", "ok", "used when a recipe names a hub model", "HF_HUB_OFFLINE=1 forbids it")]
 
 
+def _sandbox() -> list[Finding]:
+    from mirrorpo.rewards.sandbox import SandboxError, Template
+
+    try:
+        template = Template()
+    except SandboxError as error:
+        return [_finding("code sandbox", "bad", "does not start", str(error))]
+    reached = template.reached
+    template.close()
+    missing = "; ".join(f"{layer}: {error}" for layer, error in reached.errors.items())
+    fits = reached.level in ("confined", "isolated")
+    advice = "" if fits else f"code tasks need level confined, see docs/rewards.md ({missing})"
+    found = f"level {reached.level} ({', '.join(reached.layers) or 'resource limits only'})"
+    return [_finding("code sandbox", "ok" if fits else "warn", found, advice)]
+
+
 def examine() -> list[Finding]:
     """What was found: ``what``, ``state`` (ok, warn, bad), ``found``, ``advice``."""
-    return [*_packages(), *_accelerator(), *_machine(), *_hub()]
+    return [*_packages(), *_accelerator(), *_machine(), *_sandbox(), *_hub()]
 
 
 def render(findings: list[Finding]) -> None:

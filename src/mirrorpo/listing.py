@@ -14,6 +14,7 @@ from mirrorpo.recipes import shipped_recipes
 from mirrorpo.trust_region import DIVERGENCE_REGIONS, REGIONS
 
 Rows = list[dict[str, str]]
+_MAX_NARROW_COLUMNS, _WIDE = 5, 140
 
 
 def _divergences() -> Rows:
@@ -54,7 +55,7 @@ def _objectives() -> Rows:
     rows = []
     for name, preset in PRESETS.items():
         region, options = preset.region
-        numbers = ", ".join(f"{key} {value:g}" for key, value in options.items())
+        numbers = ", ".join(f"{key.removeprefix('epsilon_')} {value:g}" for key, value in options.items())
         rows.append(
             {
                 "name": name,
@@ -105,10 +106,16 @@ def listing(what: str) -> Rows:
 
 
 def render(what: str, rows: Rows) -> None:
-    """Draws the table on stdout."""
+    """Draws the table on stdout; a wide one as paragraphs where the terminal is narrow."""
+    console = Console()
+    if rows and len(rows[0]) > _MAX_NARROW_COLUMNS and console.width < _WIDE:
+        for row in rows:
+            console.print(Text(row["name"], style="bold"))
+            console.print(Text("  " + "; ".join(f"{key} {value}" for key, value in row.items() if key != "name")))
+        return
     table = Table(title=what, title_justify="left", pad_edge=False, show_lines=False)
     for column in rows[0] if rows else ():
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     for row in rows:
         table.add_row(*(Text(value) for value in row.values()))
-    Console().print(table)
+    console.print(table)

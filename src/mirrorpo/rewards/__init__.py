@@ -1,6 +1,8 @@
 """When is an answer right? Verifiers for plain data, maths and code."""
 
+from mirrorpo.rewards.code import CodeVerifier, extract_code
 from mirrorpo.rewards.match import VERIFIERS, RewardError, UserReward, Verifier, exact, last_number, numeric
+from mirrorpo.rewards.maths import MathVerifier, final_answer
 
 __all__ = [
     # match: plain comparisons, and the user's own function
@@ -11,4 +13,10 @@ __all__ = [
     "exact",
     "last_number",
     "numeric",
+    # maths: the final answer, exact or by algebra
+    "MathVerifier",
+    "final_answer",
+    # code: programs, in the sandbox
+    "CodeVerifier",
+    "extract_code",
 ]

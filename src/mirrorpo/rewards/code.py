@@ -1,9 +1,9 @@
 """Does a program pass its tests? The program runs isolated; every comparison is made outside of its process.
 
 Reasons: ``passed``, ``failed`` (a test is false), ``error`` (the program raises), ``syntax error``, ``timeout``,
-``memory``, ``crashed`` (it ended without an answer), ``opaque`` (a result is not plain data, so nothing can be compared),
-``too large`` (a result beyond the limit), ``no code``, ``code too long``. Not scorable (reward None): what ``BadTests``
-says, and ``broken test``.
+``memory``, ``crashed`` (it ended without an answer), ``opaque`` (a result is not plain data, so nothing can be
+compared), ``too large`` (a result beyond the limit), ``no code``, ``code too long``. Not scorable (reward None): what
+``BadTests`` says, and ``broken test``.
 """
 
 from __future__ import annotations

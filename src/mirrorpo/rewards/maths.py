@@ -3,13 +3,14 @@
 Reasons: ``match``, ``mismatch``, ``no answer`` (nothing marks one), ``malformed`` (what is marked is no single
 mathematical object), ``timeout``. Not scorable (reward None): ``bad reference``. No text is ever evaluated as code.
 
-The final answer is what follows ``####``, stands in ``\\boxed{}`` or follows "the answer is", whichever comes last; with
-``last_number`` a text without such a mark answers with its last number.
+The final answer is what follows ``####``, stands in ``\\boxed{}`` or follows "the answer is", whichever comes last;
+with ``last_number`` a text without such a mark answers with its last number.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +21,8 @@ from mirrorpo.rewards.symbolic import Symbolic
 # A final answer stands at the end; the rest of a long text is not looked at.
 TAIL_CHARACTERS = 100_000
 MAX_SYMBOLIC_CHARACTERS = 1_000
+# The grammar's time grows fast with the depth of brackets.
+_MAX_BRACKETS = 60
 _MARKER = "####"
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _PHRASE = re.compile(r"\banswers?\b(?:[^.\n:=]{0,80}?\b(?:is|are)\b\s*:?|\s*[:=])", re.IGNORECASE)
@@ -27,7 +30,7 @@ _SENTENCE_END = re.compile(r"[.;!?](?=\s|$|\*)|,\s+(?=[a-z])|\n")
 _ANY_NUMBER = re.compile(
     r"[-+]?(?:\$\s?)?(?:[0-9]{1,3}(?:,[0-9]{3}){1,6}|[0-9]{1,30})(?:\.[0-9]{1,30})?(?:\s?/\s?[0-9]{1,30})?%?"
 )
-_PROSE = re.compile(r"(?<![\\A-Za-z])(?!sqrt|sin|cos|tan|log|exp|inf|pi\b)[A-Za-z]{3,}")
+_PROSE = re.compile(r"\b(?:or|to)\b|(?<![\\A-Za-z])(?!sqrt|sin|cos|tan|log|exp|inf|pi\b)[A-Za-z]{3,}")
 _SPACE = re.compile(r"\s+")
 
 _MATCH, _MISMATCH = Grade(reward=1.0, reason="match"), Grade(reward=0.0, reason="mismatch")
@@ -53,13 +56,8 @@ def final_answer(completion: str, *, last_number: bool = False) -> str | None:
     """
     text = completion[-TAIL_CHARACTERS:]
     hashes = text.rfind(_MARKER)
-    boxed = phrase = None
-    if "\\" in text:
-        for boxed in _BOXED.finditer(text):
-            pass
-    if "nswer" in text or "NSWER" in text:
-        for phrase in _PHRASE.finditer(text):
-            pass
+    boxed = _last_match(_BOXED, text) if "\\" in text else None
+    phrase = _last_match(_PHRASE, text) if "nswer" in text or "NSWER" in text else None
     at_box = -1 if boxed is None else boxed.start()
     at_phrase = -1 if phrase is None else phrase.start()
     last = max(hashes, at_box, at_phrase)
@@ -70,7 +68,14 @@ def final_answer(completion: str, *, last_number: bool = False) -> str | None:
     if boxed is not None and last == at_box:
         return _in_braces(text, boxed.end())
     assert phrase is not None
-    return _SENTENCE_END.split(text[phrase.end() : phrase.end() + 2 * MAX_SYMBOLIC_CHARACTERS].lstrip(), maxsplit=1)[0]
+    return _SENTENCE_END.split(
+        text[phrase.end() : phrase.end() + 2 * MAX_SYMBOLIC_CHARACTERS].lstrip("* \t\r\n"), maxsplit=1
+    )[0]
+
+
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    last = deque(pattern.finditer(text), maxlen=1)
+    return last[0] if last else None
 
 
 def _in_braces(text: str, start: int) -> str:
@@ -95,6 +100,7 @@ def _last_number(text: str) -> str | None:
 class _Reference:
     text: str
     number: Number | None
+    measured: Number | None = None
 
 
 @lru_cache(maxsize=65536)
@@ -103,9 +109,9 @@ def _reference(answer: str) -> _Reference:
     marked = final_answer(answer)
     text = tidy(answer[:TAIL_CHARACTERS] if marked is None else marked)
     number = read_number(text)
-    # "5m" may be a length or a product: a single letter is left to algebra.
+    # "5m" may be a length or a product: a single letter is left to algebra, unless the other side has a unit as well.
     if number is not None and len(number.unit) == 1 and number.unit.isalpha():
-        number = None
+        return _Reference(text, None, number)
     return _Reference(text, number)
 
 
@@ -141,7 +147,7 @@ class MathVerifier:
         found = final_answer(completion, last_number=self.last_number)
         if found is None:
             return _NO_ANSWER
-        if len(found) > 2 * MAX_SYMBOLIC_CHARACTERS:
+        if len(found) > 2 * MAX_SYMBOLIC_CHARACTERS or "\0" in found:
             return _MALFORMED
         given = tidy(found)
         if not given:
@@ -151,6 +157,8 @@ class MathVerifier:
         number = read_number(given if len(given) <= MAX_CHARACTERS else "")
         if number is not None and wanted.number is not None:
             return _MATCH if agree(number, wanted.number) else _MISMATCH
+        if number is not None and number.unit and wanted.measured is not None:
+            return _MATCH if agree(number, wanted.measured) else _MISMATCH
         return self._by_algebra(given, number, wanted)
 
     def _by_algebra(self, given: str, number: Number | None, wanted: _Reference) -> Grade:
@@ -159,6 +167,8 @@ class MathVerifier:
         if wanted.number is not None and _PROSE.search(given):
             return _MALFORMED  # the right answer is a number, this is a sentence
         if len(given) > MAX_SYMBOLIC_CHARACTERS or len(wanted.text) > MAX_SYMBOLIC_CHARACTERS:
+            return _MALFORMED
+        if given.count("{") != given.count("}") or sum(map(given.count, "([{")) > _MAX_BRACKETS:
             return _MALFORMED
         left = str(number.value) if number is not None and not number.unit else given
         right = str(wanted.number.value) if wanted.number is not None else wanted.text

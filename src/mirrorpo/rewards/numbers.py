@@ -1,7 +1,7 @@
 """Which number does an answer state? Exact fractions from what people and models write; anything else is no number.
 
-``1,000``, ``$12.50``, ``-3``, ``3/4``, ``1 1/2``, ``\\frac{3}{4}``, ``50%``, ``1.5e3``, ``1.5 \\times 10^{3}``, ``72 clips``,
-``5 km/h``, ``2 million``, each with spaces, LaTeX dollars, bold marks and punctuation around it.
+``1,000``, ``$12.50``, ``-3``, ``3/4``, ``1 1/2``, ``\\frac{3}{4}``, ``50%``, ``1.5e3``, ``1.5 \\times 10^{3}``,
+``72 clips``, ``5 km/h``, ``2 million``, each with spaces, LaTeX dollars, bold marks and punctuation around it.
 """
 
 from __future__ import annotations
@@ -52,10 +52,36 @@ _NO_UNITS = frozenset(
         "equals",
     ]
 )
+# Other words of one or two letters are taken for variables: "5x", "3pi".
+_SHORT_UNITS = frozenset("mglshvawkcfnj°") | frozenset(
+    (
+        "km",
+        "cm",
+        "mm",
+        "kg",
+        "mg",
+        "ml",
+        "lb",
+        "oz",
+        "ft",
+        "mi",
+        "hr",
+        "am",
+        "pm",
+        "yd",
+        "in",
+        "of",
+        "an",
+        "at",
+        "by",
+        "on",
+    )
+)
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("*", "*"))
 _WRAPPERS += (("`", "`"), ('"', '"'), ("'", "'"), ("{", "}"))
+_LEADING = " \t\r\n:,;"  # not the point of ".5"
 _TRAILING = " \t\r\n.,;:!?"
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf|textit|operatorname)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
@@ -99,7 +125,7 @@ def tidy(text: str) -> str:
     """The answer without what only dresses it: spaces, LaTeX dollars, bold marks, text commands, trailing points.
 
     Example:
-        >>> tidy(r"**$\\\\text{about }\\\\$1{,}000$.**")
+        >>> tidy(r"**$\\text{about }\\$1{,}000$.**")
         'about $1,000'
     """
     if not text.isascii():
@@ -110,7 +136,7 @@ def tidy(text: str) -> str:
             text = text.replace(old, new)
     while True:
         before = text
-        text = text.strip(_TRAILING)
+        text = text.lstrip(_LEADING).rstrip(_TRAILING)
         for left, right in _WRAPPERS:
             if len(text) >= len(left) + len(right) and text.startswith(left) and text.endswith(right):
                 inside = text[len(left) : -len(right)]
@@ -161,7 +187,8 @@ def _unit(text: str) -> str | None:
     if not _UNIT.fullmatch(text):
         return None
     words = text.lower().replace("(", " ").replace(")", " ").split()
-    if len(words) > 8 or not _NO_UNITS.isdisjoint(words):
+    short = {part for word in words for part in re.split(r"[/.^²³\-{}0-9]+", word) if 0 < len(part) <= 2}
+    if len(words) > 8 or short - _SHORT_UNITS or not _NO_UNITS.isdisjoint(words):
         return None
     return " ".join(word.rstrip(".").removesuffix("s") if len(word) > 2 else word for word in words)
 

@@ -1,7 +1,7 @@
 """Are two expressions equal? math-verify decides, in a process of its own that can be stopped.
 
-The process reads LaTeX with a grammar (never with ``eval``), and once its libraries are loaded it locks itself in: a system
-call filter where the kernel has one, a bound on memory, no privileges.
+The process reads LaTeX with a grammar (never with ``eval``), and once its libraries are loaded it locks itself in: a
+system call filter where the kernel has one, a bound on memory, no privileges.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 # Empty packages stand in for the real ones, whose import would load torch.
 _PROGRAM = f"""
 import sys, types
-for name, folder in (("mirrorpo", ""), ("mirrorpo.rewards", "rewards"), ("mirrorpo.rewards.sandbox", "rewards/sandbox")):
+for name in ("mirrorpo", "mirrorpo.rewards", "mirrorpo.rewards.sandbox"):
     sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [{_PACKAGE!r} + "/" + folder]
+    sys.modules[name].__path__ = [{_PACKAGE!r} + name.removeprefix("mirrorpo").replace(".", "/")]
 from mirrorpo.rewards.symbolic import serve
 serve()
 """

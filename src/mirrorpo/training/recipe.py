@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mirrorpo.errors import InputError
 from mirrorpo.objective import Objective
 from mirrorpo.presets import objective_from
+from mirrorpo.tasks.gsm8k import INSTRUCTION as GSM8K_INSTRUCTION
+from mirrorpo.tasks.mbpp import INSTRUCTION as MBPP_INSTRUCTION
 
 MAX_RECIPE_BYTES = 1_000_000
 
@@ -48,7 +50,45 @@ class JsonlSpec(Part):
     test_size: int | None = Field(default=512, ge=1, description="at most so many test rows")
 
 
-TaskSpec = Annotated[ArithmeticSpec | JsonlSpec, Field(discriminator="name")]
+class Gsm8kSpec(Part):
+    """GSM8K."""
+
+    name: Literal["gsm8k"]
+    path: str | None = Field(default=None, description="the original train.jsonl; empty: openai/gsm8k from the hub")
+    test_path: str | None = Field(default=None, description="the original test.jsonl, with path")
+    test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
+    validation_size: int = Field(default=500, ge=0, description="problems that training never sees")
+    train_size: int | None = Field(default=None, ge=1, description="at most so many training problems")
+    seed: int = Field(default=0, ge=0, description="which problems are held out")
+    instruction: str = Field(default=GSM8K_INSTRUCTION, description="follows every question")
+    last_number: bool = Field(default=False, description="without ####, \\boxed or 'the answer is': the last number")
+
+
+class SandboxSpec(Part):
+    """Where programs run, and what they may use."""
+
+    require: Literal["limits", "filtered", "confined", "isolated"] = Field(
+        default="confined", description="the least level (`mirrorpo doctor` says which this machine reaches)"
+    )
+    in_flight: int | None = Field(default=None, ge=1, le=1024, description="programs at once; empty: 4 a core")
+    wall_seconds: float = Field(default=10.0, ge=0.05, le=3600, description="time limit of a program")
+    cpu_seconds: int = Field(default=5, ge=1, le=3600, description="processor time of a program")
+    memory_mb: int = Field(default=512, ge=64, le=1_000_000, description="address space of a program")
+
+
+class MbppSpec(Part):
+    """MBPP."""
+
+    name: Literal["mbpp"]
+    path: str | None = Field(default=None, description="the original mbpp.jsonl; empty: from the hub")
+    test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
+    train_size: int | None = Field(default=None, ge=1, description="at most so many training problems")
+    shown_tests: int = Field(default=3, ge=0, le=3, description="tests in the prompt")
+    instruction: str = Field(default=MBPP_INSTRUCTION, description="the prompt's last line")
+    sandbox: SandboxSpec = SandboxSpec()
+
+
+TaskSpec = Annotated[ArithmeticSpec | JsonlSpec | Gsm8kSpec | MbppSpec, Field(discriminator="name")]
 
 
 class LoraSpec(Part):
@@ -320,6 +360,9 @@ def _fields_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
         "reference": ReferenceSpec,
         "arithmetic": ArithmeticSpec,
         "jsonl": JsonlSpec,
+        "gsm8k": Gsm8kSpec,
+        "mbpp": MbppSpec,
+        "sandbox": SandboxSpec,
         "lora": LoraSpec,
     }
     return list((groups.get(str(loc[-1]), root) if loc else root).model_fields)

@@ -17,7 +17,7 @@ for name in ("mirrorpo", "mirrorpo.rewards", "mirrorpo.rewards.sandbox"):
     sys.modules[name].__path__ = []
 sys.modules[name].__path__ = [{folder!r}]
 from mirrorpo.rewards.sandbox.zygote import main
-main({control}, {layers!r})
+main({control}, {layers!r}, {preload})
 """
 
 
@@ -26,18 +26,19 @@ def interpreter() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
-def command(control: int, layers: list[str]) -> list[str]:
+def command(control: int, layers: list[str], preload: bool) -> list[str]:
     """The command line of the template process.
 
     Args:
         control: the inherited descriptor on which it takes orders.
         layers: which of "bubblewrap", "namespaces", "landlock", "seccomp" to use.
+        preload: import much of the standard library, for all copies.
 
     Raises:
         OSError: bubblewrap is asked for and not installed.
     """
     inside = [layer for layer in layers if layer != "bubblewrap"]
-    program = _PROGRAM.format(folder=_FOLDER, control=control, layers=inside)
+    program = _PROGRAM.format(folder=_FOLDER, control=control, layers=inside, preload=preload)
     # No site packages, no environment, no current folder, nothing written; UTF-8.
     python = [interpreter(), "-s", "-S", "-P", "-B", "-X", "utf8", "-c", program]
     if "bubblewrap" not in layers:

@@ -56,8 +56,8 @@ class Limits:
 def apply(limits: Limits) -> None:
     """Tells the kernel; cannot be undone by the process.
 
-    No core dump, no file that grows, no locked memory, no message queue; the number of processes is set to 0 more, which
-    the kernel does not apply to root: the system call filter is what forbids new processes.
+    No core dump, no file that grows, no locked memory, no message queue; the number of processes is set to 0 more,
+    which the kernel does not apply to root: the system call filter is what forbids new processes.
     """
     memory = limits.memory_mb * _MB
     stack = limits.stack_mb * _MB

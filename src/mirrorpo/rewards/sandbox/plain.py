@@ -159,7 +159,8 @@ class Encoder:
             return "keys", [list(value)]
         if kind is type({}.values()) or kind is type({}.items()):
             return "values", [list(value)]
-        if kind in _ITERATORS and self._keep is None:
+        # "is", since a metaclass may claim to equal everything.
+        if self._keep is None and any(kind is iterator for iterator in _ITERATORS):
             return "iterator", [self._taken(value)]
         return None
 

@@ -57,9 +57,10 @@ class Pool:
 
     Example:
         >>> import asyncio
+        >>> job = {"role": "values", "imports": "", "code": "x = 6", "setup": "", "calls": ["x * 7"]}
         >>> async def main():
         ...     async with Pool() as pool:
-        ...         return await pool.run({"role": "values", "imports": "", "code": "x = 6", "setup": "", "calls": ["x * 7"]})
+        ...         return await pool.run(job)
         >>> asyncio.run(main()).answer
         {'status': 'values', 'values': [42]}
     """
@@ -98,17 +99,25 @@ class Pool:
             SandboxError: it does not start, or the machine does not reach the required level.
         """
         if self._template is None:
-            template = Template(self._layers)
-            reached = template.reached
-            if not satisfies(reached.level, self.require):
-                template.close()
-                why = "; ".join(f"{layer}: {error}" for layer, error in reached.errors.items())
-                raise SandboxError(
-                    f"sandbox.require is {self.require!r}, this machine reaches {reached.level!r} ({why or 'by choice'})"
-                )
-            self._template = template
-            asyncio.get_running_loop().add_reader(template.sock, self._take_reports, template)
+            self.adopt(Template(self._layers))
+        assert self._template is not None
         return self._template.reached
+
+    def adopt(self, template: Template) -> None:
+        """Uses a template process that runs already; call it inside the event loop.
+
+        Raises:
+            SandboxError: it does not reach the required level; it is ended.
+        """
+        reached = template.reached
+        if not satisfies(reached.level, self.require):
+            template.close()
+            why = "; ".join(f"{layer}: {error}" for layer, error in reached.errors.items())
+            raise SandboxError(
+                f"sandbox.require is {self.require!r}, this machine reaches {reached.level!r} ({why or 'by choice'})"
+            )
+        self._template = template
+        asyncio.get_running_loop().add_reader(template.sock, self._take_reports, template)
 
     async def close(self) -> None:
         """Ends every program and the template process."""

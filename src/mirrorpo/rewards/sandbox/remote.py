@@ -2,7 +2,7 @@
 
 The judge runs the test's text. A name that the text does not define is a ``Remote``: calling it sends plain arguments
 to the candidate's process and brings plain data back. A comparison is therefore made by the judge, on its own objects.
-A live object equals plain data never; two live objects are equal if their class says so.
+Comparing a live object with plain data ends the judgement; two live objects are equal if their class says so.
 
 Standard library only: the isolated side imports this file as well.
 """
@@ -33,6 +33,10 @@ class CandidateError(Exception):
     """The program raised something that is no built-in exception."""
 
 
+class LiveCompared(BaseException):
+    """A live object was compared with plain data. No ordinary exception, so that no test catches it."""
+
+
 class Link:
     """The judge's end: one request, one answer."""
 
@@ -40,9 +44,11 @@ class Link:
         self._fd = fd
         self._limit = limit
         self.raised: BaseException | None = None
+        self.used = False
 
     def request(self, operation: str, subject: Any, arguments: tuple[Any, ...] = (), named: Any = None) -> Any:
         """What the candidate's process answers; an exception there is raised here."""
+        self.used |= operation != "name"
         encoder = Encoder(keep=lambda value: value.__dict__["_number"] if type(value) is Remote else None)
         sent = [encoder.encode(argument) for argument in arguments]
         words = {name: encoder.encode(value) for name, value in (named or {}).items()}
@@ -52,6 +58,8 @@ class Link:
         if type(answer) is not list or len(answer) != 3:
             raise NotPlain("an unknown answer")
         kind, value, after = answer
+        if kind == "too large":
+            raise NotPlain("too deep or too many items")
         if kind == "raised":
             self.raised = _exception(value)
             raise self.raised
@@ -104,8 +112,10 @@ class Remote:
         self.__dict__["_link"].request("setattr", self, (name, value))
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not Remote:
+        if other is None:
             return False
+        if type(other) is not Remote:  # equal and unequal are both the program's word: neither earns anything
+            raise LiveCompared(self.__dict__["_name"])
         return self.__dict__["_link"].request("eq", self, (other,)) is True
 
     def __hash__(self) -> int:
@@ -171,6 +181,8 @@ class Server:
             value = function(*([] if operation == "call" else [target]), *arguments, **named)
             after = [encoder.encode(a) if type(a) in (list, dict, set) else None for a in arguments]
             return ["value", encoder.encode(value), after]
+        except NotPlain:
+            return ["too large", None, []]
         except KeyError as error:
             return ["raised", "NameError" if request[0] == "name" else type(error).__name__, []]
         except BaseException as error:  # noqa: BLE001  (whatever the program raises is its answer)

@@ -45,13 +45,15 @@ class Template:
 
     Args:
         layers: which may be used; see ``levels.LAYERS``.
+        preload: import much of the standard library, for all copies (a process for one program does without).
 
     Raises:
         SandboxError: the interpreter does not start.
         ValueError: an unknown layer.
     """
 
-    def __init__(self, layers: Sequence[str] = LAYERS) -> None:
+    def __init__(self, layers: Sequence[str] = LAYERS, *, preload: bool = True) -> None:
+        self._preload = preload
         unknown = set(layers) - set(LAYERS)
         if unknown:
             raise ValueError(f"layers must be of {', '.join(LAYERS)}, got {', '.join(sorted(unknown))}")
@@ -74,7 +76,7 @@ class Template:
         with theirs:
             try:
                 self.process = subprocess.Popen(
-                    boot.command(theirs.fileno(), layers),
+                    boot.command(theirs.fileno(), layers, self._preload),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -105,7 +107,8 @@ class Template:
         return hello
 
     def _describe(self, way: str | None, errors: dict[str, str]) -> Reached:
-        layers = tuple(dict.fromkeys([*([way] if way else []), *self._hello["layers"]]))
+        found: list[str] = self._hello["layers"]
+        layers = (way, *found) if way and way not in found else tuple(found)
         return Reached(
             level=level_of(layers),
             layers=layers,

@@ -1,9 +1,9 @@
 """Which part of a test does the candidate compute, and which part is the judge's?
 
 ``assert set(f(3)) == {1, 2}`` becomes the call ``f(3)``, for the candidate's process, and the rest
-``set(_value_0) == {1, 2}``, for the judge. If the rest is a comparison with a literal, no second process is needed. Texts
-that cannot be split so (loops, ``try``, helper functions, a name used without a call) are run whole by a judge to whom
-the candidate is a remote object (``remote.py``).
+``set(_value_0) == {1, 2}``, for the judge. If the rest is a comparison with a literal, no second process is needed.
+Texts that cannot be split so (loops, ``try``, helper functions, a name used without a call) are run whole by a judge to
+whom the candidate is a remote object (``remote.py``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import builtins
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,6 +95,7 @@ def plan(tests: Sequence[Any], setup: str = "") -> Plan:
     trees = [_parse(text) for text in (*tests, setup)]
     *bodies, prelude = trees
     imported = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    _check_imports(imported)
     statements = [node for tree in bodies for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
     imported += _missing_imports(statements, imported)
     top = [node for node in imported if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")]
@@ -116,9 +118,18 @@ def _parse(text: Any) -> ast.Module:
     if not isinstance(text, str) or len(text) > MAX_TEST_CHARACTERS:
         raise BadTests("tests are not texts" if not isinstance(text, str) else "tests are too long")
     try:
-        return ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes: the row's author is not here to read it
+            return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise BadTests("tests are not Python") from None
+
+
+def _check_imports(imports: list[Any]) -> None:
+    for node in imports:
+        for name in [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]:
+            if name.partition(".")[0] not in sys.stdlib_module_names:
+                raise BadTests(f"tests import {name[:40]}, which the sandbox does not have")
 
 
 def _bound_by(imports: list[Any]) -> set[str]:

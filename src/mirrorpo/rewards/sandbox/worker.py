@@ -21,7 +21,7 @@ from mirrorpo.rewards.sandbox import limits as limits_
 from mirrorpo.rewards.sandbox import seccomp
 from mirrorpo.rewards.sandbox.frames import ChannelClosed, TooLarge, read_frame, write_frame
 from mirrorpo.rewards.sandbox.plain import Decoder, Encoder, NotPlain, from_bytes, to_bytes
-from mirrorpo.rewards.sandbox.remote import Link, Remote, Server
+from mirrorpo.rewards.sandbox.remote import Link, LiveCompared, Remote, Server
 
 CHANNEL, RPC = 3, 4
 _MAX_REQUEST = 200_000_000
@@ -58,8 +58,15 @@ def _load(job: Job) -> dict[str, Any]:
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
     for name in ("imports", "code", "setup"):
-        exec(compile(job[name], f"<{name}>", "exec"), module.__dict__)
+        exec(_compiled(job[name], name), module.__dict__)
     return module.__dict__
+
+
+def _compiled(text: str, name: str) -> types.CodeType:
+    try:
+        return compile(text, f"<{name}>", "exec")
+    except ValueError:  # a NUL byte, a lone surrogate: no Python either
+        raise SyntaxError(name) from None
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
@@ -105,10 +112,15 @@ def _judge(job: Job) -> dict[str, Any]:
         return {"status": "gone"}
     except (TooLarge, NotPlain):
         return {"status": "too large"}
+    except LiveCompared:
+        return {"status": "opaque"}
     except AssertionError:
         return {"status": "failed"}
     except BaseException as error:  # noqa: BLE001  (a test that raises has not passed)
-        return _failure(error) if error is link.raised else {"status": "broken test", "kind": type(error).__name__}
+        if error is link.raised:
+            return _failure(error)
+        # Once the program has had a say, what it returned may be the cause: no excuse to be left out of the count.
+        return {"status": "failed" if link.used else "broken test", "kind": type(error).__name__}
 
 
 def _judge_live(job: Job, link: Link) -> dict[str, Any]:
@@ -156,11 +168,12 @@ def _judge_values(job: Job) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "tests"}
     try:
         exec(compile(job["imports"], "<imports>", "exec"), names)
-        values = [decoder.decode(tree) for tree in job["values"]]
-    except NotPlain:
-        return {"status": "opaque"}
-    except BaseException as error:  # noqa: BLE001  (a test that raises has not passed)
+    except Exception as error:  # noqa: BLE001  (an import that fails is the test's fault, not the program's)
         return {"status": "broken test", "kind": type(error).__name__}
+    try:
+        values = [decoder.decode(tree) for tree in job["values"]]
+    except (NotPlain, MemoryError):
+        return {"status": "opaque"}
     if decoder.opaque:
         return {"status": "opaque"}
     names.update({f"_value_{index}": value for index, value in enumerate(values)})

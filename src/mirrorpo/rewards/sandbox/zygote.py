@@ -90,15 +90,16 @@ _PRELOADED = [
 _MAX_MESSAGE = 4096
 
 
-def main(control: int, layers: list[str]) -> NoReturn:
+def main(control: int, layers: list[str], preload: bool) -> NoReturn:
     """Isolates this process, says what was reached, serves until the other side closes.
 
     Args:
         control: descriptor of a SOCK_SEQPACKET socket.
         layers: which to use of "namespaces", "landlock", "seccomp".
+        preload: import much of the standard library first.
     """
     os.umask(0o022)
-    for name in _PRELOADED:
+    for name in _PRELOADED if preload else ():
         importlib.import_module(name)
     sock = socket.socket(fileno=control)
     reached: dict[str, Any] = {"layers": [], "errors": {}}

@@ -1,0 +1,127 @@
+"""How is a file of completions graded? One line in, one JSON line out, in order, without reading all of it first."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from mirrorpo.errors import InputError
+from mirrorpo.grade import Grade
+from mirrorpo.rewards.code import CodeVerifier
+from mirrorpo.rewards.maths import MathVerifier
+from mirrorpo.rewards.sandbox.limits import Limits
+
+
+class _BrokenLine(ValueError):
+    """What is wrong with a line."""
+
+
+def graded(kind: str, lines: Iterable[bytes], require: str, wall_seconds: float, last_number: bool) -> Iterator[str]:
+    """The verdicts on "math" or "code" lines; see ``grade_maths`` and ``grade_code``.
+
+    Raises:
+        InputError: an option out of its range.
+        SandboxError: the machine does not reach the required level.
+    """
+    try:
+        verifier = (
+            MathVerifier(last_number=last_number)
+            if kind == "math"
+            else CodeVerifier(limits=Limits(wall_seconds=wall_seconds), require=require)  # pyright: ignore[reportArgumentType]
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    try:
+        yield from grade_maths(lines, verifier) if isinstance(verifier, MathVerifier) else grade_code(lines, verifier)
+    finally:
+        verifier.close()
+
+
+def grade_maths(lines: Iterable[bytes], verifier: MathVerifier) -> Iterator[str]:
+    """Grades lines of ``{"completion", "answer"}``.
+
+    Returns:
+        A JSON line ``{"reward", "reason"}`` for each; a line that cannot be read earns 0 and its reason has its number.
+
+    Example:
+        >>> list(grade_maths([b'{"completion": "#### 4", "answer": "4"}', b"?"], MathVerifier()))[0]
+        '{"reward": 1.0, "reason": "match"}'
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            row = _row(line)
+            yield _line(verifier.grade(_text(row, "completion"), _answer(row)), number)
+        except _BrokenLine as error:
+            yield _line(Grade(reward=None, reason=str(error)), number)
+
+
+def grade_code(lines: Iterable[bytes], verifier: CodeVerifier) -> Iterator[str]:
+    """Grades lines of ``{"completion", "tests", "setup"}``, tens at a time; see ``grade_maths``."""
+    ahead = 2 * verifier.pool.in_flight
+
+    def one(line: bytes) -> Grade:
+        try:
+            row = _row(line)
+            return verifier.grade(_text(row, "completion"), _tests(row), _text(row, "setup", default=""))
+        except _BrokenLine as error:
+            return Grade(reward=None, reason=str(error))
+
+    verifier.reached()
+    with ThreadPoolExecutor(max_workers=ahead) as threads:
+        waiting: deque[Any] = deque()
+        done = 0
+        for line in lines:
+            waiting.append(threads.submit(one, line))
+            if len(waiting) >= ahead:
+                done += 1
+                yield _line(waiting.popleft().result(), done)
+        for future in waiting:
+            done += 1
+            yield _line(future.result(), done)
+
+
+def _line(grade: Grade, number: int) -> str:
+    """What cannot be scored earns nothing, and its reason says which line it was."""
+    reason = grade.reason if grade.reward is not None else f"line {number}: {grade.reason}"
+    return json.dumps({"reward": grade.reward or 0.0, "reason": reason})
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _BrokenLine(f"not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (ValueError, RecursionError) as error:
+        raise _BrokenLine(f"not JSON ({str(error)[:80]})" if line.strip() else "empty") from None
+    if not isinstance(row, dict):
+        raise _BrokenLine(f"must be a JSON object, got {type(row).__name__}")
+    return row
+
+
+def _field(row: dict[str, Any], name: str, check: Callable[[Any], bool], legal: str) -> Any:
+    if name not in row:
+        raise _BrokenLine(f"no field {name!r}")
+    if not check(row[name]):
+        raise _BrokenLine(f"field {name!r} must be {legal}, got {type(row[name]).__name__}")
+    return row[name]
+
+
+def _text(row: dict[str, Any], name: str, default: str | None = None) -> str:
+    if default is not None and row.get(name) is None:
+        return default
+    return _field(row, name, lambda value: isinstance(value, str), "a text")
+
+
+def _answer(row: dict[str, Any]) -> str:
+    """A number will do as well."""
+    value = _field(
+        row, "answer", lambda v: isinstance(v, str | int | float) and not isinstance(v, bool), "a text or a number"
+    )
+    return value if isinstance(value, str) else str(value)
+
+
+def _tests(row: dict[str, Any]) -> list[Any]:
+    return _field(row, "tests", lambda value: isinstance(value, list), "a list of texts")

@@ -1,0 +1,139 @@
+"""Small Python programs from a sentence and three tests: MBPP, 974 problems, graded by running them in a sandbox.
+
+Its own split, by task id: 1-10 prompt, 11-510 test, 511-600 validation, 601-974 train.
+
+Reference: Austin et al., "Program Synthesis with Large Language Models", arXiv 2108.07732.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mirrorpo.rewards.code import CodeVerifier
+from mirrorpo.rewards.sandbox.levels import Level
+from mirrorpo.rewards.sandbox.limits import Limits
+from mirrorpo.rewards.sandbox.template import SandboxError
+from mirrorpo.rewards.sandbox.tests_of import BadTests, plan
+from mirrorpo.tasks.base import Grade, Row
+from mirrorpo.tasks.jsonl import read_rows
+from mirrorpo.tasks.parts import Part, check_test_part, load_from_hub
+
+HUB_NAME = "google-research-datasets/mbpp"
+# First and last task id of each part.
+IDS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
+INSTRUCTION = "Answer with one Python code block."
+
+
+class Mbpp:
+    """MBPP, as a `mirrorpo.tasks.base.Task`.
+
+    Args:
+        path: the original ``mbpp.jsonl``; None loads ``google-research-datasets/mbpp`` from the hub.
+        test_part: "test", "validation", or "auto": the former where the source has it.
+        train_size: at most so many training problems.
+        shown_tests: how many of the tests stand in the prompt. 3 is the usual prompt; fewer leave some unseen, which a
+            program that only knows the shown results fails.
+        instruction: the prompt's last line.
+        sandbox: ``require`` (the least level), ``in_flight``, and the fields of ``Limits``.
+
+    Raises:
+        ValueError: no such part, a broken row, the hub cannot be reached, the machine does not reach the required
+            level; says what to set.
+        FileNotFoundError: no such file.
+    """
+
+    name = "mbpp"
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        test_part: Literal["auto", "test", "validation"] = "auto",
+        train_size: int | None = None,
+        shown_tests: int = 3,
+        instruction: str = INSTRUCTION,
+        sandbox: dict[str, Any] | None = None,
+    ) -> None:
+        if isinstance(shown_tests, bool) or not 0 <= shown_tests <= 3:
+            raise ValueError(f"shown_tests must be in [0, 3], got {shown_tests}")
+        self._shown, self._instruction = shown_tests, instruction
+        rows = read_rows(Path(path), "text", None) if path is not None else _from_hub()
+        where = path or HUB_NAME
+        checked = [self._row(row, f"{where}: row {number}") for number, row in enumerate(rows, 1)]
+        parts: dict[Part, list[Row]] = {
+            "train": _between(checked, *IDS["train"])[:train_size],
+            "validation": _between(checked, *IDS["validation"]),
+            "test": _between(checked, *IDS["test"]),
+        }
+        if not parts["train"]:
+            raise ValueError(f"{where}: no training rows (task_id {IDS['train'][0]} to {IDS['train'][1]})")
+        self.test_part: Part = check_test_part(test_part, parts, "set task.path to a file with task ids 11 to 510")
+        self._rows = parts
+        self._verifier = _verifier(sandbox or {})
+        try:
+            self._verifier.reached()  # a machine below the required level is refused before anything is trained
+        except SandboxError as error:
+            raise ValueError(str(error)) from error
+
+    def _row(self, row: dict[str, Any], where: str) -> Row:
+        number, tests = row.get("task_id"), row.get("test_list")
+        text, setup = row.get("text", row.get("prompt")), row.get("test_setup_code") or ""
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ValueError(f"{where}: task_id must be an integer, got {number!r:.60}")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{where}: field 'text' must be a text that is not empty, got {text!r:.60}")
+        try:
+            plan(tests if isinstance(tests, list) else [], setup)
+        except BadTests as error:
+            raise ValueError(f"{where}: task {number}: {error} (field test_list)") from None
+        assert isinstance(tests, list)
+        shown = [test.strip() for test in tests[: self._shown]]
+        lines = [f"You are an expert Python programmer. {text.strip()}"]
+        if shown:
+            lines += ["Your code should pass these tests:", "", *shown, ""]
+        prompt = "\n".join([*lines, self._instruction]).strip()
+        return {"prompt": prompt, "answer": row.get("code", ""), "tests": tests, "setup": setup, "task_id": number}
+
+    def rows(self, split: Part) -> list[Row]:
+        """The problems of "train", "validation" or "test" (see ``test_part``)."""
+        part: Part = self.test_part if split == "test" else split
+        if part not in self._rows:
+            raise ValueError(f"split is {split!r}; legal values: 'train', 'validation', 'test'")
+        return self._rows[part]
+
+    def grade(self, completion: str, row: Row) -> Grade:
+        """The code verifier's verdict (`mirrorpo.rewards.code`)."""
+        return self._verifier.grade(completion, row["tests"], row["setup"])
+
+    def grade_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Grade]:
+        """The verdicts on many completions, tens at a time."""
+        return self._verifier.grade_many(
+            (text, row["tests"], row["setup"]) for text, row in zip(completions, rows, strict=True)
+        )
+
+    def close(self) -> None:
+        """Ends the sandbox; it starts again when needed."""
+        self._verifier.close()
+
+
+def _verifier(options: dict[str, Any]) -> CodeVerifier:
+    rest = dict(options)
+    require: Level = rest.pop("require", "confined")
+    in_flight = rest.pop("in_flight", None)
+    try:
+        return CodeVerifier(limits=Limits(**rest), require=require, in_flight=in_flight)
+    except TypeError:
+        legal = ", ".join(("require", "in_flight", *Limits.__dataclass_fields__))
+        unknown = sorted(set(rest) - set(Limits.__dataclass_fields__))
+        raise ValueError(f"sandbox does not take {unknown[0]!r}. Legal: {legal}") from None
+
+
+def _between(rows: list[Row], low: int, high: int) -> list[Row]:
+    return [row for row in rows if low <= row["task_id"] <= high]
+
+
+def _from_hub() -> list[dict[str, Any]]:
+    """All four splits; the ids say which row belongs where."""
+    return [row for split in IDS for row in load_from_hub(HUB_NAME, "full", split)]
