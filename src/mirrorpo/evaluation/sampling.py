@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mirrorpo.evaluation.statistics import mean_interval, pass_at_k, wilson_interval
-from mirrorpo.tasks.base import Row, Task
+from mirrorpo.tasks.base import Row, Task, grade_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +139,10 @@ def evaluate(
         torch.manual_seed(sampler.seed)
         for start in range(0, len(jobs), sampler.batch_size):
             batch = jobs[start : start + sampler.batch_size]
-            for index, tokens in zip(batch, _generate(model, tokenizer, [ids[i] for i in batch], sampler), strict=True):
-                text = tokenizer.decode(tokens, skip_special_tokens=True)
-                grade = task.grade(text, rows[index])
+            generated = _generate(model, tokenizer, [ids[i] for i in batch], sampler)
+            texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in generated]
+            grades = grade_all(task, texts, [rows[i] for i in batch])
+            for index, tokens, text, grade in zip(batch, generated, texts, grades, strict=True):
                 samples.append(
                     Sample(
                         problem=index,

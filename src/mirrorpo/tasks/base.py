@@ -7,6 +7,7 @@ to ``grade``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from mirrorpo.grade import Grade, Row
@@ -33,4 +34,26 @@ class Task(Protocol):
         ...
 
 
-__all__ = ["Grade", "Row", "Split", "Task"]
+@runtime_checkable
+class BatchTask(Task, Protocol):
+    """A task whose verdicts are much faster many at a time, such as programs that run side by side."""
+
+    def grade_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Grade]:
+        """The verdicts on many completions, in their order."""
+        ...
+
+
+def grade_all(task: Task, completions: Sequence[str], rows: Sequence[Row]) -> list[Grade]:
+    """The verdicts on completions of the given rows, in their order; at once where the task can.
+
+    Example:
+        >>> from mirrorpo.tasks import Arithmetic
+        >>> [grade.reason for grade in grade_all(Arithmetic(), ["#### 3", "3"], [{"answer": "3"}] * 2)]
+        ['match', 'no answer']
+    """
+    if isinstance(task, BatchTask):
+        return task.grade_many(completions, rows)
+    return [task.grade(text, row) for text, row in zip(completions, rows, strict=True)]
+
+
+__all__ = ["BatchTask", "Grade", "Row", "Split", "Task", "grade_all"]

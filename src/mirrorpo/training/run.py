@@ -24,6 +24,7 @@ from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.files import write_text_atomic
 from mirrorpo.models import resolve_model
 from mirrorpo.tasks import TASKS, Row, Task
+from mirrorpo.tasks.base import grade_all
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, RunFolder
@@ -153,7 +154,7 @@ def reward_function(task: Task) -> Any:
 
     def reward(completions: list[Any], row: list[str], **_: Any) -> list[float | None]:
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return [task.grade(text, json.loads(data)).reward for text, data in zip(texts, row, strict=True)]
+        return [grade.reward for grade in grade_all(task, texts, [json.loads(data) for data in row])]
 
     reward.__name__ = task.name
     return reward
