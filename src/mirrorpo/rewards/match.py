@@ -82,7 +82,7 @@ class UserReward:
         sample = f"prompt {str(row.get('prompt'))[:80]!r}, completion {completion[:80]!r}"
         try:
             result = self.function(completion, row)
-        except Exception as error:
+        except Exception as error:  # the code is the user's: anything may come out of it
             raise RewardError(f"reward {self.path!r} raised {type(error).__name__}: {error} ({sample})") from error
         if isinstance(result, Grade):
             return result
