@@ -91,8 +91,7 @@ class _WithSlope(torch.autograd.Function):
 
 
 class _OverVocabulary(torch.autograd.Function):
-    """Evaluates ``rows(logits, logits_ref, *rest) -> (value, grad)`` chunk by chunk, with the gradient to
-    ``logits``."""
+    """Evaluates ``rows(logits, logits_ref, *rest) -> (value, grad)`` in chunks; the gradient goes to ``logits``."""
 
     @staticmethod
     def forward(ctx: Any, rows: Callable[..., Term], logits: Tensor, logits_ref: Tensor, *rest: Tensor) -> Tensor:
@@ -177,8 +176,7 @@ class Divergence(ABC):
     def sampled(self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...]) -> Float[Tensor, ...]:
         r"""The form at the sampled token, differentiated as it stands.
 
-        Bregman: :math:`d_h(p_y, q_y)` (GBMPO's estimator); f-divergence: the one-sample estimate with a control
-            variate,
+        Bregman: :math:`d_h(p_y, q_y)` (GBMPO's estimator). f-divergence: the one-sample estimate with a control variate,
         :math:`F(t)/t` with :math:`t = p_y/q_y` and :math:`F(t) = f(t) - f'(1)(t - 1)`; for ``reverse_kl`` that is k3.
 
         Args:
