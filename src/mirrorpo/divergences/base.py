@@ -176,8 +176,9 @@ class Divergence(ABC):
     def sampled(self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...]) -> Float[Tensor, ...]:
         r"""The form at the sampled token, differentiated as it stands.
 
-        Bregman: :math:`d_h(p_y, q_y)` (GBMPO's estimator). f-divergence: the one-sample estimate with a control variate,
-        :math:`F(t)/t` with :math:`t = p_y/q_y` and :math:`F(t) = f(t) - f'(1)(t - 1)`; for ``reverse_kl`` that is k3.
+        Bregman: :math:`d_h(p_y, q_y)` (GBMPO's estimator). f-divergence: the one-sample estimate with a control
+        variate, :math:`F(t)/t` with :math:`t = p_y/q_y` and :math:`F(t) = f(t) - f'(1)(t - 1)`, which for
+        ``reverse_kl`` is k3.
 
         Args:
             logp: log-probabilities of the sampled tokens under the policy, any shape and floating dtype.
