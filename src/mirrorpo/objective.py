@@ -103,6 +103,13 @@ class Objective:
         """Whether ``logits`` (and ``logits_ref``, ``logits_old``) must be given."""
         return self.region.needs_logits or any(p.estimator in LOGITS_ESTIMATORS for p in self.penalties)
 
+    @property
+    def penalty_labels(self) -> tuple[str, ...]:
+        """The penalties' names in the metrics: the divergence's, numbered from the second of one name on."""
+        names = [p.divergence.name for p in self.penalties]
+        counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+        return tuple(name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True))
+
     def describe(self) -> str:
         """One line: region, penalties with estimator and coefficient, level, advantage, aggregation."""
         region = vars(self.region)
@@ -203,9 +210,9 @@ class Objective:
         policy = policy.expand_as(logp)
         penalty = None
         values = {}
-        for p in self.penalties:
+        for label, p in zip(self.penalty_labels, self.penalties, strict=True):
             value = self._penalty(p, logp, logp_ref, logp_old, keep, logits, logits_ref, tokens)
-            values[p.divergence.name] = value.detach()
+            values[label] = value.detach()
             if self.placement == "loss":
                 term = p.coefficient * penalty_scale * value
                 penalty = term if penalty is None else penalty + term
