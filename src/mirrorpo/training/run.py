@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.files import write_text_atomic
 from mirrorpo.models import resolve_model
 from mirrorpo.tasks import TASKS, Row, Task
-from mirrorpo.tasks.base import grade_all
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, RunFolder
 from mirrorpo.training.recipe import Recipe
+from mirrorpo.training.reward import reward_function
 from mirrorpo.training.trainer import MirrorTrainer
 
 # Problems whose completions before and after are kept for the report.
@@ -86,6 +87,8 @@ def prepare(recipe: Recipe) -> Prepared:
             f"train.prompts_per_step: {recipe.train.prompts_per_step} prompts, but the task has {len(train_rows)} "
             "training rows"
         )
+    if recipe.train.use_vllm and find_spec("vllm") is None:
+        raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
     tokenizer = load_tokenizer(recipe.model.path)
     return Prepared(
         recipe=recipe,
@@ -97,8 +100,8 @@ def prepare(recipe: Recipe) -> Prepared:
     )
 
 
-def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1) -> MirrorConfig:
-    """The trainer's settings for a recipe."""
+def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, context: int | None = None) -> MirrorConfig:
+    """The trainer's settings for a recipe; ``context`` is the longest sequence, for vLLM's cache."""
     train = recipe.train
     update = train.batch_size // train.updates_per_batch
     if update % world_size:
@@ -141,23 +144,17 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1) -> Mir
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=train.gradient_checkpointing,
         use_vllm=train.use_vllm,
-        vllm_mode="colocate",
+        vllm_mode=train.vllm.mode,
+        vllm_gpu_memory_utilization=train.vllm.memory_share,
+        vllm_enable_sleep_mode=train.vllm.sleep,
+        vllm_server_base_url=train.vllm.server_url,
+        vllm_max_model_length=context if train.use_vllm else None,
+        chat_template_kwargs=dict(recipe.model.chat_template),
         model_init_kwargs={"dtype": recipe.model.dtype},
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-
-
-def reward_function(task: Task) -> Any:
-    """The task's verdict in the form that TRL calls; None leaves a completion out."""
-
-    def reward(completions: list[Any], row: list[str], **_: Any) -> list[float | None]:
-        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return [grade.reward for grade in grade_all(task, texts, [json.loads(data) for data in row])]
-
-    reward.__name__ = task.name
-    return reward
 
 
 def to_dataset(prepared: Prepared) -> Dataset:
@@ -188,11 +185,13 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
             target_modules=spec.target_modules,
             task_type="CAUSAL_LM",
         )
+    longest = max(len(prompt_ids(prepared.tokenizer, row, recipe.model.chat_template)) for row in prepared.train_rows)
+    context = longest + recipe.train.max_completion_length
     try:
         trainer = MirrorTrainer(
             prepared.model_path,
             reward_funcs=reward_function(prepared.task),
-            args=trainer_config(recipe, folder),
+            args=trainer_config(recipe, folder, context=context),
             train_dataset=to_dataset(prepared),
             processing_class=prepared.tokenizer,
             peft_config=lora,
@@ -201,14 +200,12 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
     except OSError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
-    _check_context(prepared, trainer.model.config)
+    _check_context(longest, context, trainer.model.config)
     return trainer
 
 
-def _check_context(prepared: Prepared, config: Any) -> None:
+def _check_context(longest: int, wanted: int, config: Any) -> None:
     context = config.get_text_config().max_position_embeddings
-    longest = max(len(prompt_ids(prepared.tokenizer, row)) for row in prepared.train_rows)
-    wanted = longest + prepared.recipe.train.max_completion_length
     if wanted > context:
         raise InputError(
             f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
@@ -232,7 +229,13 @@ def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(label, total=len(rows))
         return evaluate(
-            model, prepared.tokenizer, prepared.task, rows, sampler, progress=lambda n: progress.advance(bar, n)
+            model,
+            prepared.tokenizer,
+            prepared.task,
+            rows,
+            sampler,
+            progress=lambda n: progress.advance(bar, n),
+            chat_template=prepared.recipe.model.chat_template,
         )
 
 

@@ -25,6 +25,7 @@ from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
 from mirrorpo.training.reduction import reduce_metrics
 from mirrorpo.training.reference import check_reference
+from mirrorpo.training.reward import begin_rewards
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +43,9 @@ _FORWARD_KEYS = (
     "image_position_ids",
 )
 
+
+# Where the texts stand in what TRL's `_generate` returns.
+_COMPLETIONS = 3
 
 _UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -96,6 +100,7 @@ class MirrorTrainer(GRPOTrainer):
             args.adopt(objective)
         self.policy_objective = args.resolved_objective() if objective is None else objective
         self._rewards_per_func: Tensor | None = None
+        self._rows: list[dict[str, Any]] = []
         self.penalty_state = PenaltyState(self.policy_objective.control)
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
@@ -149,12 +154,18 @@ class MirrorTrainer(GRPOTrainer):
 
     # Rewards and advantages
 
+    def _generate(self, prompts: list[Any]) -> Any:
+        output = super()._generate(prompts)
+        begin_rewards(self.reward_funcs, self._rows, output[_COMPLETIONS])  # beside the forward passes that follow
+        return output
+
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
         self._rewards_per_func = rewards
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
         output = super()._generate_and_score_completions(inputs)
         penalty = self._reward_penalty(output) if self.policy_objective.placement == "reward" else None
         output["advantages"] = self._advantages(output["advantages"], penalty)
