@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
-from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from mirrorpo.advantages import advantages as group_advantages
@@ -25,6 +22,7 @@ from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
 from mirrorpo.training.reduction import reduce_metrics
 from mirrorpo.training.reference import check_reference
+from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
 from mirrorpo.training.reward import begin_rewards
 
 logger = logging.get_logger(__name__)
@@ -42,19 +40,15 @@ _FORWARD_KEYS = (
     "mm_token_type_ids",
     "image_position_ids",
 )
-
-
 # Where the texts stand in what TRL's `_generate` returns.
 _COMPLETIONS = 3
-
-_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class NonFiniteError(FloatingPointError):
     """A tensor of the loss is NaN or infinite; the message names it and the step."""
 
 
-class MirrorTrainer(GRPOTrainer):
+class MirrorTrainer(ResumableTrainer):
     """``trl.GRPOTrainer`` that optimises a ``mirrorpo`` objective.
 
     Takes everything that ``GRPOTrainer`` takes; ``args`` is a ``MirrorConfig``.
@@ -122,11 +116,7 @@ class MirrorTrainer(GRPOTrainer):
         if self.ref_model is None:
             return
         # Sharded parameters cannot be compared one by one; there the copy is at least a load of its own.
-        if self.accelerator.distributed_type in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        ):
+        if self.accelerator.distributed_type in UNSHARDED:
             unwrap = self.accelerator.unwrap_model
             check_reference(unwrap(self.model), unwrap(self.ref_model))
 
@@ -138,13 +128,9 @@ class MirrorTrainer(GRPOTrainer):
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Before the rest: the trainer's state, written last, marks a checkpoint as complete.
-        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.accelerator.is_main_process:
-            averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-            save_state(folder, self.penalty_state, averaged)
-        super()._save_checkpoint(model, trial)
+    def _save_more(self, folder: Path) -> None:
+        averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+        save_state(folder, self.penalty_state, averaged)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -356,7 +342,7 @@ class MirrorTrainer(GRPOTrainer):
         every = self.args.gradient_share_every
         if every == 0 or output.penalty_loss is None or not self.model.training or self.state.global_step % every:
             return
-        if self.accelerator.distributed_type not in _UNSHARDED:
+        if self.accelerator.distributed_type not in UNSHARDED:
             return  # sharded gradients have no norm of their own
         parameters = [p for p in model.parameters() if p.requires_grad]
         norms = []
