@@ -63,6 +63,28 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What an objective adds up, before any average: for frameworks that own the denominator.
+
+    Attributes:
+        policy: (B, T), the surrogate's loss per token, differentiable.
+        penalty: (B, T), the regularisers' loss per token, differentiable; None without a penalty in the loss.
+        mask: (B, T), bool, the tokens that count; the others are finite and have no gradient once they are left out.
+        metrics: as in ``Output``, without the two that need an average.
+    """
+
+    policy: Tensor
+    penalty: Tensor | None
+    mask: Tensor
+    metrics: dict[str, Tensor]
+
+    @property
+    def loss(self) -> Tensor:
+        """(B, T), the sum of both."""
+        return self.policy if self.penalty is None else self.policy + self.penalty
+
+
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """A policy objective; built by ``mirrorpo.objective``.
 
@@ -176,6 +198,54 @@ class Objective:
             >>> out.loss.item()
             -1.0
         """
+        terms = self.terms(
+            logp=logp,
+            advantages=advantages,
+            mask=mask,
+            logp_old=logp_old,
+            logp_ref=logp_ref,
+            weight=weight,
+            logits=logits,
+            logits_ref=logits_ref,
+            logits_old=logits_old,
+            tokens=tokens,
+            entropy=entropy,
+            penalty_scale=penalty_scale,
+        )
+
+        def average(x: Tensor) -> Tensor:
+            return aggregate(
+                x, terms.mask, self.aggregation, max_completion_length=max_completion_length, num_tokens=num_tokens
+            )
+
+        policy_loss = average(terms.policy)
+        penalty_loss = None if terms.penalty is None else average(terms.penalty)
+        metrics = terms.metrics | {"policy_loss/mean": policy_loss.detach()}
+        if penalty_loss is not None:
+            metrics["penalty_loss/mean"] = penalty_loss.detach()
+        loss = policy_loss if penalty_loss is None else policy_loss + penalty_loss
+        return Output(loss=loss, policy_loss=policy_loss, penalty_loss=penalty_loss, metrics=metrics)
+
+    def terms(
+        self,
+        *,
+        logp: Float[Tensor, "B T"],
+        advantages: Float[Tensor, ...],
+        mask: Shaped[Tensor, "B T"],
+        logp_old: Float[Tensor, "B T"] | None = None,
+        logp_ref: Float[Tensor, "B T"] | None = None,
+        weight: Float[Tensor, ...] | None = None,
+        logits: Float[Tensor, "B T V"] | None = None,
+        logits_ref: Float[Tensor, "B T V"] | None = None,
+        logits_old: Float[Tensor, "B T V"] | None = None,
+        tokens: Shaped[Tensor, "B T"] | None = None,
+        entropy: Float[Tensor, "B T"] | None = None,
+        penalty_scale: float = 1.0,
+    ) -> Terms:
+        """The same per token, for a framework that averages by itself (verl, prime-rl, slime).
+
+        Arguments and errors as in the call, whose loss is the sum of ``mirrorpo.aggregate`` over both terms.
+        """
         self._check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref, tokens=tokens)
         if weight is not None and weight.shape not in ((logp.shape[0], 1), logp.shape):
             raise ValueError(f"weight must have shape (B, 1) or (B, T), got {tuple(weight.shape)}")
@@ -209,20 +279,8 @@ class Objective:
             if self.placement == "loss":
                 term = p.coefficient * penalty_scale * value
                 penalty = term if penalty is None else penalty + term
-
-        def average(x: Tensor) -> Tensor:
-            return aggregate(
-                x, keep, self.aggregation, max_completion_length=max_completion_length, num_tokens=num_tokens
-            )
-
-        policy_loss = average(policy)
-        penalty_loss = None if penalty is None else average(penalty)
         metrics = batch_metrics(state, token_log_ratio, logp_ref, values, entropy)
-        metrics["policy_loss/mean"] = policy_loss.detach()
-        if penalty_loss is not None:
-            metrics["penalty_loss/mean"] = penalty_loss.detach()
-        loss = policy_loss if penalty_loss is None else policy_loss + penalty_loss
-        return Output(loss=loss, policy_loss=policy_loss, penalty_loss=penalty_loss, metrics=metrics)
+        return Terms(policy=policy, penalty=penalty, mask=keep, metrics=metrics)
 
     @torch.no_grad()
     def reward_penalty(
