@@ -9,7 +9,7 @@
       kl_penalty: "mirrorpo:{divergence: {name: beta, beta: 0.5}}"     # the same in the reward
 
 After ``mirrorpo:`` stands an objective file (a path that every worker sees), the text of one in braces, or one name:
-of a preset for a loss, of a divergence for a penalty. A penalty given as an objective has its coefficients; then
+of a preset, or for a penalty of a divergence. A penalty given as an objective has its coefficients; then
 ``kl_loss_coef`` must be 1. ``python -m mirrorpo.integrations verl FILE`` writes all settings of an objective file.
 
 verl loads this module in every process by ``VERL_USE_EXTERNAL_MODULES=mirrorpo.integrations.verl``, or by itself where

@@ -12,6 +12,7 @@ from mirrorpo.integrations.shared import Reach, check_expressible
 from mirrorpo.objective import Objective, Penalty
 from mirrorpo.objective_file import SUFFIXES, read_objective, read_spec
 from mirrorpo.plain_yaml import parse_yaml
+from mirrorpo.presets import PRESETS
 from mirrorpo.trust_region import resolve_divergence
 
 PREFIX = "mirrorpo:"
@@ -72,7 +73,7 @@ def penalties_of(name: str) -> tuple[Penalty, ...]:
 
 def is_objective(name: str) -> bool:
     """Whether a KL penalty's name is an objective, with coefficients of its own, and not a divergence only."""
-    return name.endswith(SUFFIXES) or "preset" in _mapping(name)
+    return name.endswith(SUFFIXES) or name.removeprefix(PREFIX) in PRESETS or "preset" in _mapping(name)
 
 
 def _mapping(name: str) -> dict[str, Any]:
@@ -116,7 +117,11 @@ def overrides(source: str, objective: Objective) -> list[str]:
         lines.append(f"{actor}.loss_scale_factor=${{data.max_response_length}}")
     in_loss = objective.needs_reference and objective.placement == "loss"
     in_reward = objective.needs_reference and objective.placement == "reward"
-    lines += [f"{actor}.use_kl_loss={in_loss}", f"algorithm.use_kl_in_reward={in_reward}"]
+    lines += [
+        f"{actor}.use_kl_loss={in_loss}",
+        f"algorithm.use_kl_in_reward={in_reward}",
+        "algorithm.rollout_correction.bypass_mode=False",  # it puts a loss of its own in place of any other
+    ]
     if in_loss:
         lines += [f"{actor}.kl_loss_coef=1.0", f"{actor}.kl_loss_type={name}"]
     if in_reward:
