@@ -9,6 +9,7 @@ from typing import Any
 from trl.trainer.grpo_config import GRPOConfig
 
 from mirrorpo.objective import Objective
+from mirrorpo.objective_file import read_spec
 from mirrorpo.presets import objective_from
 from mirrorpo.trust_region import Interval
 
@@ -33,10 +34,10 @@ class MirrorConfig(GRPOConfig):
     """TRL's ``GRPOConfig`` with one more field.
 
     Args:
-        objective: a preset's name (``mirrorpo list objectives``) or a mapping with the key ``preset`` and overrides,
-            as in ``mirrorpo.objective``. It decides region, penalty, level, advantage and aggregation; TRL's own
-            fields for these (``loss_type``, ``epsilon``, ``scale_rewards``, ...) are set to match and refuse another
-            value.
+        objective: a preset's name (``mirrorpo list objectives``), a mapping with the key ``preset`` and overrides as in
+            ``mirrorpo.objective``, or the path of a file that holds one. It decides region, penalty, level, advantage
+            and aggregation; TRL's own fields for these (``loss_type``, ``epsilon``, ``scale_rewards``, ...) are set to
+            match and refuse another value.
         gradient_share_every: optimiser steps between measurements of the penalty's share of the gradient norm (two
             extra backward passes each); 0 for never.
         beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own.
@@ -53,7 +54,7 @@ class MirrorConfig(GRPOConfig):
 
     objective: dict | str = field(
         default="grpo",
-        metadata={"help": "Preset of mirrorpo.objective, or a mapping with 'preset' and overrides."},
+        metadata={"help": "Preset, mapping with 'preset' and overrides, or an objective file."},
     )
     gradient_share_every: int = field(
         default=100, metadata={"help": "Steps between measurements of the penalty's share of the gradient norm."}
@@ -97,7 +98,7 @@ class MirrorConfig(GRPOConfig):
 
     def resolved_objective(self) -> Objective:
         """The objective that ``objective`` and ``beta`` describe."""
-        spec: dict[str, Any] = {"preset": self.objective} if isinstance(self.objective, str) else dict(self.objective)
+        spec = read_spec(self.objective)
         chosen = objective_from(spec)
         own = chosen.penalties[0].coefficient if chosen.penalties else 0.0
         if self.beta is None or self.beta == own:

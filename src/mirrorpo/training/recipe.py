@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mirrorpo.errors import InputError
 from mirrorpo.objective import Objective
+from mirrorpo.objective_file import read_spec
+from mirrorpo.plain_yaml import parse_yaml, read_text
 from mirrorpo.presets import objective_from
 from mirrorpo.tasks.gsm8k import INSTRUCTION as GSM8K_INSTRUCTION
 from mirrorpo.tasks.mbpp import INSTRUCTION as MBPP_INSTRUCTION
 from mirrorpo.training.inherit import with_bases
-
-MAX_RECIPE_BYTES = 1_000_000
 
 
 class Part(BaseModel):
@@ -118,6 +117,12 @@ class ObjectiveSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
     preset: str = Field(default="dr_grpo", description="a name of `mirrorpo list objectives`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, data: Any) -> Any:
+        """A text is an objective file, or a preset's name; the resolved recipe holds what it says."""
+        return read_spec(data) if isinstance(data, str) else data
 
     @model_validator(mode="after")
     def _builds(self) -> ObjectiveSpec:
@@ -248,43 +253,6 @@ class Recipe(Part):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data only: no tags, no anchors (a few lines of aliases can describe gigabytes), no key twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise InputError(f"line {self.peek_event().start_mark.line + 1}: YAML aliases are not accepted in a recipe")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise InputError(f"line {node.start_mark.line + 1}: key {twice!r} stands twice")
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 1e-4 as a text; everybody means the number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The data of a YAML text.
-
-    Raises:
-        InputError: not YAML, or YAML beyond plain data; one line.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{where}: not valid YAML ({reason})") from None
-
-
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe file with ``key=value`` overrides.
 
@@ -307,16 +275,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _read(path: Path) -> Any:
     """The data of one recipe file, its ``base`` not looked at."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such recipe file")
-    data = path.read_bytes()
-    if len(data) > MAX_RECIPE_BYTES:
-        raise InputError(f"{path}: a recipe has at most {MAX_RECIPE_BYTES:,} bytes, this has {len(data):,}")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return parse_yaml(text, str(path))
+    return parse_yaml(read_text(path, "recipe"), str(path))
 
 
 def recipe_from(data: Any, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
