@@ -44,8 +44,9 @@ def _quiet() -> None:
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that is shipped.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as train.steps=5")] = None,
-    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = ...,  # pyright: ignore[reportArgumentType]
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Only say what would run; nothing is written.")] = False,
     as_json: JSON = False,
 ) -> None:
     """Train a policy: evaluate, train, evaluate, report."""
@@ -53,7 +54,16 @@ def train(
     from mirrorpo.training.recipe import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
+    if out is None and not plan_only:
+        raise InputError("--out: missing; give the run folder, or --plan to see what would run")
     _quiet()
+    if plan_only:
+        from mirrorpo.training.plan import plan, render
+
+        planned = plan(loaded)
+        _say(json.dumps(planned, indent=2) if as_json else render(planned))
+        return
+    assert out is not None
     from mirrorpo.training.run import train as run
 
     command = "mirrorpo " + shlex.join(sys.argv[1:])
