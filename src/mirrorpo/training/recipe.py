@@ -19,12 +19,7 @@ from mirrorpo.presets import objective_from
 from mirrorpo.tasks.gsm8k import INSTRUCTION as GSM8K_INSTRUCTION
 from mirrorpo.tasks.mbpp import INSTRUCTION as MBPP_INSTRUCTION
 from mirrorpo.training.inherit import with_bases
-
-
-class Part(BaseModel):
-    """A frozen group of keys that knows no others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from mirrorpo.training.specs import EvalSpec, Part, VllmSpec
 
 
 class ArithmeticSpec(Part):
@@ -138,25 +133,6 @@ class ObjectiveSpec(BaseModel):
         return {"preset": self.preset, **(self.model_extra or {})}
 
 
-class VllmSpec(Part):
-    """How vLLM generates."""
-
-    mode: Literal["colocate", "server"] = Field(default="colocate", description="in this process, or `trl vllm-serve`")
-    memory_share: float = Field(default=0.3, gt=0.0, lt=1.0, description="of the device's memory (colocate)")
-    sleep: bool = Field(default=False, description="give its memory back during the update (colocate)")
-    server_url: str | None = Field(default=None, min_length=1, description="such as http://localhost:8000 (server)")
-
-    @model_validator(mode="after")
-    def _of_its_mode(self) -> VllmSpec:
-        if (self.mode == "server") != (self.server_url is not None):
-            raise ValueError("server_url goes with mode 'server', and only with it")
-        if self.mode == "server" and (self.sleep or self.memory_share != 0.3):
-            raise ValueError(
-                "memory_share and sleep have no effect with mode 'server': the server has its own settings"
-            )
-        return self
-
-
 class TrainSpec(Part):
     """The optimisation."""
 
@@ -215,16 +191,6 @@ class ReferenceSpec(Part):
     rate: float = Field(default=0.01, gt=0.0, le=1.0, description="share of the policy in each update (averaged)")
 
 
-class EvalSpec(Part):
-    """The evaluation before and after."""
-
-    problems: int = Field(default=512, ge=0, description="unseen problems; 0: no evaluation")
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0, description="0: greedy")
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    batch_size: int = Field(default=256, ge=1, description="completions generated at once")
-    seed: int = Field(default=1234, ge=0, le=2**31 - 1)
-
-
 class Recipe(Part):
     """A whole experiment."""
 
@@ -264,7 +230,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         The checked recipe.
 
     Raises:
-        InputError: no such file or base, not YAML, an unknown key (the nearest valid one is named), a value out of range.
+        InputError: no such file or base, not YAML, an unknown key (the nearest valid one is named), a value out of
+            range.
 
     Example:
         >>> load_recipe(Path("recipes/arithmetic.yaml"), ["train.steps=5"]).train.steps  # doctest: +SKIP

@@ -81,6 +81,19 @@ def load_tokenizer(path: str) -> Any:
         raise InputError(f"model.path {path!r}: cannot be loaded ({reason[:300]})") from error
 
 
+def check_prompts(recipe: Recipe, train_rows: Sequence[Row]) -> None:
+    """Raises unless a step's prompts are there.
+
+    Raises:
+        InputError: fewer rows than prompts.
+    """
+    if len(train_rows) < recipe.train.prompts_per_step:
+        raise InputError(
+            f"train.prompts_per_step: {recipe.train.prompts_per_step} prompts, but the task has {len(train_rows)} "
+            "training rows"
+        )
+
+
 def prepare(recipe: Recipe) -> Prepared:
     """Everything that can go wrong before the first file is written.
 
@@ -89,11 +102,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     task = build_task(recipe)
     train_rows, test_rows = task.rows("train"), task.rows("test")[: recipe.eval.problems]
-    if len(train_rows) < recipe.train.prompts_per_step:
-        raise InputError(
-            f"train.prompts_per_step: {recipe.train.prompts_per_step} prompts, but the task has {len(train_rows)} "
-            "training rows"
-        )
+    check_prompts(recipe, train_rows)
     if recipe.train.use_vllm and find_spec("vllm") is None:
         raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
     tokenizer = load_tokenizer(recipe.model.path)
@@ -171,6 +180,28 @@ def to_dataset(prepared: Prepared) -> Dataset:
     )
 
 
+def lora_config(recipe: Recipe) -> Any:
+    """The adapter's settings in peft's form; None if all parameters are trained.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    spec = recipe.model.lora
+    if spec is None:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise InputError("model.lora: needs the extra 'peft': pip install 'mirrorpo[peft]'") from error
+    return LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
 def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> MirrorTrainer:
     """The trainer of a prepared recipe; loads the weights.
 
@@ -178,20 +209,6 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         InputError: the model cannot be loaded, or the prompts do not fit its context.
     """
     recipe = prepared.recipe
-    lora = None
-    if recipe.model.lora is not None:
-        try:
-            from peft import LoraConfig
-        except ImportError as error:
-            raise InputError("model.lora: needs the extra 'peft': pip install 'mirrorpo[peft]'") from error
-        spec = recipe.model.lora
-        lora = LoraConfig(
-            r=spec.r,
-            lora_alpha=spec.alpha,
-            lora_dropout=spec.dropout,
-            target_modules=spec.target_modules,
-            task_type="CAUSAL_LM",
-        )
     longest = max(len(prompt_ids(prepared.tokenizer, row, recipe.model.chat_template)) for row in prepared.train_rows)
     context = longest + recipe.train.max_completion_length
     try:
@@ -201,18 +218,23 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
             args=trainer_config(recipe, folder, context=context),
             train_dataset=to_dataset(prepared),
             processing_class=prepared.tokenizer,
-            peft_config=lora,
+            peft_config=lora_config(recipe),
             callbacks=callbacks,
         )
     except OSError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
-    _check_context(longest, context, trainer.model.config)
+    config: Any = trainer.model.config
+    check_context(longest, context, config.get_text_config().max_position_embeddings)
     return trainer
 
 
-def _check_context(longest: int, wanted: int, config: Any) -> None:
-    context = config.get_text_config().max_position_embeddings
+def check_context(longest: int, wanted: int, context: int) -> None:
+    """Raises unless the longest sequence fits the model.
+
+    Raises:
+        InputError: ``wanted`` tokens (the longest prompt and a whole completion) are more than ``context``.
+    """
     if wanted > context:
         raise InputError(
             f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
@@ -220,27 +242,34 @@ def _check_context(longest: int, wanted: int, config: Any) -> None:
         )
 
 
+def sampler_of(recipe: Recipe) -> Sampler:
+    """How the recipe's evaluation draws."""
+    spec = recipe.eval
+    return Sampler(
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        max_completion_length=spec.max_completion_length or recipe.train.max_completion_length,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+    )
+
+
 def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str) -> Evaluation | None:
     """Graded samples on the unseen problems, with a bar; None if the recipe asks for none."""
     spec, rows = prepared.recipe.eval, prepared.test_rows
     if not rows:
         return None
-    sampler = Sampler(
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        max_completion_length=prepared.recipe.train.max_completion_length,
-        batch_size=spec.batch_size,
-        seed=spec.seed,
-    )
+    sampler = sampler_of(prepared.recipe)
     columns = (TextColumn(label), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(label, total=len(rows))
+        bar = progress.add_task(label, total=len(rows) * spec.samples)
         return evaluate(
             model,
             prepared.tokenizer,
             prepared.task,
             rows,
             sampler,
+            spec.samples,
             progress=lambda n: progress.advance(bar, n),
             chat_template=prepared.recipe.model.chat_template,
         )
