@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mirrorpo.errors import InputError
+from mirrorpo.errors import InputError, Interrupted, RunError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
@@ -189,6 +189,10 @@ def main() -> None:
         _fail(f"error: {error.format_message()}", 2)
     except typer.Exit as exit_:
         sys.exit(exit_.exit_code)
+    except RunError as error:
+        _fail(f"failed: {error}", 1)
+    except Interrupted as error:
+        _fail(str(error), error.status)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; the last checkpoint is intact", 130)
     except BrokenPipeError:

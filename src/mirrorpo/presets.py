@@ -121,6 +121,7 @@ OVERRIDES = (
     "k",
     "placement",
     "control",
+    "future_kl",
     *_OPTION_KEYS,
 )
 
@@ -135,7 +136,8 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
             ``"module:attribute"``), ``estimator``, ``k`` (of ``top_k``), ``region`` (likewise), ``radius``,
             ``epsilon_low``, ``epsilon_high``, ``level``, ``advantage``, ``aggregation``, ``placement`` (``loss`` or
             ``reward``), ``control`` (see ``mirrorpo.control``), ``surrogate``, ``dual_clip``,
-            ``ratio_cap``, ``temperature_positive``, ``temperature_negative``.
+            ``ratio_cap``, ``temperature_positive``, ``temperature_negative``, ``future_kl`` (true, false, or a mapping
+            with ``half_life``, ``clip``, ``lower_bound``, ``max_ratio``, ``safety_ratio``).
 
     Returns:
         An ``Objective``: call it with the tensors of a batch.
@@ -166,9 +168,6 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
     if level == "sequence" and surrogate in ("truncated", "geometric"):
         raise ValueError(f"level 'sequence' does not go with surrogate {surrogate!r}. Legal: 'clip', 'sigmoid'")
     options = _surrogate_options(surrogate, base, given)
-    future_kl = base.future_kl
-    if future_kl is not None and options.dual_clip is not None:
-        future_kl = replace(future_kl, max_ratio=options.dual_clip)
     penalties = _penalties(preset, base, given)
     return Objective(
         name=preset,
@@ -181,7 +180,7 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
         advantage=_choice("advantage", given.get("advantage", base.advantage), ADVANTAGES),
         aggregation=_choice("aggregation", given.get("aggregation", base.aggregation), AGGREGATIONS),
         options=options,
-        future_kl=future_kl,
+        future_kl=_future_kl(base, given, options),
     )
 
 
@@ -296,6 +295,21 @@ def _control(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> Contro
     if "control" in given and not penalties:
         raise ValueError("control has no effect without a penalty: give divergence and coefficient")
     return control_from(given.get("control"))
+
+
+def _future_kl(base: Preset, given: Mapping[str, Any], options: SurrogateOptions) -> FutureKL | None:
+    chosen = given.get("future_kl", base.future_kl is not None)
+    if not isinstance(chosen, bool | Mapping):
+        raise ValueError(f"future_kl must be true, false or a mapping, got {chosen!r}")
+    if chosen is False:
+        return None
+    settings = {} if chosen is True else {str(key): value for key, value in chosen.items()}
+    unknown = sorted(set(settings) - set(FutureKL.__dataclass_fields__))
+    if unknown:
+        raise unknown_name("future_kl key", unknown[0], FutureKL.__dataclass_fields__)
+    if options.dual_clip is not None:  # one bound for both, unless the weighting is given its own
+        settings = {"max_ratio": options.dual_clip, **settings}
+    return replace(base.future_kl or FutureKL(), **settings)
 
 
 _OPTIONS_OF: dict[str, tuple[str, ...]] = {

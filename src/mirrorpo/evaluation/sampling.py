@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,14 +95,14 @@ def chat(tokenizer: Any, row: Row) -> Any:
     return prompt
 
 
-def prompt_ids(tokenizer: Any, row: Row) -> list[int]:
-    """Token ids of a prompt as the policy sees them in training."""
+def prompt_ids(tokenizer: Any, row: Row, chat_template: Mapping[str, Any] | None = None) -> list[int]:
+    """Token ids of a prompt as the policy sees them in training; ``chat_template`` holds options of the template."""
     prompt = chat(tokenizer, row)
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
-        "input_ids"
-    ]
+    return tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template or {})
+    )["input_ids"]
 
 
 @torch.no_grad()
@@ -114,6 +114,7 @@ def evaluate(
     sampler: Sampler,
     samples_per_problem: int = 1,
     progress: Callable[[int], None] | None = None,
+    chat_template: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Samples and grades.
 
@@ -125,11 +126,12 @@ def evaluate(
         sampler: how completions are drawn.
         samples_per_problem: N.
         progress: called with the number of completions done in each batch.
+        chat_template: options of the tokenizer's chat template.
 
     Returns:
         The graded samples, in the order of ``rows``.
     """
-    ids = [prompt_ids(tokenizer, row) for row in rows]
+    ids = [prompt_ids(tokenizer, row, chat_template) for row in rows]
     jobs = [index for index in range(len(rows)) for _ in range(samples_per_problem)]
     device = next(model.parameters()).device
     was_training = model.training

@@ -77,7 +77,7 @@ def loss(inputs: Any, objective: str | Mapping[str, Any]) -> Any:
     per_token = terms.loss if weights is None else terms.loss * _row(weights)
     total = per_token.masked_fill(~terms.mask, 0.0).sum()
     outputs = import_module(type(inputs).__module__).LossOutputs
-    return outputs(loss=total, metrics={f"mirrorpo/{name}": value for name, value in terms.metrics.items()})
+    return outputs(loss=total, metrics={f"mirrorpo/{name}": value for name, value in terms.metrics().items()})
 
 
 def _fields(inputs: Any) -> dict[str, Tensor | None]:

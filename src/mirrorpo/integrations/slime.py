@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mirrorpo.errors import InputError
 from mirrorpo.integrations.shared import Reach, check_expressible, flat_rows, pad_rows
-from mirrorpo.objective import Objective, Terms
+from mirrorpo.objective import Objective, TokenTerms
 from mirrorpo.objective_file import read_objective
 
 VARIABLE = "MIRRORPO_OBJECTIVE"
@@ -120,24 +120,25 @@ def loss_function(
     def average(x: Tensor) -> Tensor:
         return sum_of_sample_mean(flat_rows(x, lengths))
 
-    per_token = terms.loss
+    per_token, entropy = terms.loss, pad_rows(found["entropy"])
     if objective.aggregation == "constant":
         per_token = per_token * (_denominators(batch) / args.rollout_max_response_len)
     loss = average(per_token)
     if args.entropy_coef:
-        loss = loss - args.entropy_coef * average(pad_rows(found["entropy"]))
+        loss = loss - args.entropy_coef * average(entropy)
     if terms.policy.numel() == 0:
         loss = loss + 0 * logits.sum()  # every rank must take part in the backward pass
     # slime divides what it logs as it divides the loss: a mean over tokens must come as the sum of its share.
     count = average(torch.ones_like(terms.policy))
-    metrics = {f"mirrorpo/{name}": value * count for name, value in terms.metrics.items() if name.endswith(_MEANS)}
+    ours = terms.metrics(entropy.detach())
+    metrics = {f"mirrorpo/{name}": value * count for name, value in ours.items() if name.endswith(_MEANS)}
     return loss, {"loss": loss.detach(), **metrics}
 
 
 _MEANS = ("/mean", "/frac")
 
 
-def _terms(objective: Objective, args: Any, batch: dict[str, Any], found: dict[str, list[Tensor]]) -> Terms:
+def _terms(objective: Objective, args: Any, batch: dict[str, Any], found: dict[str, list[Tensor]]) -> TokenTerms:
     old = batch["rollout_log_probs"] if args.use_rollout_logprobs else batch.get("log_probs")
     ref = batch.get("ref_log_probs")
     if objective.needs_reference and not ref:
@@ -151,7 +152,6 @@ def _terms(objective: Objective, args: Any, batch: dict[str, Any], found: dict[s
         logp_ref=pad_rows(ref) if ref else None,
         advantages=pad_rows(batch["advantages"]),
         mask=pad_rows(batch["loss_masks"]),
-        entropy=pad_rows(found["entropy"]).detach(),
     )
 
 

@@ -107,7 +107,7 @@ def policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         total = core.agg_loss(
             loss_mat=terms.policy, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
         )
-        return total, _metrics(terms.metrics, log_prob, old_log_prob, response_mask)
+        return total, _metrics(terms.metrics(), log_prob, old_log_prob, response_mask)
 
     return loss
 

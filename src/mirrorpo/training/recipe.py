@@ -18,6 +18,7 @@ from mirrorpo.plain_yaml import parse_yaml, read_text
 from mirrorpo.presets import objective_from
 from mirrorpo.tasks.gsm8k import INSTRUCTION as GSM8K_INSTRUCTION
 from mirrorpo.tasks.mbpp import INSTRUCTION as MBPP_INSTRUCTION
+from mirrorpo.training.inherit import with_bases
 
 
 class Part(BaseModel):
@@ -105,6 +106,9 @@ class ModelSpec(Part):
     path: str = Field(default="builtin:tiny", min_length=1, description="builtin:tiny, a folder or a hub name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     lora: LoraSpec | None = None
+    chat_template: dict[str, bool | int | float | str] = Field(
+        default={}, description="options of the tokenizer's chat template, such as enable_thinking: false"
+    )
 
 
 class ObjectiveSpec(BaseModel):
@@ -134,6 +138,25 @@ class ObjectiveSpec(BaseModel):
         return {"preset": self.preset, **(self.model_extra or {})}
 
 
+class VllmSpec(Part):
+    """How vLLM generates."""
+
+    mode: Literal["colocate", "server"] = Field(default="colocate", description="in this process, or `trl vllm-serve`")
+    memory_share: float = Field(default=0.3, gt=0.0, lt=1.0, description="of the device's memory (colocate)")
+    sleep: bool = Field(default=False, description="give its memory back during the update (colocate)")
+    server_url: str | None = Field(default=None, min_length=1, description="such as http://localhost:8000 (server)")
+
+    @model_validator(mode="after")
+    def _of_its_mode(self) -> VllmSpec:
+        if (self.mode == "server") != (self.server_url is not None):
+            raise ValueError("server_url goes with mode 'server', and only with it")
+        if self.mode == "server" and (self.sleep or self.memory_share != 0.3):
+            raise ValueError(
+                "memory_share and sleep have no effect with mode 'server': the server has its own settings"
+            )
+        return self
+
+
 class TrainSpec(Part):
     """The optimisation."""
 
@@ -159,6 +182,7 @@ class TrainSpec(Part):
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the forward and backward pass")
     gradient_checkpointing: bool = False
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
+    vllm: VllmSpec = Field(default=VllmSpec(), description="how, if use_vllm is true")
 
     @property
     def batch_size(self) -> int:
@@ -240,14 +264,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         The checked recipe.
 
     Raises:
-        InputError: no such file, not YAML, an unknown key (the nearest valid one is named), a value out of range.
+        InputError: no such file or base, not YAML, an unknown key (the nearest valid one is named), a value out of range.
 
     Example:
         >>> load_recipe(Path("recipes/arithmetic.yaml"), ["train.steps=5"]).train.steps  # doctest: +SKIP
         5
     """
-    text = read_text(path, "recipe")
-    return recipe_from(parse_yaml(text, str(path)), overrides, str(path))
+    return recipe_from(with_bases(_read(path), path, _read), overrides, str(path))
+
+
+def _read(path: Path) -> Any:
+    """The data of one recipe file, its ``base`` not looked at."""
+    return parse_yaml(read_text(path, "recipe"), str(path))
 
 
 def recipe_from(data: Any, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
@@ -324,5 +352,6 @@ def _fields_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
         "mbpp": MbppSpec,
         "sandbox": SandboxSpec,
         "lora": LoraSpec,
+        "vllm": VllmSpec,
     }
     return list((groups.get(str(loc[-1]), root) if loc else root).model_fields)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +19,28 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PrinterCallback
 
-from mirrorpo.errors import InputError
+from mirrorpo.errors import InputError, RunError
 from mirrorpo.evaluation import Evaluation, Sampler, evaluate
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.files import write_text_atomic
 from mirrorpo.models import resolve_model
 from mirrorpo.tasks import TASKS, Row, Task
-from mirrorpo.tasks.base import grade_all
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
+from mirrorpo.training.checkpoints import CheckpointError, publish, seal, step_of, writing_folder
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, RunFolder
 from mirrorpo.training.recipe import Recipe
+from mirrorpo.training.reward import reward_function
+from mirrorpo.training.stopping import GracefulStop
 from mirrorpo.training.trainer import MirrorTrainer
 
 # Problems whose completions before and after are kept for the report.
 NUM_SAMPLES_KEPT = 16
+# What a file system says when it can take no more: the run stops with one line, and its checkpoints stay.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,8 @@ def prepare(recipe: Recipe) -> Prepared:
             f"train.prompts_per_step: {recipe.train.prompts_per_step} prompts, but the task has {len(train_rows)} "
             "training rows"
         )
+    if recipe.train.use_vllm and find_spec("vllm") is None:
+        raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
     tokenizer = load_tokenizer(recipe.model.path)
     return Prepared(
         recipe=recipe,
@@ -97,8 +107,8 @@ def prepare(recipe: Recipe) -> Prepared:
     )
 
 
-def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1) -> MirrorConfig:
-    """The trainer's settings for a recipe."""
+def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, context: int | None = None) -> MirrorConfig:
+    """The trainer's settings for a recipe; ``context`` is the longest sequence, for vLLM's cache."""
     train = recipe.train
     update = train.batch_size // train.updates_per_batch
     if update % world_size:
@@ -141,23 +151,17 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1) -> Mir
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=train.gradient_checkpointing,
         use_vllm=train.use_vllm,
-        vllm_mode="colocate",
+        vllm_mode=train.vllm.mode,
+        vllm_gpu_memory_utilization=train.vllm.memory_share,
+        vllm_enable_sleep_mode=train.vllm.sleep,
+        vllm_server_base_url=train.vllm.server_url,
+        vllm_max_model_length=context if train.use_vllm else None,
+        chat_template_kwargs=dict(recipe.model.chat_template),
         model_init_kwargs={"dtype": recipe.model.dtype},
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-
-
-def reward_function(task: Task) -> Any:
-    """The task's verdict in the form that TRL calls; None leaves a completion out."""
-
-    def reward(completions: list[Any], row: list[str], **_: Any) -> list[float | None]:
-        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return [grade.reward for grade in grade_all(task, texts, [json.loads(data) for data in row])]
-
-    reward.__name__ = task.name
-    return reward
 
 
 def to_dataset(prepared: Prepared) -> Dataset:
@@ -188,11 +192,13 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
             target_modules=spec.target_modules,
             task_type="CAUSAL_LM",
         )
+    longest = max(len(prompt_ids(prepared.tokenizer, row, recipe.model.chat_template)) for row in prepared.train_rows)
+    context = longest + recipe.train.max_completion_length
     try:
         trainer = MirrorTrainer(
             prepared.model_path,
             reward_funcs=reward_function(prepared.task),
-            args=trainer_config(recipe, folder),
+            args=trainer_config(recipe, folder, context=context),
             train_dataset=to_dataset(prepared),
             processing_class=prepared.tokenizer,
             peft_config=lora,
@@ -201,14 +207,12 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
     except OSError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
-    _check_context(prepared, trainer.model.config)
+    _check_context(longest, context, trainer.model.config)
     return trainer
 
 
-def _check_context(prepared: Prepared, config: Any) -> None:
+def _check_context(longest: int, wanted: int, config: Any) -> None:
     context = config.get_text_config().max_position_embeddings
-    longest = max(len(prompt_ids(prepared.tokenizer, row)) for row in prepared.train_rows)
-    wanted = longest + prepared.recipe.train.max_completion_length
     if wanted > context:
         raise InputError(
             f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
@@ -232,7 +236,13 @@ def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(label, total=len(rows))
         return evaluate(
-            model, prepared.tokenizer, prepared.task, rows, sampler, progress=lambda n: progress.advance(bar, n)
+            model,
+            prepared.tokenizer,
+            prepared.task,
+            rows,
+            sampler,
+            progress=lambda n: progress.advance(bar, n),
+            chat_template=prepared.recipe.model.chat_template,
         )
 
 
@@ -259,44 +269,86 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
     Raises:
         InputError: the recipe or the folder cannot be used; nothing was written.
         NonFiniteError: a tensor of the loss is NaN or infinite; the checkpoints stay.
+        RunError: a checkpoint or another file cannot be written, or every checkpoint is damaged.
+        Interrupted: SIGTERM or Ctrl-C; a checkpoint was written.
     """
     prepared = prepare(recipe)
     folder = RunFolder(out, recipe, resume)
     try:
         if folder.finished:
-            console.print(f"{out} is finished already")
+            console.print(f"{out} is finished already", markup=False)
+            if not (folder.path / "report.html").exists():  # killed between the numbers and the pictures
+                _draw(folder)
             return folder.read_json(SUMMARY_FILE)
-        return _run(prepared, folder, console, command)
+        with GracefulStop(lambda line: console.print(line, markup=False), _resume_command(command)) as stop:
+            return _run(prepared, folder, console, command, stop)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise RunError(f"{out}: cannot be written ({error.strerror}); the last checkpoint is intact") from error
     finally:
         folder.close()
 
 
-def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str) -> dict[str, Any]:
+def _resume_command(command: str) -> str:
+    return command if "--resume" in shlex.split(command) else f"{command} --resume"
+
+
+def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, stop: GracefulStop) -> dict[str, Any]:
     started = time.monotonic()
     spec = prepared.recipe.train
     writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
     bar = ProgressBar(console, spec.steps, writer)
-    trainer = build_trainer(prepared, folder.checkpoints, [writer, bar])
-    checkpoint = folder.last_checkpoint()
+    trainer = build_trainer(prepared, folder.checkpoints, [writer, bar, stop])
+    checkpoint = _resume_point(folder, console)
     before = folder.read_json(BEFORE_FILE)
     if before is None:
         before = _evaluation_record(run_evaluation(prepared, trainer.model, console, "before"))
         folder.write_json(BEFORE_FILE, before)
-    trim_metrics(folder.metrics, 0 if checkpoint is None else _step_of(checkpoint, writer.updates_per_step))
+    done = 0 if checkpoint is None else step_of(checkpoint) // writer.updates_per_step
+    seconds = trim_metrics(folder.metrics, done)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
+            trainer.load_weights(checkpoint)  # all that is left is what comes behind the last step
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         bar.stop()
+    stop.raise_if_stopped(trainer.state.global_step // writer.updates_per_step, spec.steps)
     after = _evaluation_record(run_evaluation(prepared, trainer.model, console, "after"))
-    trainer.save_model(str(folder.path / "model"))
+    save_model(trainer, folder.path)
     summary = summarise(prepared, trainer, before, after, command)
-    summary["seconds"] = round(time.monotonic() - started, 2)
+    summary["seconds"] = round(seconds + time.monotonic() - started, 2)
     _write_results(folder, summary, before, after)
     return summary
 
 
-def _step_of(checkpoint: Path, updates_per_step: int) -> int:
-    return int(checkpoint.name.partition("-")[2]) // updates_per_step
+def _resume_point(folder: RunFolder, console: Console) -> Path | None:
+    """The checkpoint to go on from; says which ones were damaged."""
+    found = folder.resume_point()
+    for path, fault in found.damaged:
+        before = "" if found.path is None else f"; going on from {found.path.name}"
+        console.print(f"{path.name} is damaged and was set aside: {fault}{before}", markup=False)
+    return found.path
+
+
+def save_model(trainer: MirrorTrainer, folder: Path) -> None:
+    """Writes ``model/``, whole or not at all.
+
+    Raises:
+        CheckpointError: the disk refused; a ``model/`` that was there is as it was.
+    """
+    writing = writing_folder(folder, trainer.state.global_step)
+    try:
+        trainer.save_model(str(writing))
+        if trainer.args.should_save:
+            seal(writing, trainer.state.global_step)
+            publish(writing, folder / "model")
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder / 'model'}: cannot be written ({reason}); the checkpoints are intact"
+        ) from error
 
 
 def summarise(prepared: Prepared, trainer: MirrorTrainer, before: Any, after: Any, command: str) -> dict[str, Any]:
@@ -327,14 +379,18 @@ def summarise(prepared: Prepared, trainer: MirrorTrainer, before: Any, after: An
 
 
 def _write_results(folder: RunFolder, summary: dict[str, Any], before: Any, after: Any) -> None:
-    from mirrorpo.reporting import write_curve, write_report
-
     lines = []
     for when, record in (("before", before), ("after", after)):
         for sample in [] if record is None else record["samples"]:
             lines.append(json.dumps({"when": when, **sample}, ensure_ascii=True))
     write_text_atomic(folder.path / SAMPLES_FILE, "".join(line + "\n" for line in lines))
     folder.write_json(SUMMARY_FILE, summary)
+    _draw(folder)
+
+
+def _draw(folder: RunFolder) -> None:
+    from mirrorpo.reporting import write_curve, write_report
+
     write_curve(folder.path)
     write_report(folder.path)
 

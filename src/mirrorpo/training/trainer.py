@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
-from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from mirrorpo.advantages import advantages as group_advantages
@@ -25,6 +22,8 @@ from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
 from mirrorpo.training.reduction import reduce_metrics
 from mirrorpo.training.reference import check_reference
+from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
+from mirrorpo.training.reward import begin_rewards
 
 logger = logging.get_logger(__name__)
 
@@ -41,16 +40,15 @@ _FORWARD_KEYS = (
     "mm_token_type_ids",
     "image_position_ids",
 )
-
-
-_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# Where the texts stand in what TRL's `_generate` returns.
+_COMPLETIONS = 3
 
 
 class NonFiniteError(FloatingPointError):
     """A tensor of the loss is NaN or infinite; the message names it and the step."""
 
 
-class MirrorTrainer(GRPOTrainer):
+class MirrorTrainer(ResumableTrainer):
     """``trl.GRPOTrainer`` that optimises a ``mirrorpo`` objective.
 
     Takes everything that ``GRPOTrainer`` takes; ``args`` is a ``MirrorConfig``.
@@ -96,6 +94,7 @@ class MirrorTrainer(GRPOTrainer):
             args.adopt(objective)
         self.policy_objective = args.resolved_objective() if objective is None else objective
         self._rewards_per_func: Tensor | None = None
+        self._rows: list[dict[str, Any]] = []
         self.penalty_state = PenaltyState(self.policy_objective.control)
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
@@ -117,11 +116,7 @@ class MirrorTrainer(GRPOTrainer):
         if self.ref_model is None:
             return
         # Sharded parameters cannot be compared one by one; there the copy is at least a load of its own.
-        if self.accelerator.distributed_type in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        ):
+        if self.accelerator.distributed_type in UNSHARDED:
             unwrap = self.accelerator.unwrap_model
             check_reference(unwrap(self.model), unwrap(self.ref_model))
 
@@ -133,13 +128,9 @@ class MirrorTrainer(GRPOTrainer):
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Before the rest: the trainer's state, written last, marks a checkpoint as complete.
-        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.accelerator.is_main_process:
-            averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-            save_state(folder, self.penalty_state, averaged)
-        super()._save_checkpoint(model, trial)
+    def _save_more(self, folder: Path) -> None:
+        averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+        save_state(folder, self.penalty_state, averaged)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -149,12 +140,18 @@ class MirrorTrainer(GRPOTrainer):
 
     # Rewards and advantages
 
+    def _generate(self, prompts: list[Any]) -> Any:
+        output = super()._generate(prompts)
+        begin_rewards(self.reward_funcs, self._rows, output[_COMPLETIONS])  # beside the forward passes that follow
+        return output
+
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
         self._rewards_per_func = rewards
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
         output = super()._generate_and_score_completions(inputs)
         penalty = self._reward_penalty(output) if self.policy_objective.placement == "reward" else None
         output["advantages"] = self._advantages(output["advantages"], penalty)
@@ -345,7 +342,7 @@ class MirrorTrainer(GRPOTrainer):
         every = self.args.gradient_share_every
         if every == 0 or output.penalty_loss is None or not self.model.training or self.state.global_step % every:
             return
-        if self.accelerator.distributed_type not in _UNSHARDED:
+        if self.accelerator.distributed_type not in UNSHARDED:
             return  # sharded gradients have no norm of their own
         parameters = [p for p in model.parameters() if p.requires_grad]
         norms = []
