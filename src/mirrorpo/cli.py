@@ -55,9 +55,12 @@ def train(
     loaded = load_recipe(find_recipe(recipe), overrides or [])
     _quiet()
     from mirrorpo.training.run import train as run
+    from mirrorpo.training.world import is_main
 
     command = "mirrorpo " + shlex.join(sys.argv[1:])
     summary = run(loaded, out, resume=resume, console=console, command=command)
+    if not is_main():
+        return
     if as_json:
         _say(json.dumps(summary, indent=2))
         return
