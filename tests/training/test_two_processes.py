@@ -51,21 +51,35 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 def test_two_processes_give_the_loss_gradient_and_metrics_of_one(
     case: tuple[str, str], ranks: list[Any], tmp_path: Path
 ) -> None:
-    one = two_ranks.measure(*case, tmp_path)
-    assert one["gradient"].abs().max() > 1e-4
     assert [found[case]["type"] for found in ranks] == ["DistributedType.MULTI_CPU"] * 2
+    one = two_ranks.measure(*case, tmp_path)
+    assert {"ratio/q99/mean", "penalty_gradient_share", "clip/high/frac", "entropy/mean"} <= set(one["metrics"])
     for found in ranks:
-        two = found[case]
-        assert abs(two["loss"] - one["loss"]) < 1e-5
-        assert (two["gradient"] - one["gradient"]).abs().max() < 1e-5
-        assert set(two["metrics"]) == set(one["metrics"])
-        assert {"ratio/q99/mean", "penalty_gradient_share", "clip/high/frac", "entropy/mean"} <= set(one["metrics"])
-        wrong = {
-            name: (two["metrics"][name], value)
-            for name, value in one["metrics"].items()
-            if abs(two["metrics"][name] - value) > 1e-5 * max(1.0, abs(value))
-        }
-        assert wrong == {}
+        assert_same(found[case], one)
+
+
+@pytest.mark.parametrize("objective", two_ranks.OBJECTIVES)
+def test_parameters_sharded_by_fsdp2_give_the_loss_gradient_and_metrics_of_one_process(
+    objective: str, ranks: list[Any], tmp_path: Path
+) -> None:
+    one = two_ranks.measure(objective, "ragged", tmp_path)
+    one["metrics"].pop("penalty_gradient_share")  # not measured where gradients are sharded
+    for found in ranks:
+        assert found["FSDP2", objective]["parameters"] == "DTensor"
+        assert_same(found["FSDP2", objective], one)
+
+
+def assert_same(two: dict[str, Any], one: dict[str, Any]) -> None:
+    assert one["gradient"].abs().max() > 1e-4
+    assert abs(two["loss"] - one["loss"]) < 1e-5
+    assert (two["gradient"] - one["gradient"]).abs().max() < 1e-5 * max(1.0, one["gradient"].abs().max())
+    assert set(two["metrics"]) == set(one["metrics"])
+    wrong = {
+        name: (two["metrics"][name], value)
+        for name, value in one["metrics"].items()
+        if abs(two["metrics"][name] - value) > 1e-5 * max(1.0, abs(value))
+    }
+    assert wrong == {}
 
 
 def test_settings_that_differ_between_processes_are_refused_at_the_start(ranks: list[Any]) -> None:
