@@ -65,9 +65,12 @@ def train(
         return
     assert out is not None
     from mirrorpo.training.run import train as run
+    from mirrorpo.training.world import is_main
 
     command = "mirrorpo " + shlex.join(sys.argv[1:])
     summary = run(loaded, out, resume=resume, console=console, command=command)
+    if not is_main():
+        return
     if as_json:
         _say(json.dumps(summary, indent=2))
         return

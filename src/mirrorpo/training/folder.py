@@ -143,6 +143,19 @@ class RunFolder:
         os.close(self._lock)
 
 
+class FollowedFolder(RunFolder):
+    """The folder of a run as the processes beside the main one see it: they write nothing of its own in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Left to the main process."""
+
+    def close(self) -> None:
+        """There is no lock to give back."""
+
+
 def _is_foreign(entry: Path) -> bool:
     """Whether somebody else put it there."""
     return entry.name != LOCK_FILE and not _LEFT_BEHIND.fullmatch(entry.name)

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,11 +31,12 @@ from mirrorpo.tasks import TASKS, Row, Task
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
 from mirrorpo.training.checkpoints import CheckpointError, publish, seal, step_of, writing_folder
 from mirrorpo.training.config import MirrorConfig
-from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, RunFolder
+from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, FollowedFolder, RunFolder
 from mirrorpo.training.recipe import Recipe
 from mirrorpo.training.reward import reward_function
 from mirrorpo.training.stopping import GracefulStop
 from mirrorpo.training.trainer import MirrorTrainer
+from mirrorpo.training.world import check_equal, gather, is_main, rank, shards_parameters, together, world_size
 
 # Problems whose completions before and after are kept for the report.
 NUM_SAMPLES_KEPT = 16
@@ -116,18 +117,31 @@ def prepare(recipe: Recipe) -> Prepared:
     )
 
 
+def batch_shape(recipe: Recipe, processes: int) -> tuple[int, int]:
+    """Completions in memory at once on each process, and how often that is accumulated for an update.
+
+    Raises:
+        InputError: the completions of an update do not divide.
+    """
+    train = recipe.train
+    update = train.batch_size // train.updates_per_batch
+    if update % processes:
+        raise InputError(
+            f"train: the {update} completions of an update (prompts_per_step * group_size / updates_per_batch) must "
+            f"divide by the {processes} processes"
+        )
+    micro = train.micro_batch_size or update // processes
+    if (update // processes) % micro:
+        raise InputError(
+            f"train.micro_batch_size: must divide the {update // processes} completions per process, got {micro}"
+        )
+    return micro, update // processes // micro
+
+
 def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, context: int | None = None) -> MirrorConfig:
     """The trainer's settings for a recipe; ``context`` is the longest sequence, for vLLM's cache."""
     train = recipe.train
-    update = train.batch_size // train.updates_per_batch
-    if update % world_size:
-        raise InputError(f"train: the {update} completions of an update must divide by the {world_size} processes")
-    micro = train.micro_batch_size or update // world_size
-    if (update // world_size) % micro:
-        raise InputError(
-            f"train.micro_batch_size: must divide the {update // world_size} completions per process, got {micro}"
-        )
-    accumulation = update // world_size // micro
+    micro, accumulation = batch_shape(recipe, world_size)
     optimiser_steps = train.updates_per_batch * train.passes_per_batch
     bf16 = train.precision == "bfloat16"
     return MirrorConfig(
@@ -165,6 +179,10 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, contex
         vllm_enable_sleep_mode=train.vllm.sleep,
         vllm_server_base_url=train.vllm.server_url,
         vllm_max_model_length=context if train.use_vllm else None,
+        vllm_importance_sampling_correction=train.vllm.correction != "none",
+        vllm_importance_sampling_mode="sequence_mask" if train.vllm.correction == "none" else train.vllm.correction,
+        vllm_importance_sampling_clip_max=train.vllm.ratio_max,
+        vllm_importance_sampling_clip_min=train.vllm.ratio_min,
         chat_template_kwargs=dict(recipe.model.chat_template),
         model_init_kwargs={"dtype": recipe.model.dtype},
         report_to="none",
@@ -215,7 +233,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         trainer = MirrorTrainer(
             prepared.model_path,
             reward_funcs=reward_function(prepared.task),
-            args=trainer_config(recipe, folder, context=context),
+            args=trainer_config(recipe, folder, world_size(), context),
             train_dataset=to_dataset(prepared),
             processing_class=prepared.tokenizer,
             peft_config=lora_config(recipe),
@@ -255,15 +273,15 @@ def sampler_of(recipe: Recipe) -> Sampler:
 
 
 def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str) -> Evaluation | None:
-    """Graded samples on the unseen problems, with a bar; None if the recipe asks for none."""
-    spec, rows = prepared.recipe.eval, prepared.test_rows
-    if not rows:
+    """Graded samples on the unseen problems, with a bar; None if the recipe asks for none. Processes share the work."""
+    spec, rows = prepared.recipe.eval, prepared.test_rows[rank() :: world_size()]
+    if not prepared.test_rows:
         return None
-    sampler = sampler_of(prepared.recipe)
+    sampler = replace(sampler_of(prepared.recipe), seed=spec.seed + rank())
     columns = (TextColumn(label), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(label, total=len(rows) * spec.samples)
-        return evaluate(
+        mine = evaluate(
             model,
             prepared.tokenizer,
             prepared.task,
@@ -273,6 +291,9 @@ def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str)
             progress=lambda n: progress.advance(bar, n),
             chat_template=prepared.recipe.model.chat_template,
         )
+    numbered = [replace(sample, problem=sample.problem * world_size() + rank()) for sample in mine.samples]
+    everyone = sorted((sample for part in gather(numbered) for sample in part), key=lambda sample: sample.problem)
+    return replace(mine, samples=tuple(everyone))
 
 
 def _evaluation_record(evaluation: Evaluation | None) -> dict[str, Any] | None:
@@ -301,12 +322,15 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
         RunError: a checkpoint or another file cannot be written, or every checkpoint is damaged.
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was written.
     """
-    prepared = prepare(recipe)
-    folder = RunFolder(out, recipe, resume)
+    check_processes(recipe)
+    prepared = together(lambda: prepare(recipe))
+    console = console if is_main() else Console(quiet=True)
+    folder = together(lambda: RunFolder(out, recipe, resume), main_only=True) or FollowedFolder(out)
+    assert prepared is not None
     try:
         if folder.finished:
             console.print(f"{out} is finished already", markup=False)
-            if not (folder.path / "report.html").exists():  # killed between the numbers and the pictures
+            if is_main() and not (folder.path / "report.html").exists():  # killed between the numbers and the pictures
                 _draw(folder)
             return folder.read_json(SUMMARY_FILE)
         with GracefulStop(lambda line: console.print(line, markup=False), _resume_command(command)) as stop:
@@ -319,6 +343,26 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
         folder.close()
 
 
+def check_processes(recipe: Recipe) -> None:
+    """Raises ``InputError`` unless the processes of the run fit the recipe and each other, before a file is written."""
+
+    def check() -> None:
+        batch_shape(recipe, world_size())
+        if recipe.eval.problems and shards_parameters():
+            raise InputError(
+                "eval.problems: must be 0 with FSDP and ZeRO-3, where no process holds the whole model; evaluate "
+                f"afterwards with `mirrorpo eval OUT/model`, got {recipe.eval.problems}"
+            )
+        dumped = recipe.model_dump(mode="json")
+        settings = {f"{group}.{key}": value for group, part in dumped.items() for key, value in (part or {}).items()}
+        try:
+            check_equal({"processes": world_size(), **settings, **versions()})
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    together(check)
+
+
 def _resume_command(command: str) -> str:
     return command if "--resume" in shlex.split(command) else f"{command} --resume"
 
@@ -329,13 +373,13 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
     bar = ProgressBar(console, spec.steps, writer)
     trainer = build_trainer(prepared, folder.checkpoints, [writer, bar, stop])
-    checkpoint = _resume_point(folder, console)
-    before = folder.read_json(BEFORE_FILE)
+    checkpoint = gather(_resume_point(folder, console) if is_main() else None)[0]
+    before = gather(folder.read_json(BEFORE_FILE))[0]
     if before is None:
         before = _evaluation_record(run_evaluation(prepared, trainer.model, console, "before"))
         folder.write_json(BEFORE_FILE, before)
     done = 0 if checkpoint is None else step_of(checkpoint) // writer.updates_per_step
-    seconds = trim_metrics(folder.metrics, done)
+    seconds = trim_metrics(folder.metrics, done) if is_main() else 0.0
     try:
         if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
             trainer.load_weights(checkpoint)  # all that is left is what comes behind the last step
@@ -348,7 +392,8 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     save_model(trainer, folder.path)
     summary = summarise(prepared, trainer, before, after, command)
     summary["seconds"] = round(seconds + time.monotonic() - started, 2)
-    _write_results(folder, summary, before, after)
+    if is_main():
+        _write_results(folder, summary, before, after)
     return summary
 
 

@@ -20,13 +20,25 @@ class VllmSpec(Part):
     memory_share: float = Field(default=0.3, gt=0.0, lt=1.0, description="of the device's memory (colocate)")
     sleep: bool = Field(default=False, description="give its memory back during the update (colocate)")
     server_url: str | None = Field(default=None, min_length=1, description="such as http://localhost:8000 (server)")
+    correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
+        default="sequence_mask",
+        description="weight of the policy term for the sampler's mismatch: trainer / sampler probability, held or 0",
+    )
+    ratio_max: float = Field(default=3.0, gt=0.0, description="largest weight of the correction")
+    ratio_min: float | None = Field(default=None, ge=0.0, description="smallest one; empty: no bound")
 
     @model_validator(mode="after")
     def _of_its_mode(self) -> VllmSpec:
         if (self.mode == "server") != (self.server_url is not None):
             raise ValueError("server_url goes with mode 'server', and only with it")
         if self.mode == "server" and (self.sleep or self.memory_share != 0.3):
-            raise ValueError("memory_share and sleep have no effect with mode 'server', which has its own")
+            raise ValueError(
+                "memory_share and sleep have no effect with mode 'server': the server has its own settings"
+            )
+        if self.correction == "none" and (self.ratio_max, self.ratio_min) != (3.0, None):
+            raise ValueError("ratio_max and ratio_min have no effect with correction 'none'")
+        if self.ratio_min is not None and self.ratio_min > self.ratio_max:
+            raise ValueError(f"ratio_min must be at most ratio_max, {self.ratio_max:g}, got {self.ratio_min:g}")
         return self
 
 

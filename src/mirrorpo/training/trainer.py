@@ -20,10 +20,11 @@ from mirrorpo.objective import Objective, Output
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
-from mirrorpo.training.reduction import reduce_metrics
+from mirrorpo.training.reduction import quantiles_over_ranks, reduce_metrics
 from mirrorpo.training.reference import check_reference
 from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
 from mirrorpo.training.reward import begin_rewards
+from mirrorpo.training.world import check_equal, trainer_settings
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +62,8 @@ class MirrorTrainer(ResumableTrainer):
         **kwargs: as in TRL (``train_dataset``, ``processing_class``, ``peft_config``, ``callbacks``, ...).
 
     Raises:
-        ValueError: ``args`` is no ``MirrorConfig``; a reference that is the policy itself or never was its start.
+        ValueError: ``args`` is no ``MirrorConfig``; a reference that is the policy itself or never was its start;
+            settings that differ between the processes of a run.
 
     Example:
         >>> from mirrorpo.training import MirrorConfig, MirrorTrainer
@@ -96,6 +98,7 @@ class MirrorTrainer(ResumableTrainer):
         self._rewards_per_func: Tensor | None = None
         self._rows: list[dict[str, Any]] = []
         self.penalty_state = PenaltyState(self.policy_objective.control)
+        check_equal(trainer_settings(args, self.policy_objective))
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
         if self.accelerator.is_main_process:
@@ -236,7 +239,7 @@ class MirrorTrainer(ResumableTrainer):
         if training and self.policy_objective.aggregation != "token_mean":
             share = 1.0 / self.current_gradient_accumulation_steps
         loss = output.loss * share
-        self._record(output, scored, mask, "train" if training else "eval")
+        self._record(output, scored, old, mask, "train" if training else "eval")
         return self._with_bonuses(loss, scored, mask, training)
 
     def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Scored:
@@ -348,14 +351,18 @@ class MirrorTrainer(ResumableTrainer):
         norms = []
         for part in (output.policy_loss, output.penalty_loss):
             grads = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
-            norms.append(torch.stack([g.detach().float().norm() for g in grads if g is not None]).norm())
+            # of the gradient that the step would take: the mean over ranks
+            present = (self.accelerator.reduce(g.detach().float(), "mean") for g in grads if g is not None)
+            norms.append(torch.stack([g.norm() for g in present]).norm())  # pyright: ignore[reportAttributeAccessIssue]
         share = norms[1] / (norms[0] + norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
         self._metrics["train"]["penalty_gradient_share"].append(share.item())
 
-    def _record(self, output: Output, scored: Scored, mask: Tensor, mode: str) -> None:
+    def _record(self, output: Output, scored: Scored, old: Tensor | None, mask: Tensor, mode: str) -> None:
         tokens = mask.sum()
         metrics = dict(output.metrics)
         values = reduce_metrics(self.accelerator, metrics, tokens)
+        if old is not None and self.accelerator.num_processes > 1:
+            values |= quantiles_over_ranks(self.accelerator, scored.logp - old, mask)
         if self.policy_objective.penalties:
             first = self.policy_objective.penalties[0]
             values["coefficient"] = first.coefficient * self.penalty_state.factor
