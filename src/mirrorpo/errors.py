@@ -1,4 +1,4 @@
-"""What went wrong, and is it the input? ``InputError`` ends a command with one line and status 2, ``RunError`` with 1."""
+"""What went wrong, and is it the input? ``InputError`` ends with status 2, ``RunError`` with 1."""
 
 from __future__ import annotations
 

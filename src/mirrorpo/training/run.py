@@ -29,7 +29,7 @@ from mirrorpo.models import resolve_model
 from mirrorpo.tasks import TASKS, Row, Task
 from mirrorpo.tasks.base import grade_all
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
-from mirrorpo.training.checkpoints import CheckpointError, publish, seal, step_of, writing_folder
+from mirrorpo.training.checkpoints import CheckpointError, clean, publish, seal, step_of, writing_folder
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, RunFolder
 from mirrorpo.training.recipe import Recipe
@@ -277,7 +277,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
             if not (folder.path / "report.html").exists():  # killed between the numbers and the pictures
                 _draw(folder)
             return folder.read_json(SUMMARY_FILE)
-        with GracefulStop(lambda line: console.print(line, markup=False), _resume_command(command)) as stop:
+        with GracefulStop(
+            lambda line: console.print(line, markup=False, soft_wrap=True), _resume_command(command)
+        ) as stop:
             return _run(prepared, folder, console, command, stop)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
@@ -325,7 +327,7 @@ def _resume_point(folder: RunFolder, console: Console) -> Path | None:
     found = folder.resume_point()
     for path, fault in found.damaged:
         before = "" if found.path is None else f"; going on from {found.path.name}"
-        console.print(f"{path.name} is damaged and was set aside: {fault}{before}", markup=False)
+        console.print(f"{path.name} is damaged and was set aside: {fault}{before}", markup=False, soft_wrap=True)
     return found.path
 
 
@@ -342,9 +344,10 @@ def save_model(trainer: MirrorTrainer, folder: Path) -> None:
             seal(writing, trainer.state.global_step)
             publish(writing, folder / "model")
     except (OSError, SafetensorError) as error:
+        clean(folder)
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{folder / 'model'}: cannot be written ({reason}); the checkpoints are intact"
+            f"{folder / 'model'}: cannot be written ({reason}); checkpoints are intact"
         ) from error
 
 
