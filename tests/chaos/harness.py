@@ -68,7 +68,7 @@ def warm_server() -> Any:
     return context
 
 
-def run(arguments: Sequence[str], folder: Path, scratch: Path, fault: Fault = Fault()) -> Ended:  # noqa: B008
+def run(arguments: Sequence[str], folder: Path, scratch: Path, fault: Fault = Fault()) -> Ended:
     """Runs ``mirrorpo <arguments>``; the places are counted in ``folder``."""
     scratch.mkdir(parents=True, exist_ok=True)
     for name in (_STATUS_FILE, _OUT_FILE, _ERR_FILE):

@@ -346,9 +346,7 @@ def save_model(trainer: MirrorTrainer, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         clean(folder)
         reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{folder / 'model'}: cannot be written ({reason}); checkpoints are intact"
-        ) from error
+        raise CheckpointError(f"{folder / 'model'}: cannot be written ({reason}); checkpoints are intact") from error
 
 
 def summarise(prepared: Prepared, trainer: MirrorTrainer, before: Any, after: Any, command: str) -> dict[str, Any]:
