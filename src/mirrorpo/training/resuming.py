@@ -239,8 +239,10 @@ class ResumableTrainer(GRPOTrainer):
     def restore_progress(self) -> None:
         """Takes up counters, buffer and sums where the checkpoint left them."""
         kept, self._kept = self._kept, None
-        if kept is None:
-            return
+        if kept is not None:
+            self._take_up(kept)
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
         self._step = kept["step"]
         self._buffered_inputs = _to(kept["buffer"], self.args.device)
         for mode, values in kept["metrics"].items():

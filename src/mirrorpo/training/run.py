@@ -144,6 +144,8 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1) -> Mir
         sync_ref_model=recipe.reference.kind != "kept",
         ref_model_sync_steps=recipe.reference.every,
         ref_model_mixup_alpha=1.0 if recipe.reference.kind == "synced" else recipe.reference.rate,
+        on_nonfinite=train.on_nonfinite,
+        max_nonfinite=train.max_nonfinite,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=train.gradient_checkpointing,

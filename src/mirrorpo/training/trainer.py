@@ -20,9 +20,11 @@ from mirrorpo.objective import Objective, Output
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
+from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.reduction import reduce_metrics
 from mirrorpo.training.reference import check_reference
 from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
+from mirrorpo.training.rewards import guarded
 
 logger = logging.get_logger(__name__)
 
@@ -39,10 +41,6 @@ _FORWARD_KEYS = (
     "mm_token_type_ids",
     "image_position_ids",
 )
-
-
-class NonFiniteError(FloatingPointError):
-    """A tensor of the loss is NaN or infinite; the message names it and the step."""
 
 
 class MirrorTrainer(ResumableTrainer):
@@ -91,6 +89,11 @@ class MirrorTrainer(ResumableTrainer):
             args.adopt(objective)
         self.policy_objective = args.resolved_objective() if objective is None else objective
         self._rewards_per_func: Tensor | None = None
+        self._step_total: Tensor | float = 0.0
+        self.nonfinite = NonFinite(args.on_nonfinite, args.max_nonfinite)
+        if reward_funcs is not None:
+            functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+            reward_funcs = [guarded(function, args.on_reward_error, args.reward_seconds) for function in functions]
         self.penalty_state = PenaltyState(self.policy_objective.control)
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
@@ -121,8 +124,25 @@ class MirrorTrainer(ResumableTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
+            self._settle_nonfinite()
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
+
+    def _settle_nonfinite(self) -> None:
+        if not self.nonfinite.skips:
+            return
+        unit = "tokens" if self.policy_objective.aggregation == "token_mean" else "sequences"
+        total = float(self._step_total) * self.accelerator.num_processes
+        step = self.state.global_step + 1
+        for name, value in self.nonfinite.settle(self.model, self.accelerator, total, unit, step).items():
+            self._metrics["train"][name].append(value)
+
+    def _progress(self) -> dict[str, Any]:
+        return {**super()._progress(), "nonfinite": self.nonfinite.events}
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
+        super()._take_up(kept)
+        self.nonfinite.events = kept["nonfinite"]
 
     def _save_more(self, folder: Path) -> None:
         averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
@@ -138,7 +158,11 @@ class MirrorTrainer(ResumableTrainer):
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
+        rewards = self.nonfinite.leave_out_rewards(rewards, self.reward_func_names, self.state.global_step + 1)
         self._rewards_per_func = rewards
+        self._metrics["train" if self.model.training else "eval"]["unscored/frac"].append(
+            rewards.isnan().all(dim=1).float().mean().item()
+        )
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -200,9 +224,13 @@ class MirrorTrainer(ResumableTrainer):
             mask = mask * inputs["tool_mask"]
         training = self.model.training
         old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
-        self._raise_unless_finite(
-            {"logp": scored.logp, "logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}, mask
-        )
+        checked = {"logp": scored.logp, "logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}
+        mask = self.nonfinite.usable(checked, mask, self.state.global_step + 1)
+        num_tokens = self._num_tokens(inputs, training)
+        if training:
+            self._step_total = (
+                mask.shape[0] * self.current_gradient_accumulation_steps if num_tokens is None else num_tokens
+            )
         output = self.policy_objective(
             logp=scored.logp,
             logp_old=old,
@@ -210,7 +238,7 @@ class MirrorTrainer(ResumableTrainer):
             advantages=inputs["advantages"],
             mask=mask,
             max_completion_length=self.max_completion_length,
-            num_tokens=self._num_tokens(inputs, training),
+            num_tokens=num_tokens,
             weight=self._policy_weight(scored, old, inputs, mask),
             logits=scored.logits,
             logits_ref=self._reference_logits(inputs),
@@ -219,7 +247,7 @@ class MirrorTrainer(ResumableTrainer):
             entropy=scored.entropy,
             penalty_scale=self.penalty_state.factor,
         )
-        self._raise_unless_finite({"loss": output.loss}, None)
+        self.nonfinite.check_loss(output.loss, self.state.global_step + 1)
         self._record_gradient_share(model, output)
         # `token_mean` has the whole step's tokens in its denominator already; the others average within a micro-batch.
         share = 1.0
@@ -307,24 +335,12 @@ class MirrorTrainer(ResumableTrainer):
 
     # Checks and metrics
 
-    def _raise_unless_finite(self, tensors: dict[str, Tensor | None], mask: Tensor | None) -> None:
-        present = {name: t.detach() for name, t in tensors.items() if t is not None}
-        finite = {
-            name: torch.isfinite(t if mask is None or t.shape != mask.shape else torch.where(mask.bool(), t, 0.0)).all()
-            for name, t in present.items()
-        }
-        if not bool(torch.stack(list(finite.values())).all()):
-            names = ", ".join(name for name, ok in finite.items() if not bool(ok))
-            raise NonFiniteError(
-                f"step {self.state.global_step + 1}: {names} is not finite; the last checkpoint is intact"
-            )
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not math.isfinite(float(norm)):
-            raise NonFiniteError(
-                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}; the last checkpoint is intact"
-            )
+        # With float16 the scaler meets infinite gradients as a matter of course, and skips the step by itself.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            self.nonfinite.drop_gradient(model, float(norm), self.state.global_step + 1)
+            self._metrics["train"]["nonfinite/dropped/frac"][-1] = 1.0
         return norm
 
     def _record_gradient_share(self, model: nn.Module, output: Output) -> None:
