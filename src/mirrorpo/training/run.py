@@ -301,6 +301,7 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
     bar = ProgressBar(console, spec.steps, writer)
     trainer = build_trainer(prepared, folder.checkpoints, [writer, bar, stop])
+    trainer.watch.say = lambda line: console.print(line, markup=False, soft_wrap=True)
     checkpoint = _resume_point(folder, console)
     before = folder.read_json(BEFORE_FILE)
     if before is None:

@@ -25,6 +25,7 @@ from mirrorpo.training.reduction import reduce_metrics
 from mirrorpo.training.reference import check_reference
 from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
 from mirrorpo.training.rewards import guarded
+from mirrorpo.training.watch import Watch
 
 logger = logging.get_logger(__name__)
 
@@ -41,6 +42,10 @@ _FORWARD_KEYS = (
     "mm_token_type_ids",
     "image_position_ids",
 )
+
+
+# The penalty's share of the gradient is measured once more, early, when the policy has left its reference.
+_EARLY_LOOK = 5
 
 
 class MirrorTrainer(ResumableTrainer):
@@ -97,6 +102,8 @@ class MirrorTrainer(ResumableTrainer):
         self.penalty_state = PenaltyState(self.policy_objective.control)
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
+        self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
+        self.add_callback(self.watch)
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
             logger.warning("%s; reference: %s", self.policy_objective.describe(), self.reference_description())
@@ -345,8 +352,10 @@ class MirrorTrainer(ResumableTrainer):
 
     def _record_gradient_share(self, model: nn.Module, output: Output) -> None:
         """Every n optimiser steps: the penalty's share of the gradient norm, from two extra backward passes."""
-        every = self.args.gradient_share_every
-        if every == 0 or output.penalty_loss is None or not self.model.training or self.state.global_step % every:
+        every, step = self.args.gradient_share_every, self.state.global_step
+        if every == 0 or output.penalty_loss is None or not self.model.training:
+            return
+        if step % every and step != _EARLY_LOOK:
             return
         if self.accelerator.distributed_type not in UNSHARDED:
             return  # sharded gradients have no norm of their own
