@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 console = Console(stderr=True)
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
-
+_INTERRUPTED = 128 + signal.SIGINT
 # Typer's own complaint about arguments; the class has no public name of its own.
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
@@ -199,7 +200,11 @@ def main() -> None:
     """The entry point: errors become one line and a status."""
     sys.path.insert(0, str(Path.cwd()))  # so that "module:function" finds the user's own file
     try:
-        app(standalone_mode=False)
+        # Typer turns Ctrl-C and Exit into a returned status.
+        status = app(standalone_mode=False)
+        if status == _INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(status or 0)
     except InputError as error:
         _fail(f"error: {error}", 2)
     except _USAGE_ERROR as error:
@@ -211,7 +216,7 @@ def main() -> None:
     except Interrupted as error:
         _fail(str(error), error.status)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the last checkpoint is intact", 130)
+        _fail("interrupted; the last checkpoint is intact", _INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  (the last line of defence: report, do not swallow)

@@ -40,6 +40,10 @@ class JsonlSpec(Part):
     prompt: str = Field(default="prompt", description="field with the user's message")
     answer: str = Field(default="answer", description="field with the answer")
     reward: str = Field(default="exact", description="exact, numeric or module:function")
+    on_reward_error: Literal["raise", "skip"] = Field(
+        default="raise", description="your reward function fails: the run ends, or the completion is left out"
+    )
+    reward_seconds: float = Field(default=60.0, gt=0.0, le=86_400, description="its time limit for a completion")
     test_path: str | None = Field(default=None, description="a second file for testing; else one row in ten")
     train_size: int | None = Field(default=None, ge=1, description="at most so many training rows")
     test_size: int | None = Field(default=512, ge=1, description="at most so many test rows")
@@ -156,6 +160,10 @@ class TrainSpec(Part):
     keep: int = Field(default=2, ge=1, description="checkpoints kept")
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the forward and backward pass")
+    on_nonfinite: Literal["raise", "skip"] = Field(
+        default="raise", description="a number that is not finite ends the run, or its tokens or step are left out"
+    )
+    max_nonfinite: int = Field(default=10, ge=0, description="with skip: optimiser steps with something left out")
     gradient_checkpointing: bool = False
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
     vllm: VllmSpec = Field(default=VllmSpec(), description="how, if use_vllm is true")

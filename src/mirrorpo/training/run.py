@@ -29,7 +29,7 @@ from mirrorpo.files import write_text_atomic
 from mirrorpo.models import resolve_model
 from mirrorpo.tasks import TASKS, Row, Task
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
-from mirrorpo.training.checkpoints import CheckpointError, publish, seal, step_of, writing_folder
+from mirrorpo.training.checkpoints import CheckpointError, clean, publish, seal, step_of, writing_folder
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, FollowedFolder, RunFolder
 from mirrorpo.training.recipe import Recipe
@@ -170,6 +170,8 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, contex
         sync_ref_model=recipe.reference.kind != "kept",
         ref_model_sync_steps=recipe.reference.every,
         ref_model_mixup_alpha=1.0 if recipe.reference.kind == "synced" else recipe.reference.rate,
+        on_nonfinite=train.on_nonfinite,
+        max_nonfinite=train.max_nonfinite,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=train.gradient_checkpointing,
@@ -333,7 +335,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
             if is_main() and not (folder.path / "report.html").exists():  # killed between the numbers and the pictures
                 _draw(folder)
             return folder.read_json(SUMMARY_FILE)
-        with GracefulStop(lambda line: console.print(line, markup=False), _resume_command(command)) as stop:
+        with GracefulStop(
+            lambda line: console.print(line, markup=False, soft_wrap=True), _resume_command(command)
+        ) as stop:
             return _run(prepared, folder, console, command, stop)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
@@ -373,6 +377,7 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
     bar = ProgressBar(console, spec.steps, writer)
     trainer = build_trainer(prepared, folder.checkpoints, [writer, bar, stop])
+    trainer.watch.say = lambda line: console.print(line, markup=False, soft_wrap=True)
     checkpoint = gather(_resume_point(folder, console) if is_main() else None)[0]
     before = gather(folder.read_json(BEFORE_FILE))[0]
     if before is None:
@@ -402,7 +407,7 @@ def _resume_point(folder: RunFolder, console: Console) -> Path | None:
     found = folder.resume_point()
     for path, fault in found.damaged:
         before = "" if found.path is None else f"; going on from {found.path.name}"
-        console.print(f"{path.name} is damaged and was set aside: {fault}{before}", markup=False)
+        console.print(f"{path.name} is damaged and was set aside: {fault}{before}", markup=False, soft_wrap=True)
     return found.path
 
 
@@ -419,10 +424,9 @@ def save_model(trainer: MirrorTrainer, folder: Path) -> None:
             seal(writing, trainer.state.global_step)
             publish(writing, folder / "model")
     except (OSError, SafetensorError) as error:
+        clean(folder)
         reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{folder / 'model'}: cannot be written ({reason}); the checkpoints are intact"
-        ) from error
+        raise CheckpointError(f"{folder / 'model'}: cannot be written ({reason}); checkpoints are intact") from error
 
 
 def summarise(prepared: Prepared, trainer: MirrorTrainer, before: Any, after: Any, command: str) -> dict[str, Any]:
