@@ -74,7 +74,7 @@ def single_pass(
         term_weights: (N,) for each of them, omega; None in a place: it is measured only, and ``per_token`` is handed
             its values. None altogether: all are measured only.
         entropy_weights: (N,), eta; negative for an entropy bonus.
-        chunk: tokens at once; None: what suits device and vocabulary. Memory: chunk * V numbers, twice, once more for
+        chunk: tokens at once; None: what suits device and vocabulary. Memory: chunk * V numbers, and as many for
             each anchor.
 
     Returns:
