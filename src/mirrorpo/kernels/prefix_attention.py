@@ -53,7 +53,7 @@ def prefix_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segmen
         (1, L, heads, D); differentiable.
 
     Raises:
-        ValueError: more than one row, or values of another width than the keys.
+        ValueError: more than one row, values of another width than the keys, key heads that do not divide the heads.
     """
     if query.shape[0] != 1 or query.shape[2] != segments.length:
         raise ValueError(
@@ -61,6 +61,8 @@ def prefix_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segmen
         )
     if value.shape[-1] != query.shape[-1]:
         raise ValueError(f"values must be as wide as queries, {query.shape[-1]}, got {value.shape[-1]}")
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"key heads must divide the {query.shape[1]} heads, got {key.shape[1]}")
     repeats = query.shape[1] // key.shape[1]
     if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query, key, value, segments, scale)
