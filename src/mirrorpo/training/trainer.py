@@ -22,6 +22,7 @@ from mirrorpo.advantages import advantages as group_advantages
 from mirrorpo.objective import Objective, Output
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state
+from mirrorpo.training.fast import PackedPath
 from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
 from mirrorpo.training.reduction import reduce_metrics
 from mirrorpo.training.reference import check_reference
@@ -99,6 +100,7 @@ class MirrorTrainer(GRPOTrainer):
         self.penalty_state = PenaltyState(self.policy_objective.control)
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
+        self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled)
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
             logger.warning("%s; reference: %s", self.policy_objective.describe(), self.reference_description())
@@ -257,6 +259,26 @@ class MirrorTrainer(GRPOTrainer):
         )
         assert entropy is not None
         return Scored(logp=logp, entropy=entropy, aux_loss=aux_loss)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Policy, old and reference log-probabilities: from packed rows where that is supported, else TRL's way."""
+        if not any(value is not None for key, value in kwargs.items() if key in _FORWARD_KEYS):
+            rows = batch_size or input_ids.shape[0]
+            found = self.packed.score(model, input_ids, attention_mask, logits_to_keep, rows, compute_entropy)
+            if found is not None:
+                return *found, None
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+        )
 
     def _scored(self, model: Any, ids: Tensor, attention: Tensor, keep: int) -> Scored:
         with self.accelerator.autocast():

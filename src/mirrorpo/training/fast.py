@@ -1,0 +1,175 @@
+"""When is a batch of completions packed, and when padded as TRL does it? Packed unless there is a reason, which is said.
+
+The reasons are found where they are known: settings and model when training starts (``PackedPath``), a model's code by
+reading two small groups both ways (``backbone.probe``), a batch's layout when it arrives. Each is logged once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from mirrorpo.kernels.packing import Packing, UnpackableError, pack
+from mirrorpo.training.backbone import (
+    IMPLEMENTATIONS,
+    UnsupportedAttentionError,
+    causal_model,
+    hidden_states,
+    install,
+    probe,
+)
+
+logger = logging.get_logger(__name__)
+
+# Packing has a price (index arithmetic, more and smaller attention calls) that must be paid back by tokens saved: at
+# least this share of the padded batch's. Below it the padded path is as fast (benchmarks/policy_step.py).
+MIN_SAVED = 0.1
+
+
+class PackedPath:
+    """Scores completions from packed rows, or says why not.
+
+    Args:
+        args: the trainer's; ``fast`` and ``token_budget`` of it are read, and what rules packing out.
+        accelerator: accelerate's.
+        temperature: the logits are divided by it.
+
+    Attributes:
+        reason: why nothing is packed, whatever the batch; None if something may be.
+    """
+
+    def __init__(self, args: Any, accelerator: Any, temperature: float, aux_loss: bool) -> None:
+        self.accelerator, self.temperature = accelerator, temperature
+        self.token_budget: int | None = args.token_budget
+        self._models: dict[int, str | None] = {}
+        self._said: set[str] = set()
+        self.reason: str | None = None
+        if args.fast == "off":
+            self.reason = "fast is 'off'"
+            return
+        if accelerator.distributed_type != DistributedType.NO:
+            self.reason = f"the model is wrapped ({accelerator.distributed_type.value.lower()})"
+        elif args.torch_compile:
+            self.reason = "torch_compile: every packed row has a shape of its own"
+        elif aux_loss:
+            self.reason = "the load-balancing loss of a mixture model is over padded rows"
+        if self.reason is not None:
+            self._say(self.reason)
+        else:
+            install()
+
+    def _say(self, reason: str) -> None:
+        if reason not in self._said and self.accelerator.is_main_process:
+            self._said.add(reason)
+            logger.warning("completions are padded, not packed: %s", reason)
+
+    def model(self, model: nn.Module) -> PreTrainedModel | None:
+        """The causal language model to read packed rows with, None if it cannot."""
+        if self.reason is not None:
+            return None
+        causal = causal_model(self.accelerator.unwrap_model(model))
+        if id(causal) not in self._models:
+            self._models[id(causal)] = self._unsupported(causal)
+        reason = self._models[id(causal)]
+        if reason is not None:
+            self._say(reason)
+            return None
+        return causal
+
+    def _unsupported(self, causal: PreTrainedModel) -> str | None:
+        implementation = causal.config._attn_implementation
+        if implementation not in IMPLEMENTATIONS:
+            return f"attention {implementation!r}; packed rows need one of {', '.join(IMPLEMENTATIONS)}"
+        if not isinstance(causal.get_output_embeddings(), nn.Linear):
+            return f"the output layer is a {type(causal.get_output_embeddings()).__name__}"
+        with self.accelerator.autocast():
+            return probe(causal)
+
+    def pack(self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int) -> Packing | None:
+        """The plan of a padded batch, None where the padded path is the better or the only one.
+
+        Args:
+            causal: what will read it.
+            ids: (B, P + T).
+            attention: (B, P + T).
+            keep: T.
+
+        Raises:
+            RowTooLongError: a prompt with one completion exceeds the token budget or the model's context.
+        """
+        config = causal.config.get_text_config()
+        try:
+            packing = pack(ids, attention, keep, self.token_budget, config.max_position_embeddings)
+        except UnpackableError as error:
+            self._say(str(error))
+            return None
+        if packing.tokens.numel() == 0:
+            return None
+        window = sliding_window(config)
+        if window is not None and int(attention.sum(1).max()) > window:
+            self._say(f"a sequence of {int(attention.sum(1).max())} tokens is longer than the sliding window, {window}")
+            return None
+        if len(packing.rows) == 1 and packing.num_tokens > (1 - MIN_SAVED) * packing.padded_tokens:
+            return None
+        return packing
+
+    def hidden(self, causal: PreTrainedModel, packing: Packing) -> Tensor | None:
+        """(N, H): what predicts each token of the completions, in the order of ``packing.tokens``."""
+        try:
+            with self.accelerator.autocast():
+                states = hidden_states(causal, packing)
+        except UnsupportedAttentionError as error:
+            self._models[id(causal)] = str(error)
+            self._say(str(error))
+            return None
+        return states.index_select(0, packing.predictors)
+
+    def score(
+        self, model: nn.Module, ids: Tensor, attention: Tensor, keep: int, rows: int, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Log-probabilities and entropies (B, T) of completions, ``rows`` of them at a time; None: not packed."""
+        causal = self.model(model)
+        if causal is None:
+            return None
+        parts = []
+        for first in range(0, ids.shape[0], rows):
+            part = slice(first, first + rows)
+            packing = self.pack(causal, ids[part], attention[part], keep)
+            hidden = None if packing is None else self.hidden(causal, packing)
+            if packing is None or hidden is None:
+                return None
+            logp, entropy = self._logps(causal, hidden, packing.tokens, with_entropy)
+            parts.append((packing.unpack(logp), None if entropy is None else packing.unpack(entropy)))
+        logps = torch.cat([logp for logp, _ in parts])
+        entropies = torch.cat([e for _, e in parts if e is not None]) if with_entropy else None
+        return logps, entropies
+
+    def _logps(
+        self, causal: PreTrainedModel, hidden: Tensor, tokens: Tensor, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        from trl.kernels import ChunkedLogProbFunction
+
+        head = causal.get_output_embeddings()
+        out = ChunkedLogProbFunction.apply(
+            hidden, head.weight, head.bias, tokens, self.temperature, 256, None, 1.0,
+            ("log_probs", "entropy") if with_entropy else ("log_probs",),
+        )
+        return out[0], out[1]
+
+
+def sliding_window(config: Any) -> int | None:
+    """The window of the layers that have one, None if all layers see everything."""
+    values = config.to_dict()
+    window = values.get("sliding_window")
+    if window is None or values.get("use_sliding_window") is False:
+        return None
+    layers = values.get("layer_types")
+    return window if layers is None or "sliding_attention" in layers else None
+
+
+__all__ = ["MIN_SAVED", "PackedPath", "sliding_window"]
