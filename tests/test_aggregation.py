@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mirrorpo
-from mirrorpo.aggregation import AGGREGATIONS
+from mirrorpo.aggregation import AGGREGATIONS, aggregation_weights
 from naive import logits
 
 NAN, INF = float("nan"), float("inf")
@@ -84,3 +84,17 @@ def test_bad_arguments_are_named(mode: str, length: int | None, words: tuple[str
         mirrorpo.aggregate(torch.zeros(1, 2), torch.ones(1, 2), mode, max_completion_length=length)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("num_tokens", [None, 2.5])
+@pytest.mark.parametrize("mode", AGGREGATIONS)
+def test_the_average_is_a_product_with_the_weights(mode: str, num_tokens: float | None) -> None:
+    x, mask = logits(5, 6, seed=1), logits(5, 6, seed=2) > -0.5
+    mask[3] = False
+    weights = aggregation_weights(mask, mode, max_completion_length=LENGTH, num_tokens=num_tokens, dtype=torch.float64)
+    got = mirrorpo.aggregate(x, mask, mode, max_completion_length=LENGTH, num_tokens=num_tokens)
+    assert got.item() == pytest.approx((weights * x).sum().item(), rel=1e-14)
+    assert (weights[~mask] == 0).all()
+    assert (weights[mask] > 0).all()
+    with pytest.raises(ValueError, match="unknown aggregation"):
+        aggregation_weights(mask, "mean")

@@ -54,20 +54,63 @@ def aggregate(
         >>> aggregate(x, mask, "sequence_mean"), aggregate(x, mask, "token_mean")
         (tensor(3.5000), tensor(3.))
     """
-    if mode not in AGGREGATIONS:
-        raise unknown_name("aggregation", mode, AGGREGATIONS)
     if per_token.shape != mask.shape:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, legal: {tuple(per_token.shape)}")
+    divisor = _divisor(mask, mode, max_completion_length, num_tokens)
     # where, not a product: what a masked position holds (inf, NaN) must not reach the sum.
-    kept = torch.where(mask.bool(), per_token, 0.0)
+    return (torch.where(mask.bool(), per_token, 0.0).sum(-1) / divisor).sum()
+
+
+def aggregation_weights(
+    mask: Shaped[Tensor, "B T"],
+    mode: str,
+    *,
+    max_completion_length: int | None = None,
+    num_tokens: Num[Tensor, ""] | float | int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "B T"]:
+    """What each token weighs in ``aggregate``: a linear map, ``aggregate(x) == (weights * x).sum()``.
+
+    A sweep over chunks of tokens needs the weights before it has seen the other chunks (``mirrorpo.kernels``).
+
+    Args:
+        mask: (B, T), as in ``aggregate``.
+        mode: as there.
+        max_completion_length: as there.
+        num_tokens: as there.
+        dtype: of the result.
+
+    Returns:
+        (B, T), 0 where the mask drops a token.
+
+    Raises:
+        ValueError: as in ``aggregate``.
+
+    Example:
+        >>> import torch
+        >>> aggregation_weights(torch.tensor([[1, 1], [1, 0]]), "sequence_mean")
+        tensor([[0.2500, 0.2500],
+                [0.5000, 0.0000]])
+    """
+    keep = mask.bool()
+    divisor = _divisor(mask, mode, max_completion_length, num_tokens)
+    return keep.to(dtype) / divisor.unsqueeze(-1).to(dtype)
+
+
+def _divisor(
+    mask: Tensor, mode: str, max_completion_length: int | None, num_tokens: Tensor | float | int | None
+) -> Tensor:
+    """(B,) or (1,): what a completion's sum over its tokens is divided by."""
+    rows = max(1, mask.shape[0])
     if mode == "sequence_mean":
-        lengths = mask.bool().sum(-1).clamp(min=1)
-        return (kept.sum(-1) / lengths).sum() / max(1, per_token.shape[0])
+        return mask.bool().sum(-1).clamp(min=1) * rows
     if mode == "token_mean":
         tokens = mask.bool().sum() if num_tokens is None else torch.as_tensor(num_tokens, device=mask.device)
-        return kept.sum() / torch.where(tokens > 0, tokens, 1)
+        return torch.where(tokens > 0, tokens, 1).unsqueeze(0)
+    if mode != "constant":
+        raise unknown_name("aggregation", mode, AGGREGATIONS)
     if max_completion_length is None or max_completion_length < 1:
         raise ValueError(
             f"aggregation 'constant' needs max_completion_length, an integer >= 1, got {max_completion_length!r}"
         )
-    return kept.sum() / (max(1, per_token.shape[0]) * max_completion_length)
+    return torch.full((1,), rows * max_completion_length, device=mask.device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -63,6 +64,25 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenTerms:
+    """The loss before it is aggregated; (B, T), 0 or without meaning where the mask drops a token.
+
+    Attributes:
+        policy: the surrogate's term of each token, differentiable.
+        penalty: the regularisers' with their coefficients, differentiable; None without a penalty in the loss.
+        values: the penalties' estimates by divergence, detached.
+        state: what the surrogate saw.
+        log_ratio: log w of every token, whatever the level.
+    """
+
+    policy: Tensor
+    penalty: Tensor | None
+    values: dict[str, Tensor]
+    state: Tokens
+    log_ratio: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """A policy objective; built by ``mirrorpo.objective``.
 
@@ -102,6 +122,11 @@ class Objective:
     def needs_logits(self) -> bool:
         """Whether ``logits`` (and ``logits_ref``, ``logits_old``) must be given."""
         return self.region.needs_logits or any(p.estimator in LOGITS_ESTIMATORS for p in self.penalties)
+
+    @property
+    def token_separable(self) -> bool:
+        """Whether a token's term depends on no other token: then loss and gradient need one sweep over the tokens."""
+        return self.level == "token" and self.surrogate != "geometric" and self.future_kl is None
 
     def describe(self) -> str:
         """One line: region, penalties with estimator and coefficient, level, advantage, aggregation."""
@@ -177,6 +202,79 @@ class Objective:
             -1.0
         """
         self._check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref, tokens=tokens)
+        keep = mask.bool()
+        tokens = None if tokens is None else torch.where(keep, tokens, 0)
+        return self.evaluate(
+            logp=logp,
+            mask=mask,
+            logp_ref=logp_ref,
+            max_completion_length=max_completion_length,
+            num_tokens=num_tokens,
+            entropy=entropy,
+            logp_old=logp_old,
+            advantages=advantages,
+            weight=weight,
+            penalty_scale=penalty_scale,
+            outside=self._outside(logits, logits_old, tokens),
+            over_vocabulary=tuple(self._over_vocabulary(p, logits, logits_ref, tokens) for p in self.penalties),
+        )
+
+    def evaluate(
+        self,
+        *,
+        logp: Float[Tensor, "B T"],
+        mask: Shaped[Tensor, "B T"],
+        logp_ref: Float[Tensor, "B T"] | None = None,
+        max_completion_length: int | None = None,
+        num_tokens: Num[Tensor, ""] | float | int | None = None,
+        entropy: Float[Tensor, "B T"] | None = None,
+        **given: Any,
+    ) -> Output:
+        """The call without logits: what needs the whole vocabulary has been evaluated already (``mirrorpo.kernels``).
+
+        Arguments, result and errors as in the call; ``given`` are the other arguments of ``terms``.
+        """
+        terms = self.terms(logp=logp, mask=mask, logp_ref=logp_ref, **given)
+
+        def average(x: Tensor) -> Tensor:
+            return aggregate(
+                x, mask, self.aggregation, max_completion_length=max_completion_length, num_tokens=num_tokens
+            )
+
+        policy_loss = average(terms.policy)
+        penalty_loss = None if terms.penalty is None else average(terms.penalty)
+        masked_ref = None if logp_ref is None else torch.where(mask.bool(), upcast(logp_ref), 0.0).detach()
+        metrics = batch_metrics(terms.state, terms.log_ratio, masked_ref, terms.values, entropy)
+        metrics["policy_loss/mean"] = policy_loss.detach()
+        if penalty_loss is not None:
+            metrics["penalty_loss/mean"] = penalty_loss.detach()
+        loss = policy_loss if penalty_loss is None else policy_loss + penalty_loss
+        return Output(loss=loss, policy_loss=policy_loss, penalty_loss=penalty_loss, metrics=metrics)
+
+    def terms(
+        self,
+        *,
+        logp: Float[Tensor, "B T"],
+        advantages: Float[Tensor, ...],
+        mask: Shaped[Tensor, "B T"],
+        logp_old: Float[Tensor, "B T"] | None = None,
+        logp_ref: Float[Tensor, "B T"] | None = None,
+        weight: Float[Tensor, ...] | None = None,
+        penalty_scale: float = 1.0,
+        outside: Shaped[Tensor, "B T"] | None = None,
+        over_vocabulary: tuple[Tensor | None, ...] = (),
+    ) -> TokenTerms:
+        """What each token contributes before aggregation.
+
+        Where ``token_separable`` holds, a token's terms depend on that token's arguments alone.
+
+        Args:
+            logp, advantages, mask, logp_old, logp_ref, weight, penalty_scale: as in the call.
+            outside: (B, T), bool: where a region over the vocabulary is left.
+            over_vocabulary: one entry for each penalty: (B, T), the divergence of an ``exact`` or ``top_k`` one,
+                differentiable; None for the others.
+        """
+        self._check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref)
         if weight is not None and weight.shape not in ((logp.shape[0], 1), logp.shape):
             raise ValueError(f"weight must have shape (B, 1) or (B, T), got {tuple(weight.shape)}")
         keep = mask.bool()
@@ -191,38 +289,35 @@ class Objective:
         log_ratio = token_log_ratio
         if self.level == "sequence":
             log_ratio = token_log_ratio.sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp(min=1)
-        tokens = None if tokens is None else torch.where(keep, tokens, 0)
         advantage = torch.where(keep, advantages.unsqueeze(1) if advantages.dim() == 1 else advantages, 0.0)
         if self.future_kl is not None:
             advantage = advantage * future_kl_weight(self.future_kl, token_log_ratio.detach(), advantage, keep)
 
-        state = self._tokens(log_ratio, logp, logp_old, advantage, keep, logits, logits_old, tokens)
+        if self.region.needs_logits:
+            outside = _given({"outside": outside}, f"region {self.region.name!r}")["outside"] & keep
+            low = high = torch.ones((), dtype=logp.dtype, device=logp.device)
+        else:
+            low, high = self.region.ratio_bounds(logp_old)
+        state = Tokens(
+            log_ratio=log_ratio, logp=logp, advantage=advantage, mask=keep, low=low, high=high, outside=outside
+        )
         policy = SURROGATES[self.surrogate](state, self.options)
         if weight is not None:
             policy = policy * torch.where(keep, weight, 0.0).detach()
-        policy = policy.expand_as(logp)
-        penalty = None
-        values = {}
-        for p in self.penalties:
-            value = self._penalty(p, logp, logp_ref, logp_old, keep, logits, logits_ref, tokens)
+        penalty, values = None, {}
+        for index, p in enumerate(self.penalties):
+            value = over_vocabulary[index] if index < len(over_vocabulary) else None
+            if value is None:
+                needed = _given({"logp_ref": logp_ref}, _name_of(p))
+                value = p.divergence.estimate(p.estimator, logp, needed["logp_ref"], logp_old)
+            value = torch.where(keep, value, 0.0)
             values[p.divergence.name] = value.detach()
             if self.placement == "loss":
                 term = p.coefficient * penalty_scale * value
                 penalty = term if penalty is None else penalty + term
-
-        def average(x: Tensor) -> Tensor:
-            return aggregate(
-                x, keep, self.aggregation, max_completion_length=max_completion_length, num_tokens=num_tokens
-            )
-
-        policy_loss = average(policy)
-        penalty_loss = None if penalty is None else average(penalty)
-        metrics = batch_metrics(state, token_log_ratio, logp_ref, values, entropy)
-        metrics["policy_loss/mean"] = policy_loss.detach()
-        if penalty_loss is not None:
-            metrics["penalty_loss/mean"] = penalty_loss.detach()
-        loss = policy_loss if penalty_loss is None else policy_loss + penalty_loss
-        return Output(loss=loss, policy_loss=policy_loss, penalty_loss=penalty_loss, metrics=metrics)
+        return TokenTerms(
+            policy=policy.expand_as(logp), penalty=penalty, values=values, state=state, log_ratio=token_log_ratio
+        )
 
     @torch.no_grad()
     def reward_penalty(
@@ -266,52 +361,26 @@ class Objective:
         if advantages.shape not in ((rows,), (rows, 1), tuple(logp.shape)):
             raise ValueError(f"advantages must have shape (B,), (B, 1) or (B, T), got {tuple(advantages.shape)}")
 
-    def _tokens(
-        self,
-        log_ratio: Tensor,
-        logp: Tensor,
-        logp_old: Tensor,
-        advantage: Tensor,
-        keep: Tensor,
-        logits: Tensor | None,
-        logits_old: Tensor | None,
-        tokens: Tensor | None,
-    ) -> Tokens:
-        outside = None
-        if isinstance(self.region, OverVocabulary):
-            given = _given(
-                {"logits": logits, "logits_old": logits_old, "tokens": tokens}, f"region {self.region.name!r}"
-            )
-            outside = self.region.outside(given["logits"], given["logits_old"], given["tokens"]) & keep
-            low = high = torch.ones((), dtype=logp.dtype, device=logp.device)
-        else:
-            low, high = self.region.ratio_bounds(logp_old)
-        return Tokens(
-            log_ratio=log_ratio, logp=logp, advantage=advantage, mask=keep, low=low, high=high, outside=outside
-        )
+    def _outside(self, logits: Tensor | None, logits_old: Tensor | None, tokens: Tensor | None) -> Tensor | None:
+        if not isinstance(self.region, OverVocabulary):
+            return None
+        given = _given({"logits": logits, "logits_old": logits_old, "tokens": tokens}, f"region {self.region.name!r}")
+        return self.region.outside(given["logits"], given["logits_old"], given["tokens"])
 
-    def _penalty(
-        self,
-        p: Penalty,
-        logp: Tensor,
-        logp_ref: Tensor | None,
-        logp_old: Tensor,
-        keep: Tensor,
-        logits: Tensor | None,
-        logits_ref: Tensor | None,
-        tokens: Tensor | None,
-    ) -> Tensor:
-        what = f"penalty {p.divergence.name!r} with estimator {p.estimator!r}"
+    def _over_vocabulary(
+        self, p: Penalty, logits: Tensor | None, logits_ref: Tensor | None, tokens: Tensor | None
+    ) -> Tensor | None:
         if p.estimator == "exact":
-            given = _given({"logits": logits, "logits_ref": logits_ref}, what)
-            value = p.divergence.exact(given["logits"], given["logits_ref"])
-        elif p.estimator == "top_k":
-            given = _given({"logits": logits, "logits_ref": logits_ref, "tokens": tokens}, what)
-            value = p.divergence.top_k(given["logits"], given["logits_ref"], given["tokens"], p.k)
-        else:
-            given = _given({"logp_ref": logp_ref}, what)
-            value = p.divergence.estimate(p.estimator, logp, given["logp_ref"], logp_old)
-        return torch.where(keep, value, 0.0)
+            given = _given({"logits": logits, "logits_ref": logits_ref}, _name_of(p))
+            return p.divergence.exact(given["logits"], given["logits_ref"])
+        if p.estimator == "top_k":
+            given = _given({"logits": logits, "logits_ref": logits_ref, "tokens": tokens}, _name_of(p))
+            return p.divergence.top_k(given["logits"], given["logits_ref"], given["tokens"], p.k)
+        return None
+
+
+def _name_of(p: Penalty) -> str:
+    return f"penalty {p.divergence.name!r} with estimator {p.estimator!r}"
 
 
 def _given(needed: Mapping[str, Tensor | None], what: str) -> dict[str, Tensor]:
