@@ -1,4 +1,4 @@
-"""When is a batch of completions packed, and when padded as TRL does it? Packed unless there is a reason, which is said.
+"""When is a batch of completions packed, and when padded? Packed, unless there is a reason, which is said.
 
 The reasons are found where they are known: settings and model when training starts (``PackedPath``), a model's code by
 reading two small groups both ways (``backbone.probe``), a batch's layout when it arrives. Each is logged once.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from mirrorpo.kernels import Head, token_logps
 from mirrorpo.kernels.packing import Packing, UnpackableError, pack
 from mirrorpo.training.backbone import (
     IMPLEMENTATIONS,
@@ -23,6 +24,7 @@ from mirrorpo.training.backbone import (
     install,
     probe,
 )
+from mirrorpo.training.head import check_head, head_of
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +49,7 @@ class PackedPath:
         self.accelerator, self.temperature = accelerator, temperature
         self.token_budget: int | None = args.token_budget
         self._models: dict[int, str | None] = {}
+        self._heads: dict[int, Head] = {}
         self._said: set[str] = set()
         self.reason: str | None = None
         if args.fast == "off":
@@ -59,11 +62,12 @@ class PackedPath:
         elif aux_loss:
             self.reason = "the load-balancing loss of a mixture model is over padded rows"
         if self.reason is not None:
-            self._say(self.reason)
+            self.say(self.reason)
         else:
             install()
 
-    def _say(self, reason: str) -> None:
+    def say(self, reason: str) -> None:
+        """Logs a reason for the padded path, the first time that it holds."""
         if reason not in self._said and self.accelerator.is_main_process:
             self._said.add(reason)
             logger.warning("completions are padded, not packed: %s", reason)
@@ -77,7 +81,7 @@ class PackedPath:
             self._models[id(causal)] = self._unsupported(causal)
         reason = self._models[id(causal)]
         if reason is not None:
-            self._say(reason)
+            self.say(reason)
             return None
         return causal
 
@@ -88,7 +92,7 @@ class PackedPath:
         if not isinstance(causal.get_output_embeddings(), nn.Linear):
             return f"the output layer is a {type(causal.get_output_embeddings()).__name__}"
         with self.accelerator.autocast():
-            return probe(causal)
+            return probe(causal) or check_head(causal, head_of(causal))
 
     def pack(self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int) -> Packing | None:
         """The plan of a padded batch, None where the padded path is the better or the only one.
@@ -106,13 +110,13 @@ class PackedPath:
         try:
             packing = pack(ids, attention, keep, self.token_budget, config.max_position_embeddings)
         except UnpackableError as error:
-            self._say(str(error))
+            self.say(str(error))
             return None
         if packing.tokens.numel() == 0:
             return None
         window = sliding_window(config)
         if window is not None and int(attention.sum(1).max()) > window:
-            self._say(f"a sequence of {int(attention.sum(1).max())} tokens is longer than the sliding window, {window}")
+            self.say(f"a sequence of {int(attention.sum(1).max())} tokens is longer than the sliding window, {window}")
             return None
         if len(packing.rows) == 1 and packing.num_tokens > (1 - MIN_SAVED) * packing.padded_tokens:
             return None
@@ -125,9 +129,16 @@ class PackedPath:
                 states = hidden_states(causal, packing)
         except UnsupportedAttentionError as error:
             self._models[id(causal)] = str(error)
-            self._say(str(error))
+            self.say(str(error))
             return None
         return states.index_select(0, packing.predictors)
+
+    def head(self, causal: PreTrainedModel) -> Head:
+        """The model's head at the sampling temperature; its parameters are the model's own."""
+        head = self._heads.get(id(causal))
+        if head is None or head.weight is not causal.get_output_embeddings().weight:
+            head = self._heads[id(causal)] = head_of(causal, self.temperature)
+        return head
 
     def score(
         self, model: nn.Module, ids: Tensor, attention: Tensor, keep: int, rows: int, with_entropy: bool
@@ -143,23 +154,10 @@ class PackedPath:
             hidden = None if packing is None else self.hidden(causal, packing)
             if packing is None or hidden is None:
                 return None
-            logp, entropy = self._logps(causal, hidden, packing.tokens, with_entropy)
-            parts.append((packing.unpack(logp), None if entropy is None else packing.unpack(entropy)))
-        logps = torch.cat([logp for logp, _ in parts])
-        entropies = torch.cat([e for _, e in parts if e is not None]) if with_entropy else None
-        return logps, entropies
-
-    def _logps(
-        self, causal: PreTrainedModel, hidden: Tensor, tokens: Tensor, with_entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        from trl.kernels import ChunkedLogProbFunction
-
-        head = causal.get_output_embeddings()
-        out = ChunkedLogProbFunction.apply(
-            hidden, head.weight, head.bias, tokens, self.temperature, 256, None, 1.0,
-            ("log_probs", "entropy") if with_entropy else ("log_probs",),
-        )
-        return out[0], out[1]
+            logp, entropy = token_logps(hidden, self.head(causal), packing.tokens)
+            parts.append((packing.unpack(logp), packing.unpack(entropy)))
+        logps, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
+        return logps, entropies if with_entropy else None
 
 
 def sliding_window(config: Any) -> int | None:
