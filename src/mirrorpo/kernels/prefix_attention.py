@@ -155,7 +155,8 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale
     keys, ends_q, ends_k = segments.varlen
     out = varlen_attn(
         query[0].transpose(0, 1),
-        *(x[0].transpose(0, 1).index_select(0, keys) for x in (key, value)),
+        key[0].transpose(0, 1).index_select(0, keys),
+        value[0].transpose(0, 1).index_select(0, keys),
         ends_q,
         ends_k,
         max(segments.size),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
 
 from mirrorpo.kernels.packing import Packing, Row, Segments, pack
 from mirrorpo.kernels.prefix_attention import prefix_attention

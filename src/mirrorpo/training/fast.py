@@ -72,7 +72,7 @@ class PackedPath:
             self._said.add(reason)
             logger.warning("completions are padded, not packed: %s", reason)
 
-    def model(self, model: nn.Module) -> PreTrainedModel | None:
+    def model(self, model: Any) -> PreTrainedModel | None:
         """The causal language model to read packed rows with, None if it cannot."""
         if self.reason is not None:
             return None
@@ -135,8 +135,10 @@ class PackedPath:
 
     def head(self, causal: PreTrainedModel) -> Head:
         """The model's head at the sampling temperature; its parameters are the model's own."""
+        embeddings = causal.get_output_embeddings()
+        assert embeddings is not None
         head = self._heads.get(id(causal))
-        if head is None or head.weight is not causal.get_output_embeddings().weight:
+        if head is None or head.weight is not embeddings.weight:
             head = self._heads[id(causal)] = head_of(causal, self.temperature)
         return head
 

@@ -23,6 +23,7 @@ from mirrorpo.objective import Objective, Output
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.fast import PackedPath
+from mirrorpo.training.grouping import regroup
 from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids, score_from_logits
 from mirrorpo.training.packed_loss import packed_loss
 from mirrorpo.training.reduction import reduce_metrics
@@ -154,6 +155,26 @@ class MirrorTrainer(GRPOTrainer):
                 parts = [self._scored(self.model, ids[part], attention[part], keep) for part in rows]
                 output["old_logits"] = torch.cat([part.logits for part in parts if part.logits is not None])
         return output
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before or not self._may_regroup():
+            return inputs
+        assert self._buffered_inputs is not None
+        self._buffered_inputs = regroup(self._buffered_inputs, self.args.gradient_accumulation_steps)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _may_regroup(self) -> bool:
+        """Whether groups may be put together in micro-batches: where no number depends on who shares one."""
+        control = self.policy_objective.control
+        by_micro_batch = (
+            self.top_entropy_quantile < 1.0  # a quantile within the micro-batch
+            or self._entropy_bonus_enabled  # a token mean within it
+            or (control is not None and control.kind == "adaptive")  # the same
+        )
+        whole_windows = self.args.steps_per_generation % self.args.gradient_accumulation_steps == 0
+        return self.packed.reason is None and not self._is_vlm and whole_windows and not by_micro_batch
 
     def _reward_penalty(self, output: dict[str, Any]) -> Tensor:
         """(B,) of this rank: what ``placement: reward`` subtracts from each completion's reward."""
