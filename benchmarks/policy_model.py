@@ -73,7 +73,7 @@ def build(kind: type, model: str, folder: Path, shape: Shape, **more: Any) -> An
         "report_to": "none",
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "save_strategy": "no",
     }
     if kind is GRPOTrainer:

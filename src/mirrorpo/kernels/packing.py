@@ -147,7 +147,6 @@ class Packing:
         tokens: (N,), these tokens.
         slots: (N,), their places in the flattened (B, T) of the batch.
         shape: (B, T).
-        padded_tokens: B * (P + T), what the padded path computes.
     """
 
     rows: tuple[Row, ...]
@@ -155,7 +154,6 @@ class Packing:
     tokens: Tensor
     slots: Tensor
     shape: tuple[int, int]
-    padded_tokens: int
 
     @property
     def num_tokens(self) -> int:
@@ -333,7 +331,6 @@ class _Layout:
             tokens=tokens,
             slots=(owner * self.num_completion + within).to(ids.device),
             shape=(ids.shape[0], self.num_completion),
-            padded_tokens=ids.numel(),
         )
 
 

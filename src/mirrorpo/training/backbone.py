@@ -25,6 +25,9 @@ from mirrorpo.kernels.prefix_attention import prefix_attention
 # The attention functions whose plain form (no cap, no sink, no bias) is softmax(scale q k) v. `eager` is not looked up
 # in the table, `flex_attention` would need a block mask.
 IMPLEMENTATIONS = ("sdpa", "flash_attention_2", "flash_attention_3")
+# Between hidden states of packed and of padded rows, relative to the largest: other rounding, the same function.
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
+_TOLERANCE_16_BIT = 0.1
 # What an attention function may be asked for beyond that.
 _BEYOND = ("softcap", "s_aux", "position_bias")
 
@@ -156,13 +159,10 @@ def probe(model: PreTrainedModel) -> str | None:
         return f"{type(model).__name__}: {row.num_calls} of {config.num_hidden_layers} layers attend to packed rows"
     wanted = padded[:, -5:-1].reshape(-1, padded.shape[-1])[packing.slots].float()
     error = (packed[packing.predictors].float() - wanted).abs().max().item()
-    allowed = _PROBE_TOLERANCE.get(packed.dtype, 1e-3) * max(1.0, wanted.abs().max().item())
+    allowed = _TOLERANCE.get(packed.dtype, _TOLERANCE_16_BIT) * max(1.0, wanted.abs().max().item())
     if not error <= allowed:
         return f"{type(model).__name__}: hidden states of a packed row differ from the padded ones by {error:.1e}"
     return None
-
-
-_PROBE_TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 def _probe_batch(vocabulary: int) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,6 @@ from mirrorpo.training.head import check_head, head_of
 
 logger = logging.get_logger(__name__)
 
-# Packing has a price (index arithmetic, more and smaller attention calls) that must be paid back by tokens saved: at
-# least this share of the padded batch's. Below it the padded path is as fast (benchmarks/policy_step.py).
-MIN_SAVED = 0.1
-
 
 class PackedPath:
     """Scores completions from packed rows, or says why not.
@@ -91,11 +87,12 @@ class PackedPath:
             return f"attention {implementation!r}; packed rows need one of {', '.join(IMPLEMENTATIONS)}"
         if not isinstance(causal.get_output_embeddings(), nn.Linear):
             return f"the output layer is a {type(causal.get_output_embeddings()).__name__}"
-        with self.accelerator.autocast():
+        # In the weights' own precision: mixed precision would hide a small difference behind its rounding.
+        with torch.autocast(causal.device.type, enabled=False):
             return probe(causal) or check_head(causal, head_of(causal))
 
     def pack(self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int) -> Packing | None:
-        """The plan of a padded batch, None where the padded path is the better or the only one.
+        """The plan of a padded batch, None where it must stay padded.
 
         Args:
             causal: what will read it.
@@ -117,8 +114,6 @@ class PackedPath:
         window = sliding_window(config)
         if window is not None and int(attention.sum(1).max()) > window:
             self.say(f"a sequence of {int(attention.sum(1).max())} tokens is longer than the sliding window, {window}")
-            return None
-        if len(packing.rows) == 1 and packing.num_tokens > (1 - MIN_SAVED) * packing.padded_tokens:
             return None
         return packing
 
@@ -172,4 +167,4 @@ def sliding_window(config: Any) -> int | None:
     return window if layers is None or "sliding_attention" in layers else None
 
 
-__all__ = ["MIN_SAVED", "PackedPath", "sliding_window"]
+__all__ = ["PackedPath", "sliding_window"]
