@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, set_seed
 
 from mirrorpo.kernels import RowTooLongError
-from mirrorpo.training import MirrorConfig, MirrorTrainer
+from mirrorpo.training import MirrorConfig, MirrorTrainer, backbone
 from mirrorpo.training.backbone import causal_model, install, probe
 from mirrorpo.training.fast import PackedPath, sliding_window
 from mirrorpo.training.grouping import regroup
@@ -160,7 +160,7 @@ def test_in_float64_packed_and_padded_are_the_same_function(tmp_path: Path) -> N
 def test_in_bfloat16_packed_rows_are_no_further_from_float32_than_padded_ones(tmp_path: Path) -> None:
     full, half = build(tmp_path), build(tmp_path, bf16=True)
     errors: dict[str, list[tuple[float, float]]] = {"packed": [], "padded": []}
-    for seed in range(8):
+    for seed in range(6):
         inputs = fill(micro_batch(SIZES["ragged"], seed=seed), full)
         ids, mask, keep = gather_ids(inputs)
         full.packed.reason = "a test"
@@ -436,6 +436,39 @@ def test_a_row_beyond_the_budget_or_the_context_is_an_error_with_its_lengths(tmp
     built.model.config.max_position_embeddings = 16
     with pytest.raises(RowTooLongError, match="longer than the model's context, 16"):
         fill(inputs, built)
+
+
+@pytest.mark.parametrize(
+    ("fits", "advice"),
+    [(50, r"rows of 97 tokens; token_budget=48 fits"), (40, r"token_budget=24 fits"), (20, r"no token_budget fits")],
+)
+def test_out_of_memory_says_which_budget_would_have_fitted(
+    fits: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build(tmp_path, "dr_grpo", max_steps=1)
+    read = backbone._read
+
+    def limited(model: Any, row: Any, packed: Any) -> Tensor:  # a machine with room for so many tokens at once
+        if torch.is_grad_enabled() and row.segments.length > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(model, row, packed)
+
+    monkeypatch.setattr(backbone, "_read", limited)
+    inputs = fill(micro_batch([12] * 8, 8), built)  # 9 + 8 x 11 = 97 tokens, at least 9 + 12
+    monkeypatch.setattr(built, "_prepare_inputs", lambda _: inputs)
+    with pytest.raises(torch.OutOfMemoryError, match=advice) as caught:
+        built.training_step(built.model, [], None)
+    assert "CUDA" in str(caught.value.__cause__)
+    assert all(p.grad is None for p in built.model.parameters())
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build(tmp_path, "dr_grpo", max_steps=1)
+    inputs = fill(micro_batch([12] * 8, 8), built)
+    monkeypatch.setattr(built, "_prepare_inputs", lambda _: inputs)
+    monkeypatch.setattr(built, "_record", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        built.training_step(built.model, [], None)
 
 
 @pytest.mark.parametrize(

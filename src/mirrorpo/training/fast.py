@@ -36,9 +36,11 @@ class PackedPath:
         args: the trainer's; ``fast`` and ``token_budget`` of it are read, and what rules packing out.
         accelerator: accelerate's.
         temperature: the logits are divided by it.
+        aux_loss: whether the load-balancing loss of a mixture model is wanted.
 
     Attributes:
         reason: why nothing is packed, whatever the batch; None if something may be.
+        last: model and padded batch of the last micro-batch that was trained on.
     """
 
     def __init__(self, args: Any, accelerator: Any, temperature: float, aux_loss: bool) -> None:
@@ -47,6 +49,7 @@ class PackedPath:
         self._models: dict[int, str | None] = {}
         self._heads: dict[int, Head] = {}
         self._said: set[str] = set()
+        self.last: tuple[PreTrainedModel, Tensor, Tensor, int] | None = None
         self.reason: str | None = None
         if args.fast == "off":
             self.reason = "fast is 'off'"
@@ -111,6 +114,8 @@ class PackedPath:
             return None
         if packing.tokens.numel() == 0:
             return None
+        if torch.is_grad_enabled():
+            self.last = (causal, ids, attention, keep)
         window = sliding_window(config)
         if window is not None and int(attention.sum(1).max()) > window:
             self.say(f"a sequence of {int(attention.sum(1).max())} tokens is longer than the sliding window, {window}")
@@ -127,6 +132,27 @@ class PackedPath:
             self.say(str(error))
             return None
         return states.index_select(0, packing.predictors)
+
+    # What a failed allocation is advised on
+
+    @property
+    def last_tokens(self) -> int:
+        """Tokens in the longest row of the last micro-batch that was trained on."""
+        assert self.last is not None
+        return max(row.segments.length for row in pack(*self.last[1:], self.token_budget).rows)
+
+    @property
+    def last_shortest(self) -> int:
+        """The least budget that its longest sequence needs."""
+        assert self.last is not None
+        return int(self.last[2].sum(1).max())
+
+    def read_last(self, token_budget: int) -> None:
+        """Reads it again, forward and backward, under another budget."""
+        assert self.last is not None
+        causal, *batch = self.last
+        with torch.enable_grad(), self.accelerator.autocast():
+            hidden_states(causal, pack(*batch, token_budget)).sum().backward()
 
     def head(self, causal: PreTrainedModel) -> Head:
         """The model's head at the sampling temperature; its parameters are the model's own."""

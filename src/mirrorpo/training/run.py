@@ -216,6 +216,12 @@ def _check_context(prepared: Prepared, config: Any) -> None:
             f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
             f"the model's context is {context}"
         )
+    budget = prepared.recipe.train.token_budget
+    if budget is not None and wanted > budget:
+        raise InputError(
+            f"train.token_budget: must hold the longest prompt, {longest} tokens, with its completion: at least "
+            f"{wanted}, got {budget}"
+        )
 
 
 def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str) -> Evaluation | None:

@@ -25,6 +25,7 @@ from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.fast import PackedPath
 from mirrorpo.training.grouping import regroup
 from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids, score_from_logits
+from mirrorpo.training.memory import budget_advice
 from mirrorpo.training.packed_loss import packed_loss
 from mirrorpo.training.reduction import reduce_metrics
 from mirrorpo.training.reference import check_reference
@@ -117,7 +118,8 @@ class MirrorTrainer(GRPOTrainer):
     # What a resumed run needs beyond TRL's checkpoint
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+        with budget_advice(self.packed, self.model):
+            loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
