@@ -43,7 +43,7 @@ def itakura_saito(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
 
 def beta(logx: Tensor, logz: Tensor, delta: Tensor, *, beta: float) -> Term:
     """h = x^beta / (beta (beta - 1)): d = z^beta B_beta(log x/z)."""
-    anchor = beta * logz.double()
+    anchor = beta * logz.to(delta.dtype)
     slope = (delta + anchor).clamp_(max=-LOG_PROB_FLOOR).exp_() * power_slope(beta, delta)
     return power_gap(beta, delta, 0.0, anchor), slope
 

@@ -52,12 +52,12 @@ class SinglePass:
 def single_pass(
     hidden: Float[Tensor, "N H"],
     head: Head,
-    tokens: Shaped[Tensor, " N"],
+    tokens: Shaped[Tensor, ...],
     per_token: PerToken | None,
     *,
     terms: tuple[VocabularyTerm, ...] = (),
     term_weights: tuple[Tensor | None, ...] | None = None,
-    entropy_weights: Float[Tensor, " N"] | None = None,
+    entropy_weights: Float[Tensor, ...] | None = None,
     chunk: int | None = None,
 ) -> SinglePass:
     r"""A loss that is a sum over tokens, and all its gradients, from one projection.
@@ -74,7 +74,7 @@ def single_pass(
         term_weights: (N,) for each of them, omega; None in a place: it is measured only, and ``per_token`` is handed
             its values. None altogether: all are measured only.
         entropy_weights: (N,), eta; negative for an entropy bonus.
-        chunk: tokens at once; None: what suits device and vocabulary. Memory: chunk * V numbers, twice, once more for
+        chunk: tokens at once; None: what suits device and vocabulary. Memory: chunk * V numbers, and as many for
             each anchor.
 
     Returns:
@@ -117,7 +117,7 @@ def single_pass(
 
 
 def token_logps(
-    hidden: Float[Tensor, "N H"], head: Head, tokens: Shaped[Tensor, " N"], *, chunk: int | None = None
+    hidden: Float[Tensor, "N H"], head: Head, tokens: Shaped[Tensor, ...], *, chunk: int | None = None
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-probabilities of tokens and entropies of their distributions.
 
@@ -149,7 +149,7 @@ def token_logps(
 def measure_from_hidden(
     hidden: Float[Tensor, "N H"],
     head: Head,
-    tokens: Shaped[Tensor, " N"],
+    tokens: Shaped[Tensor, ...],
     terms: tuple[VocabularyTerm, ...] = (),
     *,
     chunk: int | None = None,
@@ -170,7 +170,7 @@ def exact_from_hidden(
     divergence: Divergence,
     hidden: Float[Tensor, "N H"],
     head: Head,
-    hidden_ref: Float[Tensor, "N H_ref"],
+    hidden_ref: Float[Tensor, ...],
     head_ref: Head,
     *,
     chunk: int | None = None,
@@ -207,9 +207,9 @@ def top_k_from_hidden(
     divergence: Divergence,
     hidden: Float[Tensor, "N H"],
     head: Head,
-    hidden_ref: Float[Tensor, "N H_ref"],
+    hidden_ref: Float[Tensor, ...],
     head_ref: Head,
-    tokens: Shaped[Tensor, " N"],
+    tokens: Shaped[Tensor, ...],
     k: int = 64,
     *,
     chunk: int | None = None,

@@ -26,7 +26,7 @@ from mirrorpo.divergences.base import LOG_ZERO
 
 # Logits of one chunk, (chunk, V): on a CPU small enough to stay near the cores, large enough that reading the weight
 # once a chunk costs little.
-CPU_CHUNK_ELEMENTS = 1 << 24
+CPU_CHUNK_ELEMENTS = 1 << 23
 DEVICE_CHUNK_ELEMENTS = 1 << 27
 # Below this many rows a matrix product is bound by reading the weight.
 SMALLEST_CHUNK = 256

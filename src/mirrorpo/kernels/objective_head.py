@@ -28,7 +28,7 @@ def objective_from_hidden(
     objective: Objective,
     hidden: Float[Tensor, "N H"],
     head: Head,
-    tokens: Shaped[Tensor, " N"],
+    tokens: Shaped[Tensor, ...],
     *,
     advantages: Float[Tensor, ...],
     mask: Shaped[Tensor, "B T"],

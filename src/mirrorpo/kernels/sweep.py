@@ -84,9 +84,8 @@ def sweep(
     work = work_dtype(hidden, head.weight)
     rows = chunk_rows(hidden.shape[0], head.vocabulary, hidden.device, chunk)
     anchors = list({id(term.anchor): term.anchor for term in terms}.values())
-    buffers = 2 + len(anchors)
-    with memory_advice(head, rows, buffers, hidden.device, work.itemsize):
-        z, p = (torch.empty(rows, head.vocabulary, dtype=work, device=hidden.device) for _ in range(2))
+    with memory_advice(head, rows, 1 + len(anchors), hidden.device, work.itemsize):
+        z = torch.empty(rows, head.vocabulary, dtype=work, device=hidden.device)
         found = _Found(hidden, head, terms, slopes, work)
         others = {id(anchor): torch.empty_like(z) for anchor in anchors}
         for part in slices(hidden.shape[0], rows):
@@ -94,7 +93,7 @@ def sweep(
             at = {key: other[:length] for key, other in others.items()}
             for anchor in anchors:
                 _distribution(anchor, part, at[id(anchor)])
-            _Chunk(hidden[part], head, tokens[part], z[:length], p[:length], at, terms, part).run(found, slopes)
+            _Chunk(hidden[part], head, tokens[part], z[:length], at, terms, part).run(found, slopes)
     return found.result()
 
 
@@ -139,45 +138,44 @@ class _Found:
 
 @dataclass
 class _Chunk:
-    """One chunk on its way: ``z`` becomes log p, ``p`` the probabilities, then the gradient of the logits."""
+    """One chunk on its way: ``z`` holds products, then probabilities or their logs, then the gradient of the logits."""
 
     hidden: Tensor
     head: Head
     tokens: Tensor
     z: Tensor
-    p: Tensor
     others: dict[int, Tensor]
     terms: tuple[VocabularyTerm, ...]
     part: slice
+    # Whether z holds log p, which terms, entropy and soft cap need later; else p, which saves an exp.
+    logs: bool = True
     log_sum: Tensor = field(init=False)
 
     def run(self, found: _Found, slopes: Slopes | None) -> None:
         dtype = product_dtype(self.hidden, self.head.weight)
         project_(self.z, self.hidden, self.head.weight, dtype)
-        found.entropy[self.part] = self._normalise()
-        logp = self.z.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
-        found.logp[self.part] = logp
+        entropy_weight = None if slopes is None else self._of(slopes.of_entropy)
+        self.logs = bool(self.terms) or self.head.softcap is not None or entropy_weight is not None
+        self._normalise(found)
         weights = (None,) * len(self.terms) if slopes is None else tuple(self._of(x) for x in slopes.of_values)
-        self._measure(found, weights)
+        self._measure(found, [number for number, weight in enumerate(weights) if weight is None])
         if slopes is None:
             return
         seen = tuple(
             value[self.part] if weight is None else None for value, weight in zip(found.values, weights, strict=True)
         )
-        slope = slopes.of_logp(logp, self.part, seen)
-        if not any(slopes.needs):
-            return
-        entropy_weight = self._of(slopes.of_entropy)
-        if self._is_zero(slope, *weights, entropy_weight):
+        slope = slopes.of_logp(found.logp[self.part], self.part, seen)
+        if not any(slopes.needs) or self._is_zero(slope, *weights, entropy_weight):
+            self._measure(found, [number for number, weight in enumerate(weights) if weight is not None])
             return
         self._logits_gradient(found, slope, weights, entropy_weight)
         hidden_grad, weight_grad, bias_grad = found.grads
         if hidden_grad is not None:
-            add_hidden_grad_(hidden_grad[self.part], self.p, self.head.weight, dtype)
+            add_hidden_grad_(hidden_grad[self.part], self.z, self.head.weight, dtype)
         if weight_grad is not None:
-            add_weight_grad_(weight_grad, self.p, self.hidden, dtype)
+            add_weight_grad_(weight_grad, self.z, self.hidden, dtype)
         if bias_grad is not None:
-            bias_grad.add_(self.p.sum(0))
+            bias_grad.add_(self.z.sum(0))
 
     def _of(self, x: Tensor | None) -> Tensor | None:
         return None if x is None else x[self.part].to(self.z.dtype)
@@ -191,77 +189,84 @@ class _Chunk:
     def _blocks(self) -> list[slice]:
         return list(slices(self.z.shape[0], block_rows(self.z.shape[1], self.z.device)))
 
-    def _normalise(self) -> Tensor:
-        """Products become log-probabilities in z and probabilities in p; returns the entropies."""
-        entropy = self.z.new_empty(self.z.shape[0])
+    def _at(self, block: slice) -> slice:
+        return slice(self.part.start + block.start, self.part.start + block.stop)
+
+    def _normalise(self, found: _Found) -> None:
+        """Products become probabilities, or their logs; log-probabilities of the tokens and entropies are found."""
         self.log_sum = self.z.new_empty(self.z.shape[0], 1)
         for block in self._blocks():
-            z, p = self.head.transform_(self.z[block]), self.p[block]
+            z = self.head.transform_(self.z[block])
             largest = z.amax(-1, keepdim=True)
-            torch.exp(z.sub_(largest), out=p)
-            total = p.sum(-1, keepdim=True)
-            p.div_(total)
-            total.log_()
-            z.sub_(total)
-            self.log_sum[block] = largest.add_(total)
-            entropy[block] = (p * z).sum(-1).neg_()
-        return entropy.clamp_(min=0.0)
+            e = z.sub_(largest).exp()
+            total = e.sum(-1, keepdim=True)
+            log_total = total.log()
+            at, of_token = self._at(block), z.gather(-1, self.tokens[block].unsqueeze(-1))
+            found.logp[at] = of_token.sub_(log_total).squeeze(-1)
+            weighted = torch.mul(e, z).sum(-1, keepdim=True).div_(total)
+            found.entropy[at] = (log_total - weighted).clamp_(min=0.0).squeeze(-1)
+            if self.logs:
+                z.sub_(log_total)
+                self.log_sum[block] = largest.add_(log_total)
+            else:
+                torch.div(e, total, out=z)
 
-    def _measure(self, found: _Found, weights: tuple[Tensor | None, ...]) -> None:
-        """The terms that the loss weighs by nothing: a region's, or all of them where no gradient is asked for."""
-        for number, (term, weight) in enumerate(zip(self.terms, weights, strict=True)):
-            if weight is None:
-                for block in self._blocks():
-                    self._term(number, term, block, found)
+    def _measure(self, found: _Found, numbers: list[int]) -> None:
+        """The values of the terms of these numbers, without their gradients."""
+        for block in self._blocks() if numbers else []:
+            p = self.z[block].exp()
+            for number in numbers:
+                self._term(number, self.terms[number], block, p, found)
 
-    def _term(self, number: int, term: VocabularyTerm, block: slice, found: _Found) -> Measured:
+    def _term(self, number: int, term: VocabularyTerm, block: slice, p: Tensor, found: _Found) -> Measured:
         logq = self.others[id(term.anchor)][block].log_softmax(-1)
         tokens = self.tokens[block]
-        measured = measure(term, self.z[block], self.p[block], logq, tokens)
-        place = slice(self.part.start + block.start, self.part.start + block.stop)
-        found.values[number][place] = measured.value
-        found.anchor_logps[number][place] = logq.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        measured = measure(term, self.z[block], p, logq, tokens)
+        found.values[number][self._at(block)] = measured.value
+        found.anchor_logps[number][self._at(block)] = logq.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         return measured
 
     def _logits_gradient(
         self, found: _Found, slope: Tensor, weights: tuple[Tensor | None, ...], entropy_weight: Tensor | None
     ) -> None:
-        """d loss / d(h W^T + b) in p."""
-        factor = self.head.factor
+        """d loss / d(h W^T + b), in place."""
+        slope = slope * self.head.factor
         weighted = [
-            (number, term, weight)
+            (number, term, weight * self.head.factor)
             for number, (term, weight) in enumerate(zip(self.terms, weights, strict=True))
             if weight is not None
         ]
+        if entropy_weight is not None:
+            entropy_weight = entropy_weight * self.head.factor
         for block in self._blocks():
-            z, p, tokens = self.z[block], self.p[block], self.tokens[block].unsqueeze(-1)
-            share = slope[block].neg()
-            dense, sparse = None, []
+            z = self.z[block]
+            p = z.exp() if self.logs else z
+            share, dense, sparse = slope[block].neg(), None, []
             for number, term, weight in weighted:
-                found_term = self._term(number, term, block, found)
+                measured = self._term(number, term, block, p, found)
                 coefficient = weight[block]
-                share += coefficient * found_term.share
-                if found_term.dense is not None:
-                    part = found_term.dense.mul_(coefficient.unsqueeze(-1))
+                share.add_(coefficient * measured.share)
+                if measured.dense is not None:
+                    part = measured.dense.mul_(coefficient.unsqueeze(-1))
                     dense = part if dense is None else dense.add_(part)
-                if found_term.index is not None and found_term.sparse is not None:
-                    sparse.append((found_term.index, found_term.sparse * coefficient.unsqueeze(-1)))
+                if measured.index is not None and measured.sparse is not None:
+                    sparse.append((measured.index, measured.sparse * coefficient.unsqueeze(-1)))
             if entropy_weight is not None:
                 # H = -sum p log p: dH/dz = -p (log p + H)
                 coefficient = entropy_weight[block]
-                share -= coefficient * found.entropy[self.part][block]
-                part = (p * z).mul_(coefficient.neg().unsqueeze(-1))
+                share.sub_(coefficient * found.entropy[self._at(block)])
+                part = torch.mul(p, z).mul_(coefficient.neg().unsqueeze(-1))
                 dense = part if dense is None else dense.add_(part)
             p.mul_(share.unsqueeze(-1))
             if dense is not None:
                 p.add_(dense)
             for index, value in sparse:
                 p.scatter_add_(-1, index, value)
-            p.scatter_add_(-1, tokens, slope[block].unsqueeze(-1))
+            p.scatter_add_(-1, self.tokens[block].unsqueeze(-1), slope[block].unsqueeze(-1))
             if self.head.softcap is not None:
                 self.head.chain_(p, z.add_(self.log_sum[block]))
-            if factor != 1.0:
-                p.mul_(factor)
+            if self.logs:
+                z.copy_(p)
 
 
 __all__ = ["Slopes", "Swept", "sweep"]

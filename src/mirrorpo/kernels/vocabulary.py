@@ -15,8 +15,8 @@ formula loses no more than that are evaluated in float32; the others (``beta``, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,13 +85,38 @@ def measure(term: VocabularyTerm, logp: Tensor, p: Tensor, logq: Tensor, tokens:
 def coordinates(divergence: Divergence, logp: Tensor, logq: Tensor) -> Term:
     """d(p_v, q_v) and its derivative in log p_v, (R, V), in the dtype of ``logp``."""
     if logp.dtype == torch.float32:
-        if isinstance(divergence, RatioDivergence):
+        if isinstance(divergence, RatioDivergence) and _function(divergence.form) in _FORMS:
             return _ratio(divergence.form, divergence.growth, logp, logq)
-        if isinstance(divergence, BregmanDivergence) and divergence.coordinate in _IN_FLOAT32:
-            return _IN_FLOAT32[divergence.coordinate](logp, logq)
-    wide = (x.double().clamp_(min=LOG_PROB_FLOOR) for x in (logp, logq))
-    value, slope = _held(divergence.term(*wide))
+        if isinstance(divergence, BregmanDivergence) and _function(divergence.coordinate) in _COORDINATES:
+            return _bregman(divergence, logp, logq)
+    value, slope = _held(divergence.term(*(x.double().clamp_(min=LOG_PROB_FLOOR) for x in (logp, logq))))
     return value.to(logp.dtype), slope.to(logp.dtype)
+
+
+# The library's own formulas, which lose a digit or two near equality in float32. Somebody else's may lose all.
+_FORMS = {
+    fdivergence.reverse_kl,
+    fdivergence.forward_kl,
+    fdivergence.jeffreys,
+    fdivergence.js,
+    fdivergence.tv,
+    fdivergence.chi2,
+    fdivergence.hellinger,
+    fdivergence.alpha,
+    fdivergence.k1,
+    fdivergence.k2,
+    fdivergence.log_l2,
+}
+_COORDINATES = {bregman.kl, bregman.prob_l2, bregman.itakura_saito, bregman.beta}
+# Held closer than float32 reaches: a factor of a Bregman term is a square of the ratio.
+_MAX_BREGMAN_LOG_RATIO = 40.0
+
+
+def _function(formula: Any) -> Any:
+    """The function behind a formula with its option filled in; a power of 1/q (beta < 0) leaves float32 and is none."""
+    if not isinstance(formula, partial):
+        return formula
+    return None if formula.keywords.get("beta", 0.0) < 0.0 else formula.func
 
 
 def _ratio(form: fdivergence.Form, growth: float, logp: Tensor, logq: Tensor) -> Term:
@@ -104,18 +129,16 @@ def _ratio(form: fdivergence.Form, growth: float, logp: Tensor, logq: Tensor) ->
     return value * x, x.mul_(score)
 
 
-def _kl(logp: Tensor, logq: Tensor) -> Term:
-    # The Bregman divergence of x log x and the f-divergence of t log t are the same sum, term by term.
-    return _ratio(fdivergence.reverse_kl, 1.0, logp, logq)
-
-
-def _prob_l2(logp: Tensor, logq: Tensor) -> Term:
-    x = logp.exp()
-    gap = logq.exp().neg_().add_(x)
-    return gap.square(), x.mul_(gap).mul_(2.0)
-
-
-_IN_FLOAT32: dict[Any, Callable[[Tensor, Tensor], Term]] = {bregman.kl: _kl, bregman.prob_l2: _prob_l2}
+def _bregman(divergence: BregmanDivergence, logp: Tensor, logq: Tensor) -> Term:
+    if divergence.coordinate is bregman.kl:  # the sum of reverse_kl, term by term
+        return _ratio(fdivergence.reverse_kl, 1.0, logp, logq)
+    if divergence.coordinate is bregman.prob_l2:
+        x = logp.exp()
+        gap = logq.exp().neg_().add_(x)
+        return gap.square(), x.mul_(gap).mul_(2.0)
+    bound = _MAX_BREGMAN_LOG_RATIO / max(1.0, divergence.growth)
+    value, slope = divergence.coordinate(*bregman.hold(logp, logq, bound))
+    return _held((value, slope))
 
 
 def _top_k(divergence: Divergence, logp: Tensor, p: Tensor, logq: Tensor, tokens: Tensor, k: int) -> Measured:
