@@ -11,6 +11,8 @@ from mirrorpo.kernels.fused import (
 )
 from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.objective_head import objective_from_hidden
+from mirrorpo.kernels.packing import Packing, RowTooLongError, pack
+from mirrorpo.kernels.prefix_attention import prefix_attention
 from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm
 
 __all__ = [
@@ -28,4 +30,9 @@ __all__ = [
     "top_k_from_hidden",
     # objective_head: the library's own loss
     "objective_from_hidden",
+    # packing, prefix_attention: completions that share their prompt
+    "Packing",
+    "RowTooLongError",
+    "pack",
+    "prefix_attention",
 ]

@@ -165,6 +165,12 @@ class TrainSpec(Part):
     )
     max_nonfinite: int = Field(default=10, ge=0, description="with skip: optimiser steps with something left out")
     gradient_checkpointing: bool = False
+    fast: Literal["auto", "off"] = Field(
+        default="auto", description="auto: completions packed, prompts shared, where supported; off: padded"
+    )
+    token_budget: int | None = Field(
+        default=None, ge=1, description="most tokens in a packed row: less memory, more time; empty: a micro-batch"
+    )
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
     vllm: VllmSpec = Field(default=VllmSpec(), description="how, if use_vllm is true")
 
