@@ -27,7 +27,7 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Libraries' bars and notices off: this program draws its own, and raises on what matters."""
     import warnings
 
@@ -53,7 +53,7 @@ def train(
     from mirrorpo.training.recipe import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
-    _quiet()
+    quiet()
     from mirrorpo.training.run import train as run
 
     command = "mirrorpo " + shlex.join(sys.argv[1:])
@@ -66,6 +66,31 @@ def train(
         _say(f"accuracy {before:.3f} -> {after:.3f} on {summary['problems']} unseen problems")
         _say(f"mean length {summary['mean_length_before']:.1f} -> {summary['mean_length_after']:.1f} tokens")
     _say(f"{summary['steps']} steps in {summary['seconds']:.0f} s; report: {out / 'report.html'}")
+
+
+@app.command()
+def evolve(
+    recipe: Annotated[str, typer.Argument(help="An evolve recipe's file, or the name of one that is shipped.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as evolution.generations=3")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = ...,  # pyright: ignore[reportArgumentType]
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search in the folder.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Default: one a core, or a GPU.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each worker.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Run on Ray: local, auto or ray://HOST:PORT.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Search a mirror map that trains better, and compare it with the first on unseen problems."""
+    from mirrorpo.evolution.recipe import EvolveRecipe
+    from mirrorpo.recipes import find_recipe
+    from mirrorpo.training.recipe import load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), overrides or [], EvolveRecipe)
+    quiet()
+    from mirrorpo.evolution.command import run, sentences
+
+    command = "mirrorpo " + shlex.join(sys.argv[1:])
+    summary = run(loaded, out, resume, workers, threads, ray, console, command)
+    _say(json.dumps(summary, indent=2) if as_json else sentences(summary, out))
 
 
 @app.command("eval")
@@ -85,7 +110,7 @@ def evaluate_model(
     ks = _integers("-k", k)
     if max(ks) > samples:
         raise InputError(f"-k {k}: k must be at most the number of samples, {samples}")
-    _quiet()
+    quiet()
     from mirrorpo.evaluation.run import evaluate_recipe
 
     result = evaluate_recipe(recipe, samples, ks, console)
@@ -206,10 +231,12 @@ def _fail(message: str, status: int) -> None:
 def _fail_unexpected(error: Exception) -> None:
     import traceback
 
+    from mirrorpo.evolution.search import SearchError
     from mirrorpo.rewards import RewardError
     from mirrorpo.training.trainer import NonFiniteError
+    from mirrorpo.workers import JobError
 
-    if isinstance(error, NonFiniteError | RewardError):
+    if isinstance(error, NonFiniteError | RewardError | SearchError | JobError):
         _fail(f"failed: {error}", 1)
     traceback.print_exc()
     _fail(f"failed: {type(error).__name__}: {error}", 1)
