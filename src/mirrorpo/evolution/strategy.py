@@ -75,7 +75,7 @@ def shaped(fitness: Tensor, shaping: str) -> Tensor:
     values = fitness.double()
     if shaping == "raw" or len(values) < 2:
         return values
-    below = (values.unsqueeze(0) < values.unsqueeze(1)).sum(1)
+    below = (values.unsqueeze(0) < values.unsqueeze(1)).sum(1).double()
     equal = (values.unsqueeze(0) == values.unsqueeze(1)).sum(1)
     return (below + (equal - 1) / 2.0) / (len(values) - 1) - 0.5
 
