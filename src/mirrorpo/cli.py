@@ -28,7 +28,7 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Libraries' bars and notices off: this program draws its own, and raises on what matters."""
     import warnings
 
@@ -57,7 +57,7 @@ def train(
     loaded = load_recipe(find_recipe(recipe), overrides or [])
     if out is None and not plan_only:
         raise InputError("--out: missing; give the run folder, or --plan to see what would run")
-    _quiet()
+    quiet()
     if plan_only:
         from mirrorpo.training.plan import plan, render
 
@@ -80,6 +80,31 @@ def train(
         _say(f"accuracy {before:.3f} -> {after:.3f} on {summary['problems']} unseen problems")
         _say(f"mean length {summary['mean_length_before']:.1f} -> {summary['mean_length_after']:.1f} tokens")
     _say(f"{summary['steps']} steps in {summary['seconds']:.0f} s; report: {out / 'report.html'}")
+
+
+@app.command()
+def evolve(
+    recipe: Annotated[str, typer.Argument(help="An evolve recipe's file, or the name of one that is shipped.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as evolution.generations=3")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = ...,  # pyright: ignore[reportArgumentType]
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search in the folder.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Default: one a core, or a GPU.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each worker.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Run on Ray: local, auto or ray://HOST:PORT.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Search a mirror map that trains better, and compare it with the first on unseen problems."""
+    from mirrorpo.evolution.recipe import EvolveRecipe
+    from mirrorpo.recipes import find_recipe
+    from mirrorpo.training.recipe import load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), overrides or [], EvolveRecipe)
+    quiet()
+    from mirrorpo.evolution.command import run, sentences
+
+    command = "mirrorpo " + shlex.join(sys.argv[1:])
+    summary = run(loaded, out, resume, workers, threads, ray, console, command)
+    _say(json.dumps(summary, indent=2) if as_json else sentences(summary, out))
 
 
 @app.command("eval")
@@ -109,7 +134,7 @@ def evaluate_model(
     ks = _integers("-k", k)
     if max(ks) > recipe.eval.samples:
         raise InputError(f"-k {k}: k must be at most the number of samples, {recipe.eval.samples}")
-    _quiet()
+    quiet()
     from mirrorpo.evaluation.run import evaluate_recipe, lines_of
 
     result = evaluate_recipe(recipe, ks, console, engine=engine, out=out, resume=resume)
@@ -232,10 +257,12 @@ def _fail(message: str, status: int) -> None:
 def _fail_unexpected(error: Exception) -> None:
     import traceback
 
+    from mirrorpo.evolution.search import SearchError
     from mirrorpo.rewards import RewardError
     from mirrorpo.training.trainer import NonFiniteError
+    from mirrorpo.workers import JobError
 
-    if isinstance(error, NonFiniteError | RewardError):
+    if isinstance(error, NonFiniteError | RewardError | SearchError | JobError):
         _fail(f"failed: {error}", 1)
     traceback.print_exc()
     _fail(f"failed: {type(error).__name__}: {error}", 1)

@@ -231,7 +231,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         InputError: the model cannot be loaded, or the prompts do not fit its context.
     """
     recipe = prepared.recipe
-    longest = max(len(prompt_ids(prepared.tokenizer, row, recipe.model.chat_template)) for row in prepared.train_rows)
+    longest = longest_prompt(prepared)
     context = longest + recipe.train.max_completion_length
     try:
         trainer = MirrorTrainer(
@@ -249,6 +249,12 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
     config: Any = trainer.model.config
     check_context(longest, context, config.get_text_config().max_position_embeddings)
     return trainer
+
+
+def longest_prompt(prepared: Prepared) -> int:
+    """Tokens in the longest training prompt."""
+    options = prepared.recipe.model.chat_template
+    return max(len(prompt_ids(prepared.tokenizer, row, options)) for row in prepared.train_rows)
 
 
 def check_context(longest: int, wanted: int, context: int) -> None:
