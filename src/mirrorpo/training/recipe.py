@@ -295,7 +295,7 @@ def recipe_from(data: Any, overrides: Sequence[str] = (), where: str = "recipe")
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a mapping with the keys {', '.join(Recipe.model_fields)}")
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -304,7 +304,8 @@ def recipe_from(data: Any, overrides: Sequence[str] = (), where: str = "recipe")
         raise InputError(f"{where}: nested too deeply") from None
 
 
-def _apply(data: dict[Any, Any], override: str) -> None:
+def apply_override(data: dict[Any, Any], override: str) -> None:
+    """Sets one ``key=value`` in plain data; raises ``InputError`` for what is none, or leads through a value."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
