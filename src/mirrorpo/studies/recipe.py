@@ -76,6 +76,7 @@ class StudySpec(BaseModel):
     baseline: str = Field(description="the arm that the others are compared with")
     target: float = Field(default=0.9, gt=0.0, description="reward whose first step is reported")
     keep_models: bool = Field(default=False, description="keep model/ and checkpoints/ of every run")
+    margin: float = Field(default=0.02, gt=0.0, le=1.0, description="accuracy differences within this count as none")
     measure_divergence: bool = Field(default=True, description="exact KL from the start after each run")
 
 
@@ -103,6 +104,7 @@ class Study:
         changes: name to the keys it changes, for the report.
         baseline: an arm.
         target: reward whose first step is reported.
+        margin: accuracy differences within this count as none.
         keep_models: whether runs keep their weights.
         measure_divergence: whether the exact KL from the start is measured after each run.
     """
@@ -112,6 +114,7 @@ class Study:
     changes: Mapping[str, Mapping[str, Any]]
     baseline: str
     target: float
+    margin: float
     keep_models: bool
     measure_divergence: bool
 
@@ -134,6 +137,7 @@ class Study:
         settings = {
             "baseline": self.baseline,
             "target": self.target,
+            "margin": self.margin,
             "keep_models": self.keep_models,
             "measure_divergence": self.measure_divergence,
         }
@@ -197,7 +201,7 @@ def _complaint(error: ValidationError, data: Mapping[str, Any]) -> str:
     """One line for the first complaint."""
     first = error.errors(include_url=False)[0]
     key = str(first["loc"][0])
-    if key not in _FORMS or first["type"] in ("missing", "extra_forbidden") and len(first["loc"]) == 1:
+    if key not in _FORMS or (first["type"] in ("missing", "extra_forbidden") and len(first["loc"]) == 1):
         return explain(error, StudySpec)
     value = data[key]
     for part in first["loc"][1:]:  # down to what the complaint is about, as far as the file goes
@@ -235,6 +239,7 @@ def _resolve(spec: StudySpec, where: str) -> Study:
         changes=changes,
         baseline=spec.baseline,
         target=spec.target,
+        margin=spec.margin,
         keep_models=spec.keep_models,
         measure_divergence=spec.measure_divergence,
     )

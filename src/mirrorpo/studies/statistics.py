@@ -11,9 +11,10 @@ other, which share their start and their problems.
   each difference is a coin flip (Fisher, "The Design of Experiments", 1935, section 21); all sign patterns up to
   ``EXACT_SEEDS`` seeds, random ones beyond.
 * **several arms**: Holm's correction ("A Simple Sequentially Rejective Multiple Test Procedure", 1979).
-* **variances**: the F test assumes normal values and independent arms; over skewed values it covers 76 %, over pairs
-  99. Here the logarithm of the ratio is bootstrapped, studentised by its own influence function, pairs kept together:
-  92 to 96 % over symmetric values, 87 over exponential ones.
+* **variances**: the F test assumes normal values and independent arms: over exponential values it covers 76 %, over
+  pairs 99. Here Bonett's interval, which estimates the kurtosis, with the correlation of pairs in it: 92 to 97 % over
+  symmetric and bounded values, 89 over exponential ones. (A studentised bootstrap covers as well but is several times
+  wider at ten seeds: it would not see a threefold standard deviation.)
 * **interquartile mean, probability of improvement**: Agarwal et al., "Deep Reinforcement Learning at the Edge of the
   Statistical Precipice", arXiv 2108.13264, section 4.
 """
@@ -296,11 +297,12 @@ def detectable_effect(differences: ArrayLike, num_comparisons: int = 1, power: f
 
 
 def variance_ratio(x: ArrayLike, y: ArrayLike, level: float = LEVEL) -> Interval:
-    r"""The ratio of two variances over seeds, Var(x) / Var(y), with an interval that needs no normal values.
+    r"""The ratio of two variances over seeds, Var(x) / Var(y), with an interval that does not lean on normality.
 
-    The logarithm of the ratio is studentised and bootstrapped, pairs kept together. Its influence function at seed i
-    is :math:`u_i = z_{x,i}^2 - z_{y,i}^2` with z the standardised values, so its standard error is
-    :math:`sd(u) / \sqrt n`.
+    .. math:: \log(s_x^2 / s_y^2) \pm t_{n-1} \sqrt{2\, \frac{\hat\gamma - (n-3)/n}{n-1}\, (1 - \hat\rho^2)}
+
+    with the pooled kurtosis :math:`\hat\gamma`, each arm's about its trimmed mean, and the squared correlation
+    :math:`\hat\rho^2` of the pairs, less what chance alone gives it.
 
     Args:
         x: (n,), the arm.
@@ -314,8 +316,8 @@ def variance_ratio(x: ArrayLike, y: ArrayLike, level: float = LEVEL) -> Interval
     Raises:
         ValueError: shapes differ, empty or not finite.
 
-    Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 12.5; the standard error is that
-        of Bonett, "Robust confidence interval for a ratio of standard deviations", 2006, for pairs.
+    Reference: Bonett, "Robust confidence interval for a ratio of standard deviations", Applied Psychological
+        Measurement 30, 2006, Eq. 3 and 4; the pairs' correlation after Pitman, 1939; t for the normal quantile.
 
     Example:
         >>> variance_ratio([0.0, 2.0, 4.0, 7.0], [0.0, 1.0, 2.0, 3.5]).estimate
@@ -326,25 +328,17 @@ def variance_ratio(x: ArrayLike, y: ArrayLike, level: float = LEVEL) -> Interval
     if min(spreads) == 0.0 or len(first) < MIN_BOOTSTRAP:
         ratio = (spreads[0] / spreads[1]) ** 2 if spreads[1] > 0.0 else math.nan
         return Interval(estimate=ratio, low=0.0, high=math.inf)
-    centre, error = _log_variance_ratio(first, second)
-    draws = _draws(len(first))
-    drawn, errors = _log_variance_ratio(first[draws], second[draws])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = (drawn - centre) / errors
-    t = t[np.isfinite(t)]  # resamples in which one arm does not vary have no ratio
-    low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
-    ends = centre - high * error, centre - low * error
-    return Interval(estimate=float(np.exp(centre)), low=float(np.exp(ends[0])), high=float(np.exp(ends[1])))
+    count = len(first)
+    kurtosis = (_kurtosis(first) + _kurtosis(second)) / 2
+    squared = (float(np.corrcoef(first, second)[0, 1]) ** 2 * (count - 1) - 1) / (count - 2)
+    variance = 2 * (kurtosis - (count - 3) / count) / (count - 1) * (1 - min(1.0, max(0.0, squared)))
+    reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * math.sqrt(max(0.0, variance))
+    ratio = (spreads[0] / spreads[1]) ** 2
+    return Interval(estimate=ratio, low=ratio * math.exp(-reach), high=ratio * math.exp(reach))
 
 
-def _log_variance_ratio(x: Array, y: Array) -> tuple[Array, Array]:
-    """log(Var x / Var y) along the last axis and its standard error."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        centre = np.log(np.var(x, axis=-1, ddof=1) / np.var(y, axis=-1, ddof=1))
-        influence = _squares(x) - _squares(y)
-    return centre, np.std(influence, axis=-1, ddof=1) / math.sqrt(x.shape[-1])
-
-
-def _squares(values: Array) -> Array:
-    """Squared standardised values."""
-    return (values - values.mean(axis=-1, keepdims=True)) ** 2 / np.var(values, axis=-1, ddof=1, keepdims=True)
+def _kurtosis(values: Array) -> float:
+    """Fourth moment about the trimmed mean over the squared variance; unlike the plain one, not biased low."""
+    count = len(values)
+    centre = stats.trim_mean(values, 1 / (2 * math.sqrt(count - 4)))
+    return float(count * ((values - centre) ** 4).sum() / ((values - values.mean()) ** 2).sum() ** 2)
