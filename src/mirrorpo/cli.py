@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from mirrorpo.errors import InputError
+from mirrorpo.quiet import quiet
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
@@ -27,19 +28,6 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _quiet() -> None:
-    """Libraries' bars and notices off: this program draws its own, and raises on what matters."""
-    import warnings
-
-    import datasets
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that is shipped.")],
@@ -53,7 +41,7 @@ def train(
     from mirrorpo.training.recipe import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
-    _quiet()
+    quiet()
     from mirrorpo.training.run import train as run
 
     command = "mirrorpo " + shlex.join(sys.argv[1:])
@@ -85,7 +73,7 @@ def evaluate_model(
     ks = _integers("-k", k)
     if max(ks) > samples:
         raise InputError(f"-k {k}: k must be at most the number of samples, {samples}")
-    _quiet()
+    quiet()
     from mirrorpo.evaluation.run import evaluate_recipe
 
     result = evaluate_recipe(recipe, samples, ks, console)

@@ -312,7 +312,7 @@ def _again(collection: Collection) -> str:
     )
     if changes:
         parts.append(
-            '<h3>What the arms change</h3><div class="wide"><table><thead><tr><th scope="col">Arm</th>'
+            '<h3>What the arms change</h3><div class="wide changes"><table><thead><tr><th scope="col">Arm</th>'
             f'<th scope="col">Keys</th></tr></thead><tbody>{changes}</tbody></table></div>'
         )
     if collection.study:

@@ -113,14 +113,18 @@ def _counted(arms: Sequence[str], count: int) -> str:
 
 
 def _baseline(collection: Collection, base: Spread) -> str:
-    said = f"{collection.baseline} reached {percent(base.mean.estimate)} on average over {_seeds(len(base.values))}"
+    mean = base.mean
+    said = f"{collection.baseline} reached {percent(mean.estimate)} on average over {_seeds(len(base.values))}"
     if len(base.values) < 2:
         return (
             f"{said}. One seed holds no trace of the noise between seeds, which is often several points: no arm is "
             "better or worse for it. Run more seeds."
         )
     noise = _evaluation_noise(collection, base)
-    return f"{said} (95\u00a0% interval {100 * base.mean.low:.1f} to {percent(base.mean.high)}, standard deviation {_points(base.sd)}{noise})."
+    return (
+        f"{said} (95\u00a0% interval {100 * mean.low:.1f} to {percent(mean.high)}, standard deviation "
+        f"{_points(base.sd)}{noise})."
+    )
 
 
 def _evaluation_noise(collection: Collection, base: Spread) -> str:
