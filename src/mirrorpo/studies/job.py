@@ -22,38 +22,51 @@ from mirrorpo.studies.runs import DIVERGENCE_FILE
 from mirrorpo.training.recipe import Recipe, recipe_from
 from mirrorpo.training.run import load_tokenizer, train
 
+ATTEMPTS = 2  # a run that fails is tried once more, then recorded as failed
 _DROPPED = ("model", "checkpoints")
 _REVERSE_KL = divergence("reverse_kl")
 
 
 def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one job; a run that was interrupted goes on from its last checkpoint.
+    """Run one job, twice if need be; a run that was interrupted goes on from its last checkpoint.
 
     Args:
         job: ``recipe`` (plain data), ``folder``, ``threads`` (of torch), ``keep_models``, ``measure_divergence`` and
             ``command``.
 
     Returns:
-        Plain numbers for the record: ``seconds`` and ``accuracy_after``.
-
-    Raises:
-        Exception: whatever training raises; the folder keeps what was written.
+        Plain data for the record: ``status`` (``finished`` or ``failed``), ``attempts``, and ``seconds`` and
+        ``accuracy_after``, or the ``reason`` of the second failure.
     """
     quiet()
     torch.set_num_threads(job["threads"])
+    reason = ""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            summary = _train(job)
+        except Exception as error:  # noqa: BLE001  untrusted: a recipe may name the user's own reward; it is recorded
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            continue
+        numbers = {"seconds": summary["seconds"], "accuracy_after": summary["accuracy_after"]}
+        return {"status": "finished", "attempts": attempt, **numbers}
+    return {"status": "failed", "attempts": ATTEMPTS, "reason": reason}
+
+
+def _train(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The run, its divergence from the start, and what is dropped afterwards."""
     folder, recipe = Path(job["folder"]), recipe_from(job["recipe"])
     holds_run = (folder / "recipe.yaml").exists()
     if folder.exists() and not holds_run:
         shutil.rmtree(folder)  # killed before its first file was whole
     folder.parent.mkdir(parents=True, exist_ok=True)
     summary = train(recipe, folder, resume=holds_run, console=Console(quiet=True), command=job["command"])
-    if job["measure_divergence"] and not (folder / DIVERGENCE_FILE).exists():
+    if job["measure_divergence"] and not (folder / DIVERGENCE_FILE).exists() and (folder / "model").is_dir():
         measured = divergence_from_start(recipe, folder)
         write_text_atomic(folder / DIVERGENCE_FILE, json.dumps(measured, indent=2, allow_nan=False) + "\n")
     if not job["keep_models"]:
         for name in _DROPPED:
             shutil.rmtree(folder / name, ignore_errors=True)
-    return {"seconds": summary["seconds"], "accuracy_after": summary["accuracy_after"]}
+    return summary
 
 
 @torch.no_grad()

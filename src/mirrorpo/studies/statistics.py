@@ -13,8 +13,8 @@ other, which share their start and their problems.
 * **several arms**: Holm's correction ("A Simple Sequentially Rejective Multiple Test Procedure", 1979).
 * **variances**: the F test assumes normal values and independent arms: over exponential values it covers 76 %, over
   pairs 99. Here Bonett's interval, which estimates the kurtosis, with the correlation of pairs in it: 92 to 97 % over
-  normal and bounded values, 90 over heavy tails and exponential ones. (A studentised bootstrap covers as well but is several times
-  wider at ten seeds: it would not see a threefold standard deviation.)
+  normal and bounded values, 90 over heavy tails and exponential ones. (A studentised bootstrap covers as well but is
+  several times wider at ten seeds: it would not see a threefold standard deviation.)
 * **interquartile mean, probability of improvement**: Agarwal et al., "Deep Reinforcement Learning at the Edge of the
   Statistical Precipice", arXiv 2108.13264, section 4.
 """
