@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         ``accuracy_after``, or the ``reason`` of the second failure.
     """
     quiet()
+    logging.getLogger("mirrorpo.training.trainer").setLevel(logging.ERROR)  # its line stands in the run's summary
     torch.set_num_threads(job["threads"])
     reason = ""
     for attempt in range(1, ATTEMPTS + 1):

@@ -290,9 +290,8 @@ def _seeds(spec: list[int] | SeedRange, where: str) -> tuple[int, ...]:
     found = list(range(spec.first, spec.first + spec.count)) if isinstance(spec, SeedRange) else spec
     if not found:
         raise InputError(f"{where}: must list at least one seed")
-    twice = next((seed for seed in found if found.count(seed) > 1), None)
-    if twice is not None:
-        raise InputError(f"{where}: seed {twice} stands twice")
+    if len(set(found)) < len(found):
+        raise InputError(f"{where}: seed {next(s for s in found if found.count(s) > 1)} stands twice")
     return tuple(found)
 
 

@@ -11,7 +11,7 @@ from mirrorpo.studies.compare import Comparison, compare
 from mirrorpo.studies.page import READING, study_page
 from mirrorpo.studies.runs import Collection
 from mirrorpo.studies.statistics import Interval
-from mirrorpo.studies.tables import accuracy_table, as_markdown, markdown_text, other_table, runs_csv
+from mirrorpo.studies.tables import accuracy_table, as_markdown, markdown_text, other_table, printable, runs_csv
 from mirrorpo.studies.words import conclude, verdicts
 
 FILES = ("report.html", "report.md", "runs.csv")
@@ -58,7 +58,7 @@ def markdown(collection: Collection, comparison: Comparison) -> str:
         lines.append("")
     if collection.command:
         fence = "`" * max(3, _longest_ticks(collection.command) + 1)
-        lines += ["## Command", "", fence, collection.command, fence, ""]
+        lines += ["## Command", "", fence, printable(collection.command), fence, ""]
     lines += ["## How to read the numbers", ""]
     lines += [f"- **{term}**: {markdown_text(text)}" for term, text in READING]
     return "\n".join(lines) + "\n"

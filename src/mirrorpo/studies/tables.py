@@ -172,11 +172,12 @@ def as_markdown(table: Table) -> str:
 
 def markdown_text(text: str) -> str:
     """Outside text as one line that Markdown shows as it is."""
-    line = "".join(
-        letter if letter.isprintable() or letter == "\u00a0" else f"[U+{ord(letter):04X}]" for letter in text
-    )
-    line = line.replace("&", "&amp;").replace("<", "&lt;")
-    return _SPECIAL.sub(r"\\\g<0>", line)
+    return _SPECIAL.sub(r"\\\g<0>", printable(text).replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def printable(text: str) -> str:
+    """Outside text with each character that would be invisible, or end the line, written out."""
+    return "".join(c if c.isprintable() or c == "\u00a0" else f"[U+{ord(c):04X}]" for c in text)
 
 
 _COLUMNS: tuple[tuple[str, Callable[[FinishedRun, Collection], object]], ...] = (
@@ -231,4 +232,4 @@ def _safe(value: object) -> object:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-__all__ = ["Cell", "Table", "accuracy_table", "as_markdown", "markdown_text", "other_table", "runs_csv"]
+__all__ = ["Cell", "Table", "accuracy_table", "as_markdown", "markdown_text", "other_table", "printable", "runs_csv"]
