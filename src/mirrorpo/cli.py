@@ -56,6 +56,31 @@ def train(
     _say(f"{summary['steps']} steps in {summary['seconds']:.0f} s; report: {out / 'report.html'}")
 
 
+@app.command()
+def evolve(
+    recipe: Annotated[str, typer.Argument(help="An evolve recipe's file, or the name of one that is shipped.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as evolution.generations=3")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = ...,  # pyright: ignore[reportArgumentType]
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search in the folder.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Default: one a core, or a GPU.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each worker.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Run on Ray: local, auto or ray://HOST:PORT.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Search a mirror map that trains better, and compare it with the first on unseen problems."""
+    from mirrorpo.evolution.recipe import EvolveRecipe
+    from mirrorpo.recipes import find_recipe
+    from mirrorpo.training.recipe import load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), overrides or [], EvolveRecipe)
+    quiet()
+    from mirrorpo.evolution.command import run, sentences
+
+    command = "mirrorpo " + shlex.join(sys.argv[1:])
+    summary = run(loaded, out, resume, workers, threads, ray, console, command)
+    _say(json.dumps(summary, indent=2) if as_json else sentences(summary, out))
+
+
 @app.command("eval")
 def evaluate_model(
     model: Annotated[str, typer.Argument(help="builtin:tiny, a folder (a run's model/) or a hub name.")],
@@ -121,6 +146,7 @@ def study(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Time two steps; say how many runs, how long.")] = False,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Runs side by side.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each worker; else cores divided.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Run on Ray: local, auto or an address.")] = None,
     as_json: JSON = False,
 ) -> None:
     """Compare objectives (or any recipe keys) over seeds: run the grid, then report with statistics that hold up."""
@@ -137,7 +163,7 @@ def study(
     loaded = load_study(find_recipe(file), overrides or [])
     quiet()
     if out is None:
-        plan = commands.dry_run(loaded, workers, threads, console)
+        plan = commands.dry_run(loaded, workers, threads, ray, console)
         _say(json.dumps(plan, indent=2) if as_json else commands.plan_in_words(plan))
         return
     command = "mirrorpo " + shlex.join(sys.argv[1:])
@@ -238,10 +264,12 @@ def _fail(message: str, status: int) -> None:
 def _fail_unexpected(error: Exception) -> None:
     import traceback
 
+    from mirrorpo.evolution.search import SearchError
     from mirrorpo.rewards import RewardError
     from mirrorpo.training.trainer import NonFiniteError
+    from mirrorpo.workers import JobError
 
-    if isinstance(error, NonFiniteError | RewardError):
+    if isinstance(error, NonFiniteError | RewardError | SearchError | JobError):
         _fail(f"failed: {error}", 1)
     traceback.print_exc()
     _fail(f"failed: {type(error).__name__}: {error}", 1)

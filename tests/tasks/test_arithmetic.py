@@ -173,7 +173,7 @@ def test_a_bad_argument_is_named_with_its_value_and_the_legal_values(argument: s
 
 
 def test_an_unknown_split_is_an_error() -> None:
-    with pytest.raises(ValueError, match="split is 'dev'; legal values: 'train', 'test'"):
+    with pytest.raises(ValueError, match="split is 'dev'; legal values: 'train', 'validation', 'test'"):
         Arithmetic().rows("dev")  # type: ignore[arg-type]
 
 

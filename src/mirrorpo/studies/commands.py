@@ -37,6 +37,7 @@ def study(
     retry_failed: bool,
     workers: int | None,
     threads: int | None,
+    ray: str | None,
     command: str,
 ) -> Outcome:
     """Run what is missing of a study, then write its report.
@@ -45,7 +46,7 @@ def study(
         InputError: study or folder cannot be used; nothing was run.
     """
     check_arms(plan)
-    with open_study(plan, out, resume, command) as record, open_pool(workers, threads) as pool:
+    with open_study(plan, out, resume, command) as record, open_pool(workers, threads, ray) as pool:
         run_study(plan, out, record, pool, console, command=command, retry_failed=retry_failed)
     collection = study_collection(out)
     if not collection.runs:
@@ -59,10 +60,10 @@ def study(
     )
 
 
-def dry_run(plan: Study, workers: int | None, threads: int | None, console: Console) -> dict[str, Any]:
+def dry_run(plan: Study, workers: int | None, threads: int | None, ray: str | None, console: Console) -> dict[str, Any]:
     """How many runs, how long, how much disk; nothing stays behind."""
     check_arms(plan)
-    with open_pool(workers, threads) as pool:
+    with open_pool(workers, threads, ray) as pool:
         return estimate(plan, pool, console)
 
 

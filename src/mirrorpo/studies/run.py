@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mirrorpo.studies.recipe import Job, Study
 from mirrorpo.training.run import prepare, versions
 from mirrorpo.workers import Job as WorkerJob
 from mirrorpo.workers import JobError, LocalPool, Record
+from mirrorpo.workers.local import threads_each
 
 STUDY_FILE = "study.yaml"
 RECORD_FILE = "study.sqlite"
@@ -196,19 +197,22 @@ def _worker_job(study: Study, job: Job, folder: Path, threads: int, command: str
     return WorkerJob(key=f"{job.name}#{tries + 1}" if tries else job.name, function=_FUNCTION, payload=payload)
 
 
-def default_workers() -> int:
-    """One a core without a GPU, one with."""
-    return 1 if torch.cuda.is_available() else max(1, len(os.sched_getaffinity(0)))
-
-
-def open_pool(num_workers: int | None, num_threads: int | None) -> LocalPool:
-    """Worker processes for runs.
+def open_pool(num_workers: int | None, num_threads: int | None, ray: str | None = None) -> Any:
+    """Workers for runs, a context manager.
 
     Args:
-        num_workers: side by side; None: ``default_workers``.
+        num_workers: side by side; None: one a GPU, without any one a core.
         num_threads: of torch in each; None: the cores divided.
+        ray: None for processes of this machine; ``local`` starts Ray here, ``auto`` or an address joins a cluster,
+            whose nodes must see the study's folder under the same path.
     """
-    return LocalPool(num_workers or default_workers(), num_threads=num_threads, max_deaths=_MAX_DEATHS)
+    workers = num_workers or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    threads = threads_each(workers) if num_threads is None else num_threads
+    if ray is None:
+        return LocalPool(workers, threads, _MAX_DEATHS)
+    from mirrorpo.workers.on_ray import RayPool
+
+    return RayPool(None if ray == "local" else ray, workers, threads, _MAX_DEATHS)
 
 
 def estimate(study: Study, pool: Any, console: Console) -> dict[str, Any]:
@@ -268,23 +272,14 @@ def _size(folder: Path, name: str = "*") -> int:
     return sum(path.stat().st_size for path in folder.rglob(name) if path.is_file())
 
 
-def run_counts(study: Study, known: Mapping[str, Mapping[str, Any]]) -> tuple[int, Sequence[Job]]:
-    """How many runs are finished, and which failed."""
-    jobs = study.jobs()
-    finished = sum(known.get(job.name, {}).get("status") == "finished" for job in jobs)
-    return finished, [job for job in jobs if known.get(job.name, {}).get("status") == "failed"]
-
-
 __all__ = [
     "RECORD_FILE",
     "RUNS_FOLDER",
     "STUDY_FILE",
     "check_arms",
-    "default_workers",
     "estimate",
     "open_pool",
     "open_study",
-    "run_counts",
     "run_study",
     "statuses",
 ]

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -34,6 +34,7 @@ class ArithmeticSpec(Part):
     difficulty: Literal["easy", "medium", "hard"] = "medium"
     train_size: int = Field(default=8192, ge=1, le=10_000, description="training problems")
     test_size: int = Field(default=512, ge=1, le=1_000, description="unseen problems")
+    validation_size: int = Field(default=512, ge=1, le=512, description="unseen problems to choose by")
     seed: int = Field(default=0, ge=0, description="which problems are drawn")
 
 
@@ -224,6 +225,9 @@ class Recipe(Part):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+RecipeKind = TypeVar("RecipeKind", bound=Recipe)
+
+
 class _Loader(yaml.SafeLoader):
     """Plain data only: no tags, no anchors (a few lines of aliases can describe gigabytes), no key twice."""
 
@@ -261,12 +265,13 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: not valid YAML ({reason})") from None
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), kind: type[RecipeKind] = Recipe) -> RecipeKind:
     """A recipe file with ``key=value`` overrides.
 
     Args:
         path: the YAML file.
         overrides: such as ``train.steps=5``; the value is read as YAML.
+        kind: a recipe with further groups of keys.
 
     Returns:
         The checked recipe.
@@ -287,19 +292,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return recipe_from(parse_yaml(text, str(path)), overrides, str(path))
+    return recipe_from(parse_yaml(text, str(path)), overrides, str(path), kind)
 
 
-def recipe_from(data: Any, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+def recipe_from(
+    data: Any, overrides: Sequence[str] = (), where: str = "recipe", kind: type[RecipeKind] = Recipe
+) -> RecipeKind:
     """A recipe from plain data; see ``load_recipe``."""
     if not isinstance(data, dict):
-        raise InputError(f"{where}: must be a mapping with the keys {', '.join(Recipe.model_fields)}")
+        raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
     for override in overrides:
         apply_override(data, override)
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{where}: {explain(error, Recipe)}") from None
+        raise InputError(f"{where}: {explain(error, kind)}") from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply") from None
 
@@ -365,5 +372,10 @@ def _fields_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
         "mbpp": MbppSpec,
         "sandbox": SandboxSpec,
         "lora": LoraSpec,
+    }
+    groups |= {  # the groups of a recipe that has more of them
+        name: field.annotation
+        for name, field in root.model_fields.items()
+        if name not in groups and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     }
     return list((groups.get(str(loc[-1]), root) if loc else root).model_fields)

@@ -201,11 +201,12 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
     except OSError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
-    _check_context(prepared, trainer.model.config)
+    check_context(prepared, trainer.model.config)
     return trainer
 
 
-def _check_context(prepared: Prepared, config: Any) -> None:
+def check_context(prepared: Prepared, config: Any) -> None:
+    """Raises ``InputError`` if the longest prompt and a completion do not fit the model's context."""
     context = config.get_text_config().max_position_embeddings
     longest = max(len(prompt_ids(prepared.tokenizer, row)) for row in prepared.train_rows)
     wanted = longest + prepared.recipe.train.max_completion_length
