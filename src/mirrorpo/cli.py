@@ -156,13 +156,11 @@ def study(
 
     if retry_failed and not resume:
         raise InputError("--retry-failed: needs --resume")
-    if dry_run == (out is not None):
-        raise InputError(
-            "--out: give the study's folder" if out is None else "--dry-run: writes nothing; leave out --out"
-        )
+    if out is None and not dry_run:
+        raise InputError("--out: give the study's folder")
     loaded = load_study(find_recipe(file), overrides or [])
     quiet()
-    if out is None:
+    if out is None or dry_run:
         plan = commands.dry_run(loaded, workers, threads, ray, console)
         _say(json.dumps(plan, indent=2) if as_json else commands.plan_in_words(plan))
         return
