@@ -173,6 +173,7 @@ def study(
         retry_failed=retry_failed,
         workers=workers,
         threads=threads,
+        ray=ray,
         command=command,
     )
     _say(json.dumps(found.numbers, indent=2) if as_json else "\n".join((found.headline, *found.written)))
