@@ -25,7 +25,7 @@ from mirrorpo.workers import Job
 from timing import parser, show
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "studies"))
-from simulated import write_simulated  # noqa: E402  (lies beside the tests)
+from simulated import write_simulated
 
 SILENT = Console(quiet=True)
 

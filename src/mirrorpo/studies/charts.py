@@ -6,8 +6,10 @@ width, and nothing is styled inline. Every mark of an arm carries ``data-arm``: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 
 import numpy as np
@@ -248,9 +250,15 @@ def learning_curve(runs: Sequence[FinishedRun], column: str) -> dict[int, tuple[
         values = np.array(found[step])
         reach = 0.0
         if len(values) > 1:
-            reach = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+            reach = _student(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
         curve[step] = (float(values.mean()), float(values.mean()) - reach, float(values.mean()) + reach)
     return curve
+
+
+@lru_cache
+def _student(freedom: int) -> float:
+    """The two-sided 95 % quantile of t: one for each number of seeds, not one for each step."""
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def draw_curves(arms: Mapping[str, Sequence[FinishedRun]], baseline: str) -> str:

@@ -86,7 +86,7 @@ def divergence_from_start(recipe: Recipe, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model.path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy, start = (
-        AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype).to(device).eval()
+        AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
         for path in (folder / "model", resolve_model(recipe.model.path))
     )
     total, tokens = 0.0, 0
