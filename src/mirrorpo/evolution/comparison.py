@@ -8,7 +8,7 @@ from typing import Any
 
 from mirrorpo.evaluation.statistics import wilson_interval
 
-# Two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom; beyond, the normal one corrected.
+# For 1, 2, ... degrees of freedom; beyond, the first term of the expansion around the normal point.
 _T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
@@ -59,10 +59,18 @@ def _t_interval(values: Sequence[float]) -> list[float] | None:
     if count < 2:
         return None
     mean = math.fsum(values) / count
-    freedom = count - 1
-    reach = _T95[freedom - 1] if freedom <= len(_T95) else 1.959964 + 2.3724 / freedom
-    reach *= math.sqrt(math.fsum((v - mean) ** 2 for v in values) / freedom / count)
+    reach = t95(count - 1) * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count)
     return [mean - reach, mean + reach]
 
 
-__all__ = ["compare"]
+def t95(freedom: int) -> float:
+    """The two-sided 95 % point of Student's t.
+
+    Example:
+        >>> t95(2)
+        4.3027
+    """
+    return _T95[freedom - 1] if freedom <= len(_T95) else 1.959964 + 2.3724 / freedom
+
+
+__all__ = ["compare", "t95"]

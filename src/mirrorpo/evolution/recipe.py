@@ -54,10 +54,16 @@ class EvolutionSpec(Part):
         return self
 
 
+class MapObjectiveSpec(ObjectiveSpec):
+    """An objective whose penalty is a neural mirror map."""
+
+    preset: str = Field(default="nm_grpo", description="a name of `mirrorpo list objectives`")
+
+
 class EvolveRecipe(Recipe):
     """A whole search. The objective's map is where it starts."""
 
-    objective: ObjectiveSpec = ObjectiveSpec(preset="nm_grpo")
+    objective: MapObjectiveSpec = MapObjectiveSpec()  # pyright: ignore[reportIncompatibleVariableOverride]
     evolution: EvolutionSpec = EvolutionSpec()
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ r"""Where does a population lead? An evolution strategy: the gradient of a smoot
 Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864, with
 antithetic pairs (their section 2); GBMPO (arXiv 2602.04380) evolves its mirror maps this way.
 
-A pair counts whole or not at all. Without its twin a member would contribute f(mu) epsilon / sigma: noise of the size of
+A pair counts whole or not at all. Without its twin a member would contribute f(mu) epsilon / sigma: noise of size
 f / sigma if losses are random, and a bias of that size if they depend on epsilon. The estimate over the pairs that are
 left is unbiased if losses are independent of the draws; if not, it is the gradient among the draws that survive, and
 still zero where f is flat.
@@ -75,7 +75,7 @@ def shaped(fitness: Tensor, shaping: str) -> Tensor:
     values = fitness.double()
     if shaping == "raw" or len(values) < 2:
         return values
-    below = (values.unsqueeze(0) < values.unsqueeze(1)).sum(1)
+    below = (values.unsqueeze(0) < values.unsqueeze(1)).sum(1).double()
     equal = (values.unsqueeze(0) == values.unsqueeze(1)).sum(1)
     return (below + (equal - 1) / 2.0) / (len(values) - 1) - 0.5
 

@@ -89,11 +89,11 @@ class LocalPool:
 
     def _check_deaths(self, job: Job, count: int, exit_code: int | None) -> None:
         if count >= self.max_deaths:
-            how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"status {exit_code}"
-            raise JobError(
-                f"job {job.key}: {count} workers died over it, the last by {how}; "
-                "SIGKILL is often the system's answer to exhausted memory (use fewer workers)"
-            )
+            how = f"status {exit_code}"
+            if exit_code is not None and exit_code < 0:
+                how = signal.Signals(-exit_code).name
+            hint = " (often the system's answer to exhausted memory: use fewer workers)" if how == "SIGKILL" else ""
+            raise JobError(f"job {job.key}: {count} workers died over it, the last by {how}{hint}")
 
     @property
     def process_ids(self) -> list[int]:
