@@ -271,7 +271,7 @@ def recipe_from(
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -280,7 +280,8 @@ def recipe_from(
         raise InputError(f"{where}: nested too deeply") from None
 
 
-def _apply(data: dict[Any, Any], override: str) -> None:
+def apply_override(data: dict[Any, Any], override: str) -> None:
+    """Sets one ``key=value`` in plain data; raises ``InputError`` for what is none, or leads through a value."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
