@@ -224,7 +224,7 @@ def _workshop(recipe: dict[str, Any]) -> Workshop:
     """This process's workshop for a recipe; only the last one is kept."""
     key = repr(recipe)
     if key not in _built:
-        from mirrorpo.cli import quiet
+        from mirrorpo.quiet import quiet
 
         quiet()
         _built.clear()
