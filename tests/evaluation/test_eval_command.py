@@ -119,6 +119,17 @@ def test_both_public_tasks_are_evaluated_on_real_rows() -> None:
         assert result["accuracy"] == 0.0
 
 
+def test_the_adapter_of_a_run_is_evaluated_on_top_of_its_model(tmp_path: Path) -> None:
+    out, few = tmp_path / "run", ("eval.problems=4", "train.max_completion_length=8")
+    run(
+        "train", "arithmetic", "model.lora={r: 2}", "train.steps=1", "train.prompts_per_step=2", "train.group_size=2",
+        *few, "--out", str(out),
+    )  # fmt: skip
+    arguments = ("eval", str(out / "model"), *few, "--task", "arithmetic")
+    assert json.loads(run(*arguments, "--json").stdout)["problems"] == 4
+    assert "holds an adapter; merge it" in refused(*arguments, "--engine", "vllm")
+
+
 class SamplingParams(SimpleNamespace):
     """The keywords of vLLM's class that are in its documentation; any other is an error."""
 

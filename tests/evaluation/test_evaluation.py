@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -68,6 +70,19 @@ def test_the_interval_covers_the_truth_however_samples_agree_within_a_problem(ag
         naive += low <= 0.4 <= high
     assert 0.92 <= covered / runs <= 0.98
     assert agreement > 1 or naive / runs < 0.85, "samples counted as independent would claim too much"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evaluation.draws", "evaluation.statistics", "grade", "tasks.jsonl", "training.inherit", "training.memory",
+        "training.plan",
+    ],
+)  # fmt: skip
+def test_docstring_examples_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"mirrorpo.{name}"), report=False)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def sample(problem: int, reward: float | None, reason: str = "mismatch", tokens: int = 3) -> Sample:

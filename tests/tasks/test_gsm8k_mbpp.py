@@ -110,6 +110,20 @@ def test_bad_mbpp_files_are_named(tmp_path: Path, rows: list[Any], message: str)
         Mbpp(path=written(tmp_path / "m", rows), sandbox=LIMITS)
 
 
+def test_half_a_character_is_named_by_line_and_a_nul_byte_is_a_character_like_others(tmp_path: Path) -> None:
+    rows = questions(30)
+    rows[3]["question"] = "What is \ud800?"
+    with pytest.raises(ValueError, match=r"line 4: field 'question' holds half a character"):
+        Gsm8k(path=written(tmp_path / "a", rows), validation_size=5)
+    rows[3]["question"] = "What is \x00 + 1?"
+    task = Gsm8k(path=written(tmp_path / "a", rows), validation_size=5)
+    assert any("\x00" in row["prompt"] for part in ("train", "validation") for row in task.rows(part))  # pyright: ignore[reportArgumentType]
+    bad = programs(520, 601)
+    bad[1]["text"] = "Return \udfff."
+    with pytest.raises(ValueError, match=r"line 2: field 'text' holds half a character"):
+        Mbpp(path=written(tmp_path / "m", bad), sandbox=LIMITS)
+
+
 def test_missing_parts_say_what_to_set(tmp_path: Path) -> None:
     path = written(tmp_path / "a", questions(30))
     with pytest.raises(ValueError, match=r"no test split: set task\.test_path .* or task\.test_part to validation"):

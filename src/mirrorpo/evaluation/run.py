@@ -101,6 +101,8 @@ def _settings(recipe: Recipe, engine: str, problems: int) -> dict[str, Any]:
 def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine:
     path = resolve_model(recipe.model.path)
     if engine == "vllm":
+        if (Path(path) / "adapter_config.json").is_file():
+            raise InputError(f"--engine vllm: {path} holds an adapter; merge it into its model, or use transformers")
         return VllmEngine(path, recipe.model.dtype, context, recipe.eval.seed)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype)

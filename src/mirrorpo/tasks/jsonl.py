@@ -108,6 +108,20 @@ def read_rows(path: Path, prompt: str, answer: str | None) -> list[Row]:
     return rows
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written at all: JSON may hold one half of a surrogate pair.
+
+    Example:
+        >>> is_unicode("né"), is_unicode(chr(0xD800))
+        (True, False)
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _row(where: str, line: str, prompt: str, answer: str | None) -> Row:
     try:
         value: Any = json.loads(line)
@@ -126,5 +140,7 @@ def _row(where: str, line: str, prompt: str, answer: str | None) -> Row:
             text = str(text)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where}: field {field!r} must be a text that is not empty, got {text!r:.60}")
+        if not is_unicode(text):  # no tokenizer takes it, and no file
+            raise ValueError(f"{where}: field {field!r} holds half a character (a lone surrogate): {text!r:.60}")
         row[key] = text
     return row

@@ -35,8 +35,11 @@ def with_bases(data: Any, path: Path, read: Callable[[Path], Any]) -> Any:
         InputError: a base that is no text, cannot be read, is no mapping, leads back to itself or has too many bases.
 
     Example:
-        >>> files = {"a.yaml": {"train": {"steps": 9, "seed": 1}}}
-        >>> with_bases({"base": "a.yaml", "train": {"steps": 2}}, Path("b.yaml"), lambda path: dict(files[path.name]))
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "a.yaml").touch()
+        >>> own = {"base": "a.yaml", "train": {"steps": 2}}
+        >>> with_bases(own, folder / "own.yaml", lambda path: {"train": {"steps": 9, "seed": 1}})
         {'train': {'steps': 2, 'seed': 1}}
     """
     seen = [path.resolve()]

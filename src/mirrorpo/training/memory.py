@@ -10,7 +10,8 @@ reference       w P, if the objective has a penalty and all parameters are train
 casts           2 P, if float32 weights are used in bfloat16: copies that live during a pass
 activations     n S (L a), or with checkpointing n S (L 4 H + a): n sequences of S tokens, L layers, hidden size H, and
                 a = 2 (4 + w + c) H + (4 + c) (Q + K) + 4 c Q + 4 c I a token and layer: norms, norms of query and key,
-                attention, feed-forward (Q, K: query and key sizes; I: inner size)
+                attention, feed-forward (Q, K: query and key sizes; I: inner size). At most: packed completions have no
+                padding and share their prompt
 logits          4 bytes n C V for each of logits, their log-softmax and its gradient, and once more for each anchor that
                 is compared over the vocabulary; nothing otherwise: the fused head keeps no logits
 cache           2 c L K a token: keys and values of a step's completions, all at once (vLLM: in turns, in its own share)

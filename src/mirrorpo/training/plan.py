@@ -141,7 +141,7 @@ def _model(recipe: Recipe, longest: int, notes: list[str]) -> tuple[dict[str, An
             raise
         notes.append(f"memory is unknown: {_ABSENT}")
         return about, None
-    check_context(longest, longest + recipe.train.max_completion_length, facts.context)
+    check_context(recipe, longest, facts.context)
     about |= {"parameters": facts.parameters, "trained": facts.trained, "weight_bytes": facts.weight_bytes}
     return about | {"source": facts.source}, memory(recipe, facts, longest)
 
