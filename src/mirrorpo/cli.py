@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 console = Console(stderr=True)
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
-
+_INTERRUPTED = 128 + signal.SIGINT
 # Typer's own complaint about arguments; the class has no public name of its own.
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
@@ -44,8 +45,9 @@ def _quiet() -> None:
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that is shipped.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as train.steps=5")] = None,
-    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = ...,  # pyright: ignore[reportArgumentType]
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Only say what would run; nothing is written.")] = False,
     as_json: JSON = False,
 ) -> None:
     """Train a policy: evaluate, train, evaluate, report."""
@@ -53,7 +55,16 @@ def train(
     from mirrorpo.training.recipe import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
+    if out is None and not plan_only:
+        raise InputError("--out: missing; give the run folder, or --plan to see what would run")
     _quiet()
+    if plan_only:
+        from mirrorpo.training.plan import plan, render
+
+        planned = plan(loaded)
+        _say(json.dumps(planned, indent=2) if as_json else render(planned))
+        return
+    assert out is not None
     from mirrorpo.training.run import train as run
     from mirrorpo.training.world import is_main
 
@@ -76,29 +87,33 @@ def evaluate_model(
     model: Annotated[str, typer.Argument(help="builtin:tiny, a folder (a run's model/) or a hub name.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as task.difficulty=hard")] = None,
     task: Annotated[str, typer.Option("--task", help="A name of `mirrorpo list tasks`.")] = ...,  # pyright: ignore[reportArgumentType]
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Completions per problem.")] = 1,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Completions per problem.")] = None,
     k: Annotated[str, typer.Option("-k", help="pass@k for these, comma-separated.")] = "1",
+    greedy: Annotated[bool, typer.Option("--greedy", help="The most likely token each time (temperature 0).")] = False,
+    engine: Annotated[str, typer.Option("--engine", help="transformers or vllm.")] = "transformers",
+    out: Annotated[Path | None, typer.Option("--out", help="A folder that keeps the samples.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the evaluation in the folder.")] = False,
     as_json: JSON = False,
 ) -> None:
-    """Accuracy and unbiased pass@k on a task's unseen problems."""
+    """Accuracy and unbiased pass@k on a task's unseen problems, with lengths, reasons and tokens a second."""
     from mirrorpo.training.recipe import recipe_from
 
+    if engine not in ("transformers", "vllm"):
+        raise InputError(f"--engine {engine}: must be transformers or vllm")
+    if resume and out is None:
+        raise InputError("--resume: needs --out, the folder of the evaluation")
     data: dict[str, Any] = {"task": {"name": task}, "model": {"path": model}}
-    recipe = recipe_from(data, overrides or [], "eval")
+    own = ["eval.temperature=0"] if greedy else []
+    own += [] if samples is None else [f"eval.samples={samples}"]
+    recipe = recipe_from(data, [*(overrides or []), *own], "eval")
     ks = _integers("-k", k)
-    if max(ks) > samples:
-        raise InputError(f"-k {k}: k must be at most the number of samples, {samples}")
+    if max(ks) > recipe.eval.samples:
+        raise InputError(f"-k {k}: k must be at most the number of samples, {recipe.eval.samples}")
     _quiet()
-    from mirrorpo.evaluation.run import evaluate_recipe
+    from mirrorpo.evaluation.run import evaluate_recipe, lines_of
 
-    result = evaluate_recipe(recipe, samples, ks, console)
-    if as_json:
-        _say(json.dumps(result, indent=2))
-        return
-    for n in ks:
-        low, high = result[f"pass@{n}_interval"]
-        _say(f"pass@{n} {result[f'pass@{n}']:.4f}  [{low:.4f}, {high:.4f}]")
-    _say(f"{result['problems']} problems, mean length {result['mean_length']:.1f} tokens, reasons {result['reasons']}")
+    result = evaluate_recipe(recipe, ks, console, engine=engine, out=out, resume=resume)
+    _say(json.dumps(result, indent=2) if as_json else "\n".join(lines_of(result, ks)))
 
 
 def _integers(option: str, text: str) -> list[int]:
@@ -185,7 +200,11 @@ def main() -> None:
     """The entry point: errors become one line and a status."""
     sys.path.insert(0, str(Path.cwd()))  # so that "module:function" finds the user's own file
     try:
-        app(standalone_mode=False)
+        # Typer turns Ctrl-C and Exit into a returned status.
+        status = app(standalone_mode=False)
+        if status == _INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(status or 0)
     except InputError as error:
         _fail(f"error: {error}", 2)
     except _USAGE_ERROR as error:
@@ -197,7 +216,7 @@ def main() -> None:
     except Interrupted as error:
         _fail(str(error), error.status)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the last checkpoint is intact", 130)
+        _fail("interrupted; the last checkpoint is intact", _INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  (the last line of defence: report, do not swallow)

@@ -1,4 +1,4 @@
-"""What went wrong, and is it the input? ``InputError`` ends a command with one line and status 2, ``RunError`` with 1."""
+"""What went wrong, and is it the input? ``InputError`` ends with status 2, ``RunError`` with 1."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class RunError(RuntimeError):
     """A run cannot go on through no fault of its input; the message is one line that says why and what is intact."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop, and it did.
+class Interrupted(BaseException):
+    """A signal asked the run to stop, and it did. No ``Exception``: nobody is to handle it on the way out.
 
     Args:
         number: of the signal; the exit status is 128 more, as shells have it.

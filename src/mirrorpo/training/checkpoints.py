@@ -133,9 +133,8 @@ def fault_of(folder: Path) -> str | None:
             return f"{name} is missing" if name in entries else f"{name} does not belong to it"
         with ThreadPoolExecutor(max_workers=_HASHERS) as threads:
             found = threads.map(lambda name: _entry(folder / name, durable=False), there)
-            return next(
-                (_difference(n, entries[n], e) for n, e in zip(there, found, strict=True) if e != entries[n]), None
-            )
+            differ = [_difference(n, entries[n], e) for n, e in zip(there, found, strict=True) if e != entries[n]]
+        return differ[0] if differ else None
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing"
     except OSError as error:
@@ -178,11 +177,9 @@ def _entry(path: Path, *, durable: bool) -> dict[str, int | str]:
 
 def _difference(name: str, wanted: object, found: dict[str, int | str]) -> str:
     size = wanted.get("bytes") if isinstance(wanted, dict) else None
-    if size != found["bytes"]:
-        return (
-            f"{name} has {found['bytes']:,} bytes instead of {size:,}" if isinstance(size, int) else f"{name} differs"
-        )
-    return f"{name} has another checksum than when it was written"
+    if isinstance(size, int) and size != found["bytes"]:
+        return f"{name} has {found['bytes']:,} bytes, {size:,} were written"
+    return f"{name} is not what was written (sha256)"
 
 
 def _remove(path: Path) -> None:

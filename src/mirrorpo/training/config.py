@@ -8,6 +8,7 @@ from typing import Any
 
 from trl.trainer.grpo_config import GRPOConfig
 
+from mirrorpo._checks import check_number
 from mirrorpo.objective import Objective
 from mirrorpo.objective_file import read_spec
 from mirrorpo.presets import objective_from
@@ -40,6 +41,12 @@ class MirrorConfig(GRPOConfig):
             match and refuse another value.
         gradient_share_every: optimiser steps between measurements of the penalty's share of the gradient norm (two
             extra backward passes each); 0 for never.
+        on_nonfinite: "raise" ends the run at the first number that is not finite; "skip" leaves out the tokens, else
+            the optimiser step (`mirrorpo.training.nonfinite`), and counts them.
+        max_nonfinite: with "skip", more such optimiser steps than this end the run.
+        on_reward_error: "raise" ends the run when a reward function fails (an exception, too slow, a wrong number of
+            rewards, NaN); "skip" leaves out the completions concerned. None as a reward is no failure: it means skip.
+        reward_seconds: time limit of a call of a reward function.
         beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own.
 
     Raises:
@@ -59,12 +66,31 @@ class MirrorConfig(GRPOConfig):
     gradient_share_every: int = field(
         default=100, metadata={"help": "Steps between measurements of the penalty's share of the gradient norm."}
     )
+    on_nonfinite: str = field(
+        default="raise",
+        metadata={"help": "A log-probability, advantage, reward, loss or gradient that is not finite: raise or skip."},
+    )
+    max_nonfinite: int = field(
+        default=10, metadata={"help": "With skip: optimiser steps in which something may be left out."}
+    )
+    on_reward_error: str = field(
+        default="raise", metadata={"help": "A reward function that fails: raise, or skip what it failed on."}
+    )
+    reward_seconds: float | None = field(
+        default=None, metadata={"help": "Time limit of a reward function's call; None for none."}
+    )
     beta: float | None = field(
         default=None,
         metadata={"help": "Coefficient of the objective's divergence; None keeps the objective's own."},
     )
 
     def __post_init__(self) -> None:
+        for name, legal in (("on_nonfinite", ("raise", "skip")), ("on_reward_error", ("raise", "skip"))):
+            if getattr(self, name) not in legal:
+                raise ValueError(f"{name} must be 'raise' or 'skip', got {getattr(self, name)!r}")
+        check_number("max_nonfinite", self.max_nonfinite, 0)
+        if self.reward_seconds is not None:
+            check_number("reward_seconds", self.reward_seconds, 0, open_low=True)
         chosen = self.resolved_objective()
         implied = implied_settings(chosen)
         for item in fields(self):

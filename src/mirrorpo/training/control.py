@@ -48,7 +48,7 @@ class PenaltyState:
 
 
 def save_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module | None) -> None:
-    """Writes the factor and what it waits for, and the reference's weights where they change during the run, into a checkpoint."""
+    """Writes into a checkpoint the factor, what it waits for, and a reference that changes during the run."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = {"factor": state.factor, "observed": state.observed}
     write_text_atomic(folder / _STATE_FILE, json.dumps(kept) + "\n")

@@ -123,7 +123,8 @@ class RunFolder:
         if found.path is None and found.damaged:
             path, fault = found.damaged[0]
             raise CheckpointError(
-                f"{self.path}: every checkpoint is damaged ({path.name}: {fault}); remove {self.checkpoints} to start anew"
+                f"{self.path}: every checkpoint is damaged ({path.name}: {fault}); "
+                f"remove {self.checkpoints} to start anew"
             )
         for path, _ in found.damaged:
             set_aside(path)

@@ -1,8 +1,9 @@
 """What does a recipe take from another one? ``base`` names it, and the recipe says only what is different.
 
-``base: dr_grpo_1.7b.yaml`` is a file beside the recipe, ``base: gsm8k/dr_grpo_1.7b`` (without suffix) a shipped recipe. A
-group of keys is merged key by key, every other value replaced. A group that names another kind (``task.name``,
-``objective.preset``) replaces its base whole: a radius that was chosen for one trust region says nothing about the next.
+``base: dr_grpo_1.7b.yaml`` is a file beside the recipe, ``base: gsm8k/dr_grpo_1.7b`` (without suffix) a shipped
+recipe. A group of keys is merged key by key, every other value replaced. A group that names another kind
+(``task.name``, ``objective.preset``) replaces its base whole: a radius chosen for one trust region says nothing about
+another.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ def _merged(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
     """``above`` wins; groups are merged unless they say that they are of another kind."""
     result = dict(below)
     for key, value in above.items():
-        under = result.get(key)
-        both = isinstance(under, dict) and isinstance(value, dict)
-        result[key] = _merged(under, value) if both and not _other_kind(key, under, value) else value
+        under: Any = result.get(key)
+        merge = isinstance(under, dict) and isinstance(value, dict) and not _other_kind(key, under, value)
+        result[key] = _merged(under, value) if merge else value
     return result
 
 

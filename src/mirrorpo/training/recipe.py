@@ -19,12 +19,7 @@ from mirrorpo.presets import objective_from
 from mirrorpo.tasks.gsm8k import INSTRUCTION as GSM8K_INSTRUCTION
 from mirrorpo.tasks.mbpp import INSTRUCTION as MBPP_INSTRUCTION
 from mirrorpo.training.inherit import with_bases
-
-
-class Part(BaseModel):
-    """A frozen group of keys that knows no others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from mirrorpo.training.specs import EvalSpec, Part, VllmSpec
 
 
 class ArithmeticSpec(Part):
@@ -45,6 +40,10 @@ class JsonlSpec(Part):
     prompt: str = Field(default="prompt", description="field with the user's message")
     answer: str = Field(default="answer", description="field with the answer")
     reward: str = Field(default="exact", description="exact, numeric or module:function")
+    on_reward_error: Literal["raise", "skip"] = Field(
+        default="raise", description="your reward function fails: the run ends, or the completion is left out"
+    )
+    reward_seconds: float = Field(default=60.0, gt=0.0, le=86_400, description="its time limit for a completion")
     test_path: str | None = Field(default=None, description="a second file for testing; else one row in ten")
     train_size: int | None = Field(default=None, ge=1, description="at most so many training rows")
     test_size: int | None = Field(default=512, ge=1, description="at most so many test rows")
@@ -138,35 +137,6 @@ class ObjectiveSpec(BaseModel):
         return {"preset": self.preset, **(self.model_extra or {})}
 
 
-class VllmSpec(Part):
-    """How vLLM generates."""
-
-    mode: Literal["colocate", "server"] = Field(default="colocate", description="in this process, or `trl vllm-serve`")
-    memory_share: float = Field(default=0.3, gt=0.0, lt=1.0, description="of the device's memory (colocate)")
-    sleep: bool = Field(default=False, description="give its memory back during the update (colocate)")
-    server_url: str | None = Field(default=None, min_length=1, description="such as http://localhost:8000 (server)")
-    correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
-        default="sequence_mask",
-        description="weight of the policy term for the sampler's mismatch: trainer / sampler probability, held or 0",
-    )
-    ratio_max: float = Field(default=3.0, gt=0.0, description="largest weight of the correction")
-    ratio_min: float | None = Field(default=None, ge=0.0, description="smallest one; empty: no bound")
-
-    @model_validator(mode="after")
-    def _of_its_mode(self) -> VllmSpec:
-        if (self.mode == "server") != (self.server_url is not None):
-            raise ValueError("server_url goes with mode 'server', and only with it")
-        if self.mode == "server" and (self.sleep or self.memory_share != 0.3):
-            raise ValueError(
-                "memory_share and sleep have no effect with mode 'server': the server has its own settings"
-            )
-        if self.correction == "none" and (self.ratio_max, self.ratio_min) != (3.0, None):
-            raise ValueError("ratio_max and ratio_min have no effect with correction 'none'")
-        if self.ratio_min is not None and self.ratio_min > self.ratio_max:
-            raise ValueError(f"ratio_min must be at most ratio_max, {self.ratio_max:g}, got {self.ratio_min:g}")
-        return self
-
-
 class TrainSpec(Part):
     """The optimisation."""
 
@@ -190,6 +160,10 @@ class TrainSpec(Part):
     keep: int = Field(default=2, ge=1, description="checkpoints kept")
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the forward and backward pass")
+    on_nonfinite: Literal["raise", "skip"] = Field(
+        default="raise", description="a number that is not finite ends the run, or its tokens or step are left out"
+    )
+    max_nonfinite: int = Field(default=10, ge=0, description="with skip: optimiser steps with something left out")
     gradient_checkpointing: bool = False
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
     vllm: VllmSpec = Field(default=VllmSpec(), description="how, if use_vllm is true")
@@ -223,16 +197,6 @@ class ReferenceSpec(Part):
     )
     every: int = Field(default=1, ge=1, description="optimiser steps between updates (synced, averaged)")
     rate: float = Field(default=0.01, gt=0.0, le=1.0, description="share of the policy in each update (averaged)")
-
-
-class EvalSpec(Part):
-    """The evaluation before and after."""
-
-    problems: int = Field(default=512, ge=0, description="unseen problems; 0: no evaluation")
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0, description="0: greedy")
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    batch_size: int = Field(default=256, ge=1, description="completions generated at once")
-    seed: int = Field(default=1234, ge=0, le=2**31 - 1)
 
 
 class Recipe(Part):
@@ -274,7 +238,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         The checked recipe.
 
     Raises:
-        InputError: no such file or base, not YAML, an unknown key (the nearest valid one is named), a value out of range.
+        InputError: no such file or base, not YAML, an unknown key (the nearest valid one is named), a value out of
+            range.
 
     Example:
         >>> load_recipe(Path("recipes/arithmetic.yaml"), ["train.steps=5"]).train.steps  # doctest: +SKIP

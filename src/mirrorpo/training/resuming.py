@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mirrorpo.training.checkpoints import (
@@ -55,7 +56,9 @@ class _Restore(TrainerCallback):
 class ResumableTrainer(GRPOTrainer):
     """``trl.GRPOTrainer`` whose checkpoints are complete, verified and free of pickle."""
 
+    args: GRPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model: nn.Module  # pyright: ignore[reportIncompatibleVariableOverride]
+    _sampler: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._writing: Path | None = None
@@ -161,9 +164,8 @@ class ResumableTrainer(GRPOTrainer):
         if self.accelerator.distributed_type not in UNSHARDED:
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
-            assert self.optimizer is not None
-            assert self.lr_scheduler is not None
-            state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.lr_scheduler.state_dict()}
+            optimizer, scheduler = self._optimizer_and_scheduler()
+            state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
             write_state(Path(output_dir), _OPTIMIZER, state)
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -177,7 +179,7 @@ class ResumableTrainer(GRPOTrainer):
         return f"rank-{self.accelerator.process_index}"
 
     def _progress(self) -> dict[str, Any]:
-        due = self._step % (self.args.steps_per_generation * self.num_iterations)
+        due = self._step % ((self.args.steps_per_generation or 1) * self.num_iterations)
         return {
             "step": self._step,
             "buffer": self._buffered_inputs if due else None,  # else the next step generates anew
@@ -194,11 +196,13 @@ class ResumableTrainer(GRPOTrainer):
         if checkpoint is None or not has_state(Path(checkpoint), _OPTIMIZER):
             super()._load_optimizer_and_scheduler(checkpoint)  # sharded, or TRL's own: with weights_only
             return
-        assert self.optimizer is not None
-        assert self.lr_scheduler is not None
+        optimizer, scheduler = self._optimizer_and_scheduler()
         state = read_state(Path(checkpoint), _OPTIMIZER)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["scheduler"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+
+    def _optimizer_and_scheduler(self) -> tuple[Any, Any]:
+        return self.optimizer, self.lr_scheduler
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not has_state(Path(checkpoint), _SCALER):
@@ -215,16 +219,15 @@ class ResumableTrainer(GRPOTrainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         epochs, steps = super()._init_training_state(*args, **kwargs)
         sampler = self._sampler
-        # Its generator is seeded once: the order of a later epoch comes after those of all earlier ones.
-        for _ in range(epochs if sampler is not None and sampler.shuffle else 0):
-            torch.randperm(sampler.num_samples, generator=sampler.generator)
+        if sampler is not None and sampler.shuffle:
+            # Its generator is seeded once: the order of a later epoch comes after those of all earlier ones.
+            for _ in range(epochs):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
         return epochs, steps
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._sampler = super()._get_train_sampler(dataset)
         return self._sampler
-
-    _sampler: Any = None
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -236,8 +239,10 @@ class ResumableTrainer(GRPOTrainer):
     def restore_progress(self) -> None:
         """Takes up counters, buffer and sums where the checkpoint left them."""
         kept, self._kept = self._kept, None
-        if kept is None:
-            return
+        if kept is not None:
+            self._take_up(kept)
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
         self._step = kept["step"]
         self._buffered_inputs = _to(kept["buffer"], self.args.device)
         for mode, values in kept["metrics"].items():
@@ -257,9 +262,7 @@ def refuse_pickle(checkpoint: Path) -> None:
             raise CheckpointError(f"{checkpoint} is damaged: {fault}")
     for name in _PICKLES:
         if (checkpoint / name).exists():
-            raise CheckpointError(
-                f"{checkpoint / name} is a pickle, which may run any code: weights are safetensors only"
-            )
+            raise CheckpointError(f"{checkpoint / name} is a pickle, which may run any code: give safetensors")
 
 
 def random_states() -> dict[str, Any]:

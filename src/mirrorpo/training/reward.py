@@ -72,11 +72,17 @@ class BackgroundReward:
         return _logged(await asyncio.wrap_future(grading), log_metric)
 
 
-def begin_rewards(functions: Sequence[Any], inputs: Sequence[dict[str, Any]], completions: list[Any]) -> None:
-    """Starts those rewards that can run in the background, for completions that were generated just now."""
+def background(functions: Sequence[Any]) -> list[BackgroundReward]:
+    """Those rewards that can be asked for before they are needed."""
+    return [function for function in functions if isinstance(function, BackgroundReward)]
+
+
+def begin_rewards(
+    functions: Sequence[BackgroundReward], inputs: Sequence[dict[str, Any]], completions: list[Any]
+) -> None:
+    """Starts rewards in the background, for completions that were generated just now."""
     for function in functions:
-        if isinstance(function, BackgroundReward):
-            function.begin(completions, [example["row"] for example in inputs])
+        function.begin(completions, [example["row"] for example in inputs])
 
 
 def _grades(task: Task, completions: list[Any], row: list[str]) -> list[Grade]:

@@ -29,7 +29,7 @@ from mirrorpo.files import write_text_atomic
 from mirrorpo.models import resolve_model
 from mirrorpo.tasks import TASKS, Row, Task
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
-from mirrorpo.training.checkpoints import CheckpointError, publish, seal, step_of, writing_folder
+from mirrorpo.training.checkpoints import CheckpointError, clean, publish, seal, step_of, writing_folder
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, FollowedFolder, RunFolder
 from mirrorpo.training.recipe import Recipe
@@ -82,6 +82,19 @@ def load_tokenizer(path: str) -> Any:
         raise InputError(f"model.path {path!r}: cannot be loaded ({reason[:300]})") from error
 
 
+def check_prompts(recipe: Recipe, train_rows: Sequence[Row]) -> None:
+    """Raises unless a step's prompts are there.
+
+    Raises:
+        InputError: fewer rows than prompts.
+    """
+    if len(train_rows) < recipe.train.prompts_per_step:
+        raise InputError(
+            f"train.prompts_per_step: {recipe.train.prompts_per_step} prompts, but the task has {len(train_rows)} "
+            "training rows"
+        )
+
+
 def prepare(recipe: Recipe) -> Prepared:
     """Everything that can go wrong before the first file is written.
 
@@ -90,11 +103,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     task = build_task(recipe)
     train_rows, test_rows = task.rows("train"), task.rows("test")[: recipe.eval.problems]
-    if len(train_rows) < recipe.train.prompts_per_step:
-        raise InputError(
-            f"train.prompts_per_step: {recipe.train.prompts_per_step} prompts, but the task has {len(train_rows)} "
-            "training rows"
-        )
+    check_prompts(recipe, train_rows)
     if recipe.train.use_vllm and find_spec("vllm") is None:
         raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
     tokenizer = load_tokenizer(recipe.model.path)
@@ -161,6 +170,8 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, contex
         sync_ref_model=recipe.reference.kind != "kept",
         ref_model_sync_steps=recipe.reference.every,
         ref_model_mixup_alpha=1.0 if recipe.reference.kind == "synced" else recipe.reference.rate,
+        on_nonfinite=train.on_nonfinite,
+        max_nonfinite=train.max_nonfinite,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=train.gradient_checkpointing,
@@ -189,6 +200,28 @@ def to_dataset(prepared: Prepared) -> Dataset:
     )
 
 
+def lora_config(recipe: Recipe) -> Any:
+    """The adapter's settings in peft's form; None if all parameters are trained.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    spec = recipe.model.lora
+    if spec is None:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise InputError("model.lora: needs the extra 'peft': pip install 'mirrorpo[peft]'") from error
+    return LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
 def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> MirrorTrainer:
     """The trainer of a prepared recipe; loads the weights.
 
@@ -196,20 +229,6 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         InputError: the model cannot be loaded, or the prompts do not fit its context.
     """
     recipe = prepared.recipe
-    lora = None
-    if recipe.model.lora is not None:
-        try:
-            from peft import LoraConfig
-        except ImportError as error:
-            raise InputError("model.lora: needs the extra 'peft': pip install 'mirrorpo[peft]'") from error
-        spec = recipe.model.lora
-        lora = LoraConfig(
-            r=spec.r,
-            lora_alpha=spec.alpha,
-            lora_dropout=spec.dropout,
-            target_modules=spec.target_modules,
-            task_type="CAUSAL_LM",
-        )
     longest = max(len(prompt_ids(prepared.tokenizer, row, recipe.model.chat_template)) for row in prepared.train_rows)
     context = longest + recipe.train.max_completion_length
     try:
@@ -219,18 +238,23 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
             args=trainer_config(recipe, folder, world_size(), context),
             train_dataset=to_dataset(prepared),
             processing_class=prepared.tokenizer,
-            peft_config=lora,
+            peft_config=lora_config(recipe),
             callbacks=callbacks,
         )
     except OSError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
-    _check_context(longest, context, trainer.model.config)
+    config: Any = trainer.model.config
+    check_context(longest, context, config.get_text_config().max_position_embeddings)
     return trainer
 
 
-def _check_context(longest: int, wanted: int, config: Any) -> None:
-    context = config.get_text_config().max_position_embeddings
+def check_context(longest: int, wanted: int, context: int) -> None:
+    """Raises unless the longest sequence fits the model.
+
+    Raises:
+        InputError: ``wanted`` tokens (the longest prompt and a whole completion) are more than ``context``.
+    """
     if wanted > context:
         raise InputError(
             f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
@@ -238,27 +262,34 @@ def _check_context(longest: int, wanted: int, config: Any) -> None:
         )
 
 
+def sampler_of(recipe: Recipe) -> Sampler:
+    """How the recipe's evaluation draws."""
+    spec = recipe.eval
+    return Sampler(
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        max_completion_length=spec.max_completion_length or recipe.train.max_completion_length,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+    )
+
+
 def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str) -> Evaluation | None:
     """Graded samples on the unseen problems, with a bar; None if the recipe asks for none. Processes share the work."""
     spec, rows = prepared.recipe.eval, prepared.test_rows[rank() :: world_size()]
     if not prepared.test_rows:
         return None
-    sampler = Sampler(
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        max_completion_length=prepared.recipe.train.max_completion_length,
-        batch_size=spec.batch_size,
-        seed=spec.seed + rank(),
-    )
+    sampler = replace(sampler_of(prepared.recipe), seed=spec.seed + rank())
     columns = (TextColumn(label), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(label, total=len(rows))
+        bar = progress.add_task(label, total=len(rows) * spec.samples)
         mine = evaluate(
             model,
             prepared.tokenizer,
             prepared.task,
             rows,
             sampler,
+            spec.samples,
             progress=lambda n: progress.advance(bar, n),
             chat_template=prepared.recipe.model.chat_template,
         )
@@ -304,7 +335,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
             if is_main() and not (folder.path / "report.html").exists():  # killed between the numbers and the pictures
                 _draw(folder)
             return folder.read_json(SUMMARY_FILE)
-        with GracefulStop(lambda line: console.print(line, markup=False), _resume_command(command)) as stop:
+        with GracefulStop(
+            lambda line: console.print(line, markup=False, soft_wrap=True), _resume_command(command)
+        ) as stop:
             return _run(prepared, folder, console, command, stop)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
@@ -344,6 +377,7 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
     bar = ProgressBar(console, spec.steps, writer)
     trainer = build_trainer(prepared, folder.checkpoints, [writer, bar, stop])
+    trainer.watch.say = lambda line: console.print(line, markup=False, soft_wrap=True)
     checkpoint = gather(_resume_point(folder, console) if is_main() else None)[0]
     before = gather(folder.read_json(BEFORE_FILE))[0]
     if before is None:
@@ -373,7 +407,7 @@ def _resume_point(folder: RunFolder, console: Console) -> Path | None:
     found = folder.resume_point()
     for path, fault in found.damaged:
         before = "" if found.path is None else f"; going on from {found.path.name}"
-        console.print(f"{path.name} is damaged and was set aside: {fault}{before}", markup=False)
+        console.print(f"{path.name} is damaged and was set aside: {fault}{before}", markup=False, soft_wrap=True)
     return found.path
 
 
@@ -390,10 +424,9 @@ def save_model(trainer: MirrorTrainer, folder: Path) -> None:
             seal(writing, trainer.state.global_step)
             publish(writing, folder / "model")
     except (OSError, SafetensorError) as error:
+        clean(folder)
         reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{folder / 'model'}: cannot be written ({reason}); the checkpoints are intact"
-        ) from error
+        raise CheckpointError(f"{folder / 'model'}: cannot be written ({reason}); checkpoints are intact") from error
 
 
 def summarise(prepared: Prepared, trainer: MirrorTrainer, before: Any, after: Any, command: str) -> dict[str, Any]:

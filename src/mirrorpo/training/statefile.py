@@ -67,7 +67,7 @@ def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, torch.Tensor) else "array"
         name = str(len(tensors))
-        tensors[name] = _alone(value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(value))
+        tensors[name] = _alone(value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(value), tensors)
         return {_KIND: kind, "name": name}
     if isinstance(value, Mapping):
         for key in value:
@@ -83,10 +83,12 @@ def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     raise TypeError(f"{place}: a {type(value).__name__} cannot be kept in a checkpoint")
 
 
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in memory of its own: slices of one buffer would each be refused by safetensors as shared."""
+def _alone(tensor: torch.Tensor, others: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The tensor in memory of its own: safetensors refuses slices of one buffer, and one tensor under two names."""
     tensor = tensor.cpu().contiguous()
-    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+    storage = tensor.untyped_storage()
+    shared = any(storage.data_ptr() == other.untyped_storage().data_ptr() for other in others.values())
+    return tensor.clone() if shared or storage.nbytes() != tensor.nbytes else tensor
 
 
 def _unpack(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

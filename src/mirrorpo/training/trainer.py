@@ -20,10 +20,13 @@ from mirrorpo.objective import Objective, Output
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
+from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.reduction import quantiles_over_ranks, reduce_metrics
 from mirrorpo.training.reference import check_reference
 from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
-from mirrorpo.training.reward import begin_rewards
+from mirrorpo.training.reward import BackgroundReward, background, begin_rewards
+from mirrorpo.training.reward_guard import guarded
+from mirrorpo.training.watch import Watch
 from mirrorpo.training.world import check_equal, trainer_settings
 
 logger = logging.get_logger(__name__)
@@ -45,8 +48,8 @@ _FORWARD_KEYS = (
 _COMPLETIONS = 3
 
 
-class NonFiniteError(FloatingPointError):
-    """A tensor of the loss is NaN or infinite; the message names it and the step."""
+# The penalty's share of the gradient is measured once more, early, when the policy has left its reference.
+_EARLY_LOOK = 5
 
 
 class MirrorTrainer(ResumableTrainer):
@@ -97,10 +100,19 @@ class MirrorTrainer(ResumableTrainer):
         self.policy_objective = args.resolved_objective() if objective is None else objective
         self._rewards_per_func: Tensor | None = None
         self._rows: list[dict[str, Any]] = []
+        self._background: list[BackgroundReward] = []
+        self._step_total: Tensor | float = 0.0
+        self.nonfinite = NonFinite(args.on_nonfinite, args.max_nonfinite)
+        if reward_funcs is not None:
+            functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+            self._background = background(functions)
+            reward_funcs = [guarded(function, args.on_reward_error, args.reward_seconds) for function in functions]
         self.penalty_state = PenaltyState(self.policy_objective.control)
         check_equal(trainer_settings(args, self.policy_objective))
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
+        self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
+        self.add_callback(self.watch)
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
             logger.warning("%s; reference: %s", self.policy_objective.describe(), self.reference_description())
@@ -128,8 +140,25 @@ class MirrorTrainer(ResumableTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
+            self._settle_nonfinite()
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
+
+    def _settle_nonfinite(self) -> None:
+        if not self.nonfinite.skips:
+            return
+        unit = "tokens" if self.policy_objective.aggregation == "token_mean" else "sequences"
+        total = float(self._step_total) * self.accelerator.num_processes
+        step = self.state.global_step + 1
+        for name, value in self.nonfinite.settle(self.model, self.accelerator, total, unit, step).items():
+            self._metrics["train"][name].append(value)
+
+    def _progress(self) -> dict[str, Any]:
+        return {**super()._progress(), "nonfinite": self.nonfinite.events}
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
+        super()._take_up(kept)
+        self.nonfinite.events = kept["nonfinite"]
 
     def _save_more(self, folder: Path) -> None:
         averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
@@ -145,12 +174,16 @@ class MirrorTrainer(ResumableTrainer):
 
     def _generate(self, prompts: list[Any]) -> Any:
         output = super()._generate(prompts)
-        begin_rewards(self.reward_funcs, self._rows, output[_COMPLETIONS])  # beside the forward passes that follow
+        begin_rewards(self._background, self._rows, output[_COMPLETIONS])  # beside the forward passes that follow
         return output
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
+        rewards = self.nonfinite.leave_out_rewards(rewards, self.reward_func_names, self.state.global_step + 1)
         self._rewards_per_func = rewards
+        self._metrics["train" if self.model.training else "eval"]["unscored/frac"].append(
+            rewards.isnan().all(dim=1).float().mean().item()
+        )
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -213,9 +246,13 @@ class MirrorTrainer(ResumableTrainer):
             mask = mask * inputs["tool_mask"]
         training = self.model.training
         old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
-        self._raise_unless_finite(
-            {"logp": scored.logp, "logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}, mask
-        )
+        checked = {"logp": scored.logp, "logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}
+        mask = self.nonfinite.usable(checked, mask, self.state.global_step + 1)
+        num_tokens = self._num_tokens(inputs, training)
+        if training:
+            self._step_total = (
+                mask.shape[0] * self.current_gradient_accumulation_steps if num_tokens is None else num_tokens
+            )
         output = self.policy_objective(
             logp=scored.logp,
             logp_old=old,
@@ -223,7 +260,7 @@ class MirrorTrainer(ResumableTrainer):
             advantages=inputs["advantages"],
             mask=mask,
             max_completion_length=self.max_completion_length,
-            num_tokens=self._num_tokens(inputs, training),
+            num_tokens=num_tokens,
             weight=self._policy_weight(scored, old, inputs, mask),
             logits=scored.logits,
             logits_ref=self._reference_logits(inputs),
@@ -232,7 +269,7 @@ class MirrorTrainer(ResumableTrainer):
             entropy=scored.entropy,
             penalty_scale=self.penalty_state.factor,
         )
-        self._raise_unless_finite({"loss": output.loss}, None)
+        self.nonfinite.check_loss(output.loss, self.state.global_step + 1)
         self._record_gradient_share(model, output)
         # `token_mean` has the whole step's tokens in its denominator already; the others average within a micro-batch.
         share = 1.0
@@ -320,30 +357,20 @@ class MirrorTrainer(ResumableTrainer):
 
     # Checks and metrics
 
-    def _raise_unless_finite(self, tensors: dict[str, Tensor | None], mask: Tensor | None) -> None:
-        present = {name: t.detach() for name, t in tensors.items() if t is not None}
-        finite = {
-            name: torch.isfinite(t if mask is None or t.shape != mask.shape else torch.where(mask.bool(), t, 0.0)).all()
-            for name, t in present.items()
-        }
-        if not bool(torch.stack(list(finite.values())).all()):
-            names = ", ".join(name for name, ok in finite.items() if not bool(ok))
-            raise NonFiniteError(
-                f"step {self.state.global_step + 1}: {names} is not finite; the last checkpoint is intact"
-            )
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not math.isfinite(float(norm)):
-            raise NonFiniteError(
-                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}; the last checkpoint is intact"
-            )
+        # With float16 the scaler meets infinite gradients as a matter of course, and skips the step by itself.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            self.nonfinite.drop_gradient(model, float(norm), self.state.global_step + 1)
+            self._metrics["train"]["nonfinite/dropped/frac"][-1] = 1.0
         return norm
 
     def _record_gradient_share(self, model: nn.Module, output: Output) -> None:
         """Every n optimiser steps: the penalty's share of the gradient norm, from two extra backward passes."""
-        every = self.args.gradient_share_every
-        if every == 0 or output.penalty_loss is None or not self.model.training or self.state.global_step % every:
+        every, step = self.args.gradient_share_every, self.state.global_step
+        if every == 0 or output.penalty_loss is None or not self.model.training:
+            return
+        if step % every and step != _EARLY_LOOK:
             return
         if self.accelerator.distributed_type not in UNSHARDED:
             return  # sharded gradients have no norm of their own
