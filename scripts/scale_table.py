@@ -11,10 +11,12 @@ Usage: python scripts/scale_table.py [--page docs/scale.md] [--check | --measure
 from __future__ import annotations
 
 import argparse
+import gc
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +288,7 @@ def measure_exact() -> float:
     vocabulary = 1 << 13
 
     def peak(width: int) -> int:
+        gc.collect()  # what is freed only now would count as freed by the step
         ids = torch.zeros(1, width + 1, dtype=torch.long)
         policy, reference = Head(vocabulary), Head(vocabulary)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
@@ -296,12 +299,10 @@ def measure_exact() -> float:
             assert other is not None
             loss = divergence("js").exact(scored.logits, other).mean() - scored.logp.mean()
             loss.backward()
-        now = most = 0
-        for event in seen.profiler.kineto_results.events():  # pyright: ignore[reportOptionalMemberAccess]
-            if event.name() == "[memory]":  # an allocation, or with a negative size the end of one, in order
-                now += event.nbytes()
-                most = max(most, now)
-        return most
+        # Allocations, and with a negative size their ends.
+        found = seen.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
+        events = sorted((e.start_ns(), e.nbytes()) for e in found if e.name() == "[memory]")
+        return max(accumulate(size for _, size in events))
 
     # The difference of two sizes: what a step needs whatever its size (float64 in chunks) is not counted.
     return (peak(1536) - peak(768)) / (768 * vocabulary)
