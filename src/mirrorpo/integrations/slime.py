@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
@@ -189,7 +190,7 @@ def settings(source: str, objective: Objective) -> str:
     """
     check_expressible(objective, REACH)
     lines = [
-        f"export {VARIABLE}='{source}'",
+        f"export {VARIABLE}={shlex.quote(source)}",
         "--loss-type custom_loss",
         "--custom-loss-function-path mirrorpo.integrations.slime.loss_function",
         "--custom-megatron-init-path mirrorpo.integrations.slime.check",
