@@ -27,7 +27,7 @@ class Preset:
     Attributes:
         source: the paper.
         region: name and options of the trust region.
-        penalties: (divergence, coefficient), each with the ``sampled`` estimator.
+        penalties: (divergence: a name, or a mapping with options; coefficient), each with the ``sampled`` estimator.
         advantage: name in ``mirrorpo.advantages``.
         aggregation: name in ``mirrorpo.aggregation``.
         level: ``token`` or ``sequence``.
@@ -38,7 +38,7 @@ class Preset:
 
     source: str
     region: tuple[str, Mapping[str, Any]] = ("ratio", {"epsilon_low": 0.2, "epsilon_high": 0.2})
-    penalties: tuple[tuple[str, float], ...] = ()
+    penalties: tuple[tuple[str | Mapping[str, Any], float], ...] = ()
     advantage: str = "grpo"
     aggregation: str = "token_mean"
     level: str = "token"
@@ -58,6 +58,7 @@ _GSPO = Preset(
 )
 _PROB_L2 = (("prob_l2", 1e-4),)
 _NEURAL = (("neural", 1e-4),)  # a random map, seed 0
+_EVOLVED = (({"name": "neural", "path": "builtin:embedded"}, 1e-4),)  # docs/evolution.md
 
 PRESETS: dict[str, Preset] = {
     "grpo": Preset(source="GRPO, arXiv 2402.03300", penalties=(("reverse_kl", 0.04),), aggregation="sequence_mean"),
@@ -73,6 +74,8 @@ PRESETS: dict[str, Preset] = {
     "log_l2_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=(("log_l2", 1e-4),)),
     "nm_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=_NEURAL),
     "nm_gspo": replace(_GSPO, source=_GBMPO, penalties=_NEURAL, advantage="dr_grpo"),
+    "nm_grpo_es": replace(_DR_GRPO, source=_GBMPO, penalties=_EVOLVED),
+    "nm_gspo_es": replace(_GSPO, source=_GBMPO, penalties=_EVOLVED, advantage="dr_grpo"),
     "dppo_tv": Preset(
         source="DPPO, arXiv 2602.04879",
         region=("binary_tv", {"radius": 0.15}),

@@ -25,7 +25,7 @@ Coordinate = Callable[[Tensor, Tensor, Tensor], Term]
 def kl(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
     """h = x log x - x: d = x log(x/z) - x + z."""
     x = logx.exp()
-    return x * k(-delta.double()).to(x.dtype), x * delta
+    return x * k(-delta).to(x.dtype), x * delta.to(x.dtype)
 
 
 def prob_l2(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
@@ -37,14 +37,13 @@ def prob_l2(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
 
 def itakura_saito(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
     """h = -log x: d = x/z - 1 - log(x/z)."""
-    delta = delta.double()
     e = torch.expm1(delta)
     return (e - delta).clamp_(min=0.0), e
 
 
 def beta(logx: Tensor, logz: Tensor, delta: Tensor, *, beta: float) -> Term:
     """h = x^beta / (beta (beta - 1)): d = z^beta B_beta(log x/z)."""
-    delta, anchor = delta.double(), beta * logz.double()
+    anchor = beta * logz.to(delta.dtype)
     slope = (delta + anchor).clamp_(max=-LOG_PROB_FLOOR).exp_() * power_slope(beta, delta)
     return power_gap(beta, delta, 0.0, anchor), slope
 
@@ -64,8 +63,8 @@ class BregmanDivergence(Divergence):
     """A Bregman divergence.
 
     Attributes:
-        coordinate: ``(log x, log z, log x/z) -> (d, x * dd/dx)``, all float64, or float32 in and either out: what
-            would lose digits near equality in float32 is widened inside.
+        coordinate: ``(log x, log z, log x/z) -> (d, x * dd/dx)``, in the dtype of the log-ratio or narrower.
+        needs_float64: whether it loses digits near equality unless the log-ratio is float64.
         max_log_ratio: where the log-ratio is held in ``sampled`` and ``weighted`` so that float32 does not overflow;
             value and slope stay what they are there, so the gradient does not vanish.
         growth: d may grow as exp(growth * |log x/z|).
@@ -74,6 +73,7 @@ class BregmanDivergence(Divergence):
 
     coordinate: Coordinate = field(kw_only=True)
     max_log_ratio: float = field(default=-LOG_PROB_FLOOR, kw_only=True)
+    needs_float64: bool = field(default=True, kw_only=True)
     growth: float = field(default=1.0, kw_only=True)
     growth_known: bool = field(default=True, kw_only=True)
 
@@ -83,7 +83,8 @@ class BregmanDivergence(Divergence):
 
     def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term:
         if not guard:
-            return self.coordinate(logp, logq, logp - logq)
+            delta = logp - logq
+            return self.coordinate(logp, logq, delta.double() if self.needs_float64 else delta)
         return self.coordinate(*hold(logp, logq, self.max_log_ratio))
 
     def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor, guard: bool) -> Term:

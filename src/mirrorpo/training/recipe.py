@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -29,6 +29,7 @@ class ArithmeticSpec(Part):
     difficulty: Literal["easy", "medium", "hard"] = "medium"
     train_size: int = Field(default=8192, ge=1, le=10_000, description="training problems")
     test_size: int = Field(default=512, ge=1, le=1_000, description="unseen problems")
+    validation_size: int = Field(default=512, ge=1, le=512, description="unseen problems to choose by")
     seed: int = Field(default=0, ge=0, description="which problems are drawn")
 
 
@@ -165,6 +166,12 @@ class TrainSpec(Part):
     )
     max_nonfinite: int = Field(default=10, ge=0, description="with skip: optimiser steps with something left out")
     gradient_checkpointing: bool = False
+    fast: Literal["auto", "off"] = Field(
+        default="auto", description="auto: completions packed, prompts shared, where supported; off: padded"
+    )
+    token_budget: int | None = Field(
+        default=None, ge=1, description="most tokens in a packed row: less memory, more time; empty: a micro-batch"
+    )
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
     vllm: VllmSpec = Field(default=VllmSpec(), description="how, if use_vllm is true")
 
@@ -227,12 +234,16 @@ class Recipe(Part):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+RecipeKind = TypeVar("RecipeKind", bound=Recipe)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), kind: type[RecipeKind] = Recipe) -> RecipeKind:
     """A recipe file with ``key=value`` overrides.
 
     Args:
         path: the YAML file.
         overrides: such as ``train.steps=5``; the value is read as YAML.
+        kind: a recipe with further groups of keys.
 
     Returns:
         The checked recipe.
@@ -245,7 +256,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         >>> load_recipe(Path("recipes/arithmetic.yaml"), ["train.steps=5"]).train.steps  # doctest: +SKIP
         5
     """
-    return recipe_from(with_bases(_read(path), path, _read), overrides, str(path))
+    return recipe_from(with_bases(_read(path), path, _read), overrides, str(path), kind)
 
 
 def _read(path: Path) -> Any:
@@ -253,21 +264,24 @@ def _read(path: Path) -> Any:
     return parse_yaml(read_text(path, "recipe"), str(path))
 
 
-def recipe_from(data: Any, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+def recipe_from(
+    data: Any, overrides: Sequence[str] = (), where: str = "recipe", kind: type[RecipeKind] = Recipe
+) -> RecipeKind:
     """A recipe from plain data; see ``load_recipe``."""
     if not isinstance(data, dict):
-        raise InputError(f"{where}: must be a mapping with the keys {', '.join(Recipe.model_fields)}")
+        raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{where}: {explain(error, Recipe)}") from None
+        raise InputError(f"{where}: {explain(error, kind)}") from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply") from None
 
 
-def _apply(data: dict[Any, Any], override: str) -> None:
+def apply_override(data: dict[Any, Any], override: str) -> None:
+    """Sets one ``key=value`` in plain data; raises ``InputError`` for what is none, or leads through a value."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -328,5 +342,10 @@ def _fields_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
         "sandbox": SandboxSpec,
         "lora": LoraSpec,
         "vllm": VllmSpec,
+    }
+    groups |= {  # the groups of a recipe that has more of them
+        name: field.annotation
+        for name, field in root.model_fields.items()
+        if name not in groups and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     }
     return list((groups.get(str(loc[-1]), root) if loc else root).model_fields)

@@ -175,6 +175,8 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, contex
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=train.gradient_checkpointing,
+        fast=train.fast,
+        token_budget=train.token_budget,
         use_vllm=train.use_vllm,
         vllm_mode=train.vllm.mode,
         vllm_gpu_memory_utilization=train.vllm.memory_share,
@@ -229,7 +231,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         InputError: the model cannot be loaded, or the prompts do not fit its context.
     """
     recipe = prepared.recipe
-    longest = max(len(prompt_ids(prepared.tokenizer, row, recipe.model.chat_template)) for row in prepared.train_rows)
+    longest = longest_prompt(prepared)
     context = longest + recipe.train.max_completion_length
     try:
         trainer = MirrorTrainer(
@@ -249,6 +251,12 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
     return trainer
 
 
+def longest_prompt(prepared: Prepared) -> int:
+    """Tokens in the longest training prompt."""
+    options = prepared.recipe.model.chat_template
+    return max(len(prompt_ids(prepared.tokenizer, row, options)) for row in prepared.train_rows)
+
+
 def check_context(longest: int, wanted: int, context: int) -> None:
     """Raises unless the longest sequence fits the model.
 
@@ -259,6 +267,12 @@ def check_context(longest: int, wanted: int, context: int) -> None:
         raise InputError(
             f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
             f"the model's context is {context}"
+        )
+    budget = prepared.recipe.train.token_budget
+    if budget is not None and wanted > budget:
+        raise InputError(
+            f"train.token_budget: must hold the longest prompt, {longest} tokens, with its completion: at least "
+            f"{wanted}, got {budget}"
         )
 
 

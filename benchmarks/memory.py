@@ -1,0 +1,36 @@
+"""How much memory does a call need at its peak? Resident memory over what was there before it, in a process of its own.
+
+Tensors are invisible to Python's own tracing; the kernel counts them. Linux only: the high-water mark of this process
+is reset before the call.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_mib(call: Callable[[], Any]) -> float:
+    """MiB at the peak of ``call()``, over those before it."""
+    before = _mib("VmRSS")
+    _CLEAR.write_text("5")  # resets the high-water mark
+    call()
+    return _mib("VmHWM") - before
+
+
+def peak_in_process(script: str, *arguments: str) -> float:
+    """What ``script --peak ...`` prints, a number of MiB, from a fresh process."""
+    done = subprocess.run(
+        [sys.executable, script, "--peak", *arguments], check=True, capture_output=True, text=True, timeout=600
+    )
+    return float(done.stdout.split()[-1])
+
+
+def _mib(key: str) -> float:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key + ":"))
+    return int(line.split()[1]) / 1024

@@ -1,0 +1,253 @@
+"""What is an objective's loss, from hidden states? That of ``Objective.__call__``, without logits in memory.
+
+Objectives whose tokens are separable (``Objective.token_separable``) take one sweep, the others two. Regularisers and
+regions over the vocabulary (``exact``, ``top_k``) ride on the same sweep: the policy's logits are there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mirrorpo._shapes import Float, Num, Shaped, Tensor
+from mirrorpo.aggregation import aggregation_weights
+from mirrorpo.divergences import LOGITS_ESTIMATORS
+from mirrorpo.kernels.fused import PerToken, measure_from_hidden, single_pass
+from mirrorpo.kernels.head import Head, check_inputs, work_dtype
+from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm
+from mirrorpo.objective import Objective, Output
+from mirrorpo.trust_region import OverVocabulary
+
+Weight = Tensor | Callable[[Tensor, Tensor], Tensor | None]
+
+
+def objective_from_hidden(
+    objective: Objective,
+    hidden: Float[Tensor, "N H"],
+    head: Head,
+    tokens: Shaped[Tensor, ...],
+    *,
+    advantages: Float[Tensor, ...],
+    mask: Shaped[Tensor, "B T"],
+    logp_old: Float[Tensor, "B T"] | None = None,
+    logp_ref: Float[Tensor, "B T"] | None = None,
+    reference: Anchor | None = None,
+    rollout: Anchor | None = None,
+    max_completion_length: int | None = None,
+    num_tokens: Num[Tensor, ""] | float | int | None = None,
+    weight: Weight | None = None,
+    entropy_weight: float | Tensor = 0.0,
+    penalty_scale: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[Output, Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Loss and metrics of a batch from the hidden states of the tokens that count.
+
+    Args:
+        objective: any.
+        hidden: (N, H), the hidden states that predict the kept tokens: those where ``mask`` is true, row by row.
+            However they were laid out (padded rows, packed rows), ``padded[mask]`` is this order.
+        head: from hidden states to logits.
+        tokens: (N,), the sampled tokens, in the same order.
+        advantages: (B,), (B, 1) or (B, T); it, ``logp_old``, ``logp_ref``, ``max_completion_length``, ``num_tokens``
+            and ``penalty_scale`` as in the objective's call.
+        mask: (B, T), with N true entries.
+        logp_old: (B, T) or None.
+        logp_ref: (B, T) or None; with a ``reference`` it is not needed for ``exact`` and ``top_k`` penalties.
+        reference: hidden states (N, H') and head of the reference; needed by ``exact`` and ``top_k`` penalties.
+        rollout: the same of the rollout policy; needed by such a region.
+        max_completion_length: tokens.
+        num_tokens: see ``mirrorpo.aggregate``.
+        weight: (B, T) or (B, 1), detached factor on the policy term; or a function of the detached (B, T)
+            log-probabilities and entropies that gives it: then two sweeps are needed.
+        entropy_weight: the loss gains ``entropy_weight`` times the mean entropy over the kept tokens (negative for a
+            bonus).
+        penalty_scale: factor on all coefficients.
+        chunk: tokens at once; None: what suits device and vocabulary.
+
+    Returns:
+        ``Output`` and the detached log-probabilities and entropies, (B, T), 0 where the mask drops a token. After one
+        sweep ``policy_loss`` and ``penalty_loss`` are detached (only their sum has a graph, for one backward pass), and
+        the entropy term is in ``loss`` alone.
+
+    Raises:
+        ValueError: something needed is missing, shapes that do not fit.
+        torch.OutOfMemoryError: with the ``chunk`` that would have fitted.
+
+    Example:
+        >>> import torch, mirrorpo
+        >>> hidden = torch.zeros(2, 3, requires_grad=True)
+        >>> out, logp, _ = objective_from_hidden(
+        ...     mirrorpo.objective("dapo"), hidden, Head(torch.ones(4, 3)), torch.tensor([0, 1]),
+        ...     advantages=torch.tensor([1.0]), mask=torch.tensor([[1, 1, 0]]),
+        ... )
+        >>> out.loss.item(), logp
+        (-1.0, tensor([[-1.3863, -1.3863,  0.0000]]))
+    """
+    keep = mask.bool()
+    check_inputs(hidden, head, tokens, chunk)
+    if int(keep.sum()) != hidden.shape[0]:
+        raise ValueError(f"mask keeps {int(keep.sum())} tokens, hidden has {hidden.shape[0]} rows: they must agree")
+    terms = _vocabulary_terms(objective, reference, rollout)
+    given: dict[str, Any] = {
+        "advantages": advantages,
+        "mask": mask,
+        "logp_old": logp_old,
+        "penalty_scale": penalty_scale,
+    }
+    shared = {"max_completion_length": max_completion_length, "num_tokens": num_tokens}
+    layout = _Layout(objective, keep)
+    if not objective.token_separable or callable(weight):
+        logp, entropy, values, refs = measure_from_hidden(hidden, head, tokens, terms, chunk=chunk)
+        padded, padded_entropy = layout.scatter(logp), layout.scatter(entropy)
+        if callable(weight):
+            weight = weight(padded.detach(), padded_entropy.detach())
+        logp_ref = layout.reference(logp_ref, refs)
+        given |= layout.over_vocabulary(values)
+        out = objective.evaluate(
+            logp=padded, logp_ref=logp_ref, weight=weight, entropy=padded_entropy.detach(), **given, **shared
+        )
+        loss = out.loss + _entropy_mean(entropy, entropy_weight)
+        return replace(out, loss=loss), padded.detach(), padded_entropy.detach()
+
+    work = work_dtype(hidden, head.weight)
+    token_weights = aggregation_weights(mask, objective.aggregation, dtype=work, **shared)[keep]
+    per_token = layout.per_token(token_weights, given | {"logp_ref": logp_ref, "weight": weight})
+    entropy_weights = None
+    if isinstance(entropy_weight, Tensor) or entropy_weight != 0.0:
+        entropy_weights = (torch.ones_like(token_weights) / max(1, tokens.shape[0])) * entropy_weight
+    done = single_pass(
+        hidden,
+        head,
+        tokens,
+        per_token,
+        terms=terms,
+        term_weights=layout.term_weights(token_weights, penalty_scale),
+        entropy_weights=entropy_weights,
+        chunk=chunk,
+    )
+    logp, entropy = layout.scatter(done.logp), layout.scatter(done.entropy)
+    with torch.no_grad():
+        out = objective.evaluate(
+            logp=logp,
+            logp_ref=layout.reference(logp_ref, done.anchor_logps),
+            weight=weight,
+            entropy=entropy,
+            **given,
+            **shared,
+            **layout.over_vocabulary(done.values),
+        )
+    return replace(out, loss=done.loss), logp, entropy
+
+
+def _entropy_mean(entropy: Tensor, entropy_weight: float | Tensor) -> Tensor | float:
+    if not isinstance(entropy_weight, Tensor) and entropy_weight == 0.0:
+        return 0.0
+    return entropy.sum() / max(1, entropy.shape[0]) * entropy_weight
+
+
+def _vocabulary_terms(
+    objective: Objective, reference: Anchor | None, rollout: Anchor | None
+) -> tuple[VocabularyTerm, ...]:
+    """The region's first, then those of the penalties, in their order."""
+    terms = []
+    if isinstance(objective.region, OverVocabulary):
+        anchor = _needed(rollout, f"region {objective.region.name!r}", "rollout")
+        terms.append(VocabularyTerm(divergence=objective.region.divergence, anchor=anchor, k=objective.region.k))
+    for p in objective.penalties:
+        if p.estimator in LOGITS_ESTIMATORS:
+            what = f"penalty {p.divergence.name!r} with estimator {p.estimator!r}"
+            anchor = _needed(reference, what, "reference")
+            terms.append(
+                VocabularyTerm(divergence=p.divergence, anchor=anchor, k=p.k if p.estimator == "top_k" else None)
+            )
+    return tuple(terms)
+
+
+def _needed(anchor: Anchor | None, what: str, name: str) -> Anchor:
+    if anchor is None:
+        raise ValueError(f"{what} needs {name}, got None: pass Anchor(hidden, head) of that model")
+    return Anchor(hidden=anchor.hidden.detach(), head=anchor.head.detached())
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Between (N,) kept tokens and (B, T); between the list of vocabulary terms and the objective's parts."""
+
+    objective: Objective
+    keep: Tensor
+
+    @property
+    def _first_penalty(self) -> int:
+        return int(self.objective.region.needs_logits)
+
+    def scatter(self, x: Tensor) -> Tensor:
+        return x.new_zeros(self.keep.shape).masked_scatter(self.keep, x)
+
+    def reference(self, logp_ref: Tensor | None, anchor_logps: tuple[Tensor, ...]) -> Tensor | None:
+        """The reference's log-probabilities, from a penalty's anchor if they were not given."""
+        if logp_ref is not None or len(anchor_logps) == self._first_penalty:
+            return logp_ref
+        return self.scatter(anchor_logps[-1])
+
+    def over_vocabulary(self, values: tuple[Tensor, ...]) -> dict[str, Any]:
+        """What ``Objective.terms`` takes in place of logits."""
+        region = self.objective.region
+        outside = self.scatter(values[0].detach() > region.radius) if isinstance(region, OverVocabulary) else None
+        rest = iter(values[self._first_penalty :])
+        of_penalties = (
+            self.scatter(next(rest)) if p.estimator in LOGITS_ESTIMATORS else None for p in self.objective.penalties
+        )
+        return {"outside": outside, "over_vocabulary": tuple(of_penalties)}
+
+    def term_weights(self, token_weights: Tensor, penalty_scale: float) -> tuple[Tensor | None, ...]:
+        """d loss / d value of each vocabulary term; a region has none, a penalty in the reward neither."""
+        in_loss = self.objective.placement == "loss"
+        return (None,) * self._first_penalty + tuple(
+            token_weights * (p.coefficient * penalty_scale) if in_loss else None
+            for p in self.objective.penalties
+            if p.estimator in LOGITS_ESTIMATORS
+        )
+
+    def per_token(self, token_weights: Tensor, given: dict[str, Any]) -> PerToken:
+        """The objective's terms of a chunk, as a batch of one-token completions."""
+        region = self.objective.region
+        penalties = tuple(p for p in self.objective.penalties if p.estimator not in LOGITS_ESTIMATORS)
+        sampled = replace(self.objective, penalties=penalties if self.objective.placement == "loss" else ())
+        penalty_scale, mask = given["penalty_scale"], self.keep[self.keep].unsqueeze(-1)
+        columns: dict[str, Any] = {
+            name: self._column(given[name], name)
+            for name in ("advantages", "logp_old", "logp_ref", "weight")
+            if given[name] is not None
+        }
+
+        def terms(logp: Tensor, part: slice, values: tuple[Tensor | None, ...]) -> Tensor:
+            outside = None
+            if isinstance(region, OverVocabulary):
+                assert values[0] is not None
+                outside = (values[0] > region.radius).unsqueeze(-1)
+            found = sampled.terms(
+                logp=logp.unsqueeze(-1),
+                mask=mask[part],
+                outside=outside,
+                penalty_scale=penalty_scale,
+                **{name: column[part] for name, column in columns.items()},
+            )
+            total = found.policy if found.penalty is None else found.policy + found.penalty
+            return total.squeeze(-1) * token_weights[part]
+
+        return terms
+
+    def _column(self, x: Tensor, name: str) -> Tensor:
+        """(N, 1) of (B,), (B, 1) or (B, T)."""
+        shape = tuple(self.keep.shape)
+        x = x.unsqueeze(-1) if name == "advantages" and x.dim() == 1 else x
+        if x.shape != shape and (x.shape != (shape[0], 1) or name.startswith("logp")):
+            legal = f"{shape}" if name.startswith("logp") else f"({shape[0]}, 1) or {shape}"
+            raise ValueError(f"{name} must have shape {legal}, got {tuple(x.shape)}")
+        return x.expand(shape)[self.keep].unsqueeze(-1)
+
+
+__all__ = ["objective_from_hidden"]

@@ -1,0 +1,170 @@
+"""Loss, metrics and gradients from hidden states against float64 autograd on full logits."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import mirrorpo
+from kernels_batch import Batch, batch, converted, distance, gradients
+from mirrorpo.kernels import objective_from_hidden
+from naive import logits
+
+HEADS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scale and temperature": {"scale": 0.5, "temperature": 0.7},
+    "soft cap, scale, bias": {"bias": True, "softcap": 2.0, "scale": 1.5, "temperature": 0.7},
+}
+# Every surrogate, level and estimator; regions with an interval, per token and over the vocabulary.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "clip": {"preset": "grpo"},
+    "dual clip": {"preset": "dapo", "dual_clip": 3.0},
+    "truncated": {"preset": "cispo"},
+    "sigmoid": {"preset": "sapo"},
+    "per-token region": {"preset": "dppo_kl"},
+    "constant, two penalties": {"preset": "prob_l2_kl_grpo", "coefficient": [0.5, 0.04]},
+    "weighted": {"preset": "grpo", "divergence": "js", "coefficient": 0.3, "estimator": "weighted"},
+    "score": {"preset": "grpo", "divergence": "prob_l2", "coefficient": 0.3, "estimator": "score"},
+    "exact": {"preset": "grpo", "coefficient": 0.3, "estimator": "exact"},
+    "exact neural": {"preset": "nm_grpo", "coefficient": 30.0, "estimator": "exact"},
+    "top_k": {"preset": "dapo", "divergence": "js", "coefficient": 0.3, "estimator": "top_k", "k": 3},
+    "exact and sampled": {
+        "preset": "prob_l2_kl_grpo",
+        "coefficient": [0.5, 0.04],
+        "estimator": ["exact", "sampled"],
+    },
+    "exact region": {"preset": "grpo", "region": {"name": "exact", "radius": 0.05}},
+    "top_k region, exact penalty": {
+        "preset": "dapo",
+        "region": {"name": "top_k", "radius": 0.05, "k": 3},
+        "divergence": "prob_l2",
+        "coefficient": 0.3,
+        "estimator": "exact",
+    },
+    "penalty in the reward": {"preset": "grpo", "placement": "reward"},
+    "sequence level": {"preset": "gspo"},
+    "sequence level, exact": {"preset": "prob_l2_gspo", "coefficient": 0.3, "estimator": "exact"},
+    "geometric": {"preset": "gmpo"},
+    "future KL": {"preset": "fipo"},
+}
+
+
+def made(spec: dict[str, Any]) -> mirrorpo.Objective:
+    return mirrorpo.objective_from(spec)
+
+
+def fused(objective: mirrorpo.Objective, b: Batch, **changes: Any) -> mirrorpo.Output:
+    given = {"reference": b.reference, "rollout": b.rollout, "chunk": 4} | b.shared() | changes
+    return objective_from_hidden(objective, b.hidden, b.head, b.tokens, **given)[0]
+
+
+def assert_equal(got: mirrorpo.Output, expected: mirrorpo.Output, tolerance: float) -> None:
+    assert got.loss.item() == pytest.approx(expected.loss.item(), rel=tolerance, abs=tolerance)
+    assert got.metrics.keys() == expected.metrics.keys()
+    for name, value in expected.metrics.items():
+        assert got.metrics[name].item() == pytest.approx(value.item(), rel=tolerance, abs=tolerance), name
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_metrics_and_gradients_are_those_of_full_logits(name: str, head: str) -> None:
+    objective, b = made(OBJECTIVES[name]), batch(**HEADS[head])
+    expected, got = b.plain(objective), fused(objective, b)
+    assert_equal(got, expected, 1e-10)
+    assert distance(gradients(got.loss, b.leaves), gradients(expected.loss, b.leaves)) < 1e-9
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_float32_is_within_1e_5_of_the_float64_truth(name: str) -> None:
+    objective, truth = made(OBJECTIVES[name]), batch(bias=True)
+    b = converted(truth, torch.float32)
+    expected, got = truth.plain(objective), fused(objective, b)
+    assert_equal(got, expected, 1e-5)
+    assert distance(gradients(got.loss, b.leaves), gradients(expected.loss, truth.leaves)) < 1e-5
+
+
+@pytest.mark.parametrize("lengths", [(5,), (1, 1), (0, 4), (0,)])
+@pytest.mark.parametrize("name", ["clip", "exact", "sequence level", "top_k region, exact penalty"])
+def test_one_completion_single_tokens_and_empty_ones(name: str, lengths: tuple[int, ...]) -> None:
+    objective, b = made(OBJECTIVES[name]), batch(lengths)
+    expected, got = b.plain(objective), fused(objective, b)
+    assert_equal(got, expected, 1e-10)
+    assert got.loss.requires_grad
+    grads, truth = gradients(got.loss, b.leaves), gradients(expected.loss, b.leaves)
+    for one, other in zip(grads, truth, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["clip", "exact", "sequence level"])
+@pytest.mark.parametrize("kind", ["per token", "per completion", "function"])
+def test_weights_on_the_policy_term(name: str, kind: str) -> None:
+    objective, b = made(OBJECTIVES[name]), batch()
+    weight = logits(*b.mask.shape, seed=11)
+    weight = weight[:, :1] if kind == "per completion" else weight
+
+    def of_found(logp: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+        assert not logp.requires_grad
+        return weight * (1.0 + entropy)
+
+    if kind == "function":
+        of_all = b.head.logits(b.hidden).log_softmax(-1)
+        entropy = b.padded(-(of_all.exp() * of_all).sum(-1)).detach()
+        expected, got = b.plain(objective, weight=weight * (1.0 + entropy)), fused(objective, b, weight=of_found)
+    else:
+        expected, got = b.plain(objective, weight=weight), fused(objective, b, weight=weight)
+    assert_equal(got, expected, 1e-10)
+    assert distance(gradients(got.loss, b.leaves), gradients(expected.loss, b.leaves)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["clip", "exact", "sequence level"])
+def test_an_entropy_bonus_joins_the_loss(name: str) -> None:
+    objective, b = made(OBJECTIVES[name]), batch()
+    of_all = b.head.logits(b.hidden).log_softmax(-1)
+    expected = b.plain(objective).loss - 0.3 * -(of_all.exp() * of_all).sum(-1).mean()
+    got = fused(objective, b, entropy_weight=-0.3)
+    torch.testing.assert_close(got.loss, expected, rtol=1e-11, atol=1e-12)
+    assert distance(gradients(got.loss, b.leaves), gradients(expected, b.leaves)) < 1e-9
+
+
+def test_the_scale_of_the_penalties_the_tokens_of_a_step_and_a_schedule_arrive() -> None:
+    for name in ("weighted", "exact"):
+        objective, b = mirrorpo.objective_from(OBJECTIVES[name] | {"aggregation": "token_mean"}), batch()
+        changes = {"penalty_scale": 3.0, "num_tokens": torch.tensor(17.5)}
+        expected, got = b.plain(objective, **changes), fused(objective, b, **changes)
+        assert_equal(got, expected, 1e-10)
+        assert distance(gradients(got.loss, b.leaves), gradients(expected.loss, b.leaves)) < 1e-9
+
+
+def test_the_references_log_probabilities_come_with_its_hidden_states() -> None:
+    objective, b = made(OBJECTIVES["exact"]), batch()
+    assert_equal(fused(objective, b, logp_ref=None), b.plain(objective), 1e-10)
+
+
+def test_results_are_laid_out_as_the_mask_is() -> None:
+    objective, b = made(OBJECTIVES["clip"]), batch()
+    _, logp, entropy = objective_from_hidden(objective, b.hidden, b.head, b.tokens, **b.shared())
+    of_all = b.head.logits(b.hidden).log_softmax(-1).detach()
+    torch.testing.assert_close(logp, b.logp(of_all), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(entropy, b.padded(-(of_all.exp() * of_all).sum(-1)), rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_missing_is_named() -> None:
+    b = batch()
+    for name, changes, message in (
+        ("exact", {"reference": None}, "needs reference, got None: pass Anchor"),
+        ("exact region", {"rollout": None}, "region 'exact' needs rollout"),
+        ("clip", {"logp_ref": None}, "estimator 'sampled' needs logp_ref"),
+        ("clip", {"mask": b.mask & (torch.arange(6) < 2)}, "mask keeps 5 tokens, hidden has 10 rows"),
+        ("clip", {"weight": torch.zeros(3)}, r"weight must have shape \(4, 1\) or \(4, 6\), got \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fused(made(OBJECTIVES[name]), b, **changes)
+
+
+def test_a_nan_among_the_hidden_states_is_no_silence() -> None:
+    b = batch()
+    with torch.no_grad():
+        b.hidden[3, 2] = torch.nan
+    with pytest.raises(ValueError, match="logp must hold log-probabilities"):
+        fused(made(OBJECTIVES["clip"]), b)
