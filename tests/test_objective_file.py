@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,10 @@ def test_a_file_that_is_not_there_is_said() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "objectives").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_shipped_objective_files_are_read(path: Path) -> None:
     assert read_objective(path).needs_reference
+
+
+@pytest.mark.parametrize("name", ["objective_file", "integrations.shared", "training.world"])
+def test_the_examples_in_docstrings_run(name: str) -> None:
+    result = doctest.testmod(import_module(f"mirrorpo.{name}"), optionflags=doctest.NORMALIZE_WHITESPACE, report=False)
+    assert result.attempted > 0
+    assert result.failed == 0

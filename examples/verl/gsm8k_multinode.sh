@@ -7,9 +7,9 @@
 #   4. head node:    NODES=4 examples/verl/gsm8k_multinode.sh train examples/objectives/kl3_prob_l2.yaml [verl settings]
 #
 # Every node needs the same environment: verl 0.9 with vLLM as verl's own documentation installs it, then
-# `pip install --no-deps mirrorpo pyyaml pydantic`. The data folder must be on a shared file system or copied to every
+# `pip install --no-deps mirrorpo`. The data folder must be on a shared file system or copied to every
 # node; the objective file is needed on the head only: its content travels in verl's settings.
-# Not run on GPUs here; what is tested on CPU is listed in docs/scale.md.
+# This script was not run on GPUs; docs/scale.md says what was tested on CPU.
 set -euo pipefail
 
 NODES=${NODES:-2}
@@ -20,7 +20,7 @@ PORT=${PORT:-6379}
 # Loads mirrorpo in every process, and stops verl if its hooks have moved.
 export VERL_USE_EXTERNAL_MODULES=mirrorpo.integrations.verl
 
-usage() { sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+usage() { sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 
 data() {
     python - "$DATA" <<'PYTHON'

@@ -132,6 +132,17 @@ def test_arguments_that_contradict_the_objective_stop_slime_when_it_starts(
         slime.check(slime_call.arguments(**settings))
 
 
+def test_a_call_that_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(slime.VARIABLE, "gspo")
+    args = settings_of(mirrorpo.objective("gspo"))
+    monkeypatch.setattr(slime, "_scored", lambda: lambda logits, args: None)
+    with pytest.raises(TypeError, match=r"takes no 'response_lengths'.*tests/integrations/test_slime.py"):
+        slime.check(args)
+    del args.kl_coef
+    with pytest.raises(TypeError, match="slime has no argument 'kl_coef'"):
+        slime.check(args)
+
+
 def test_a_penalty_without_reference_log_probabilities_is_no_zero_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(slime.VARIABLE, "grpo")
     p = Packed()

@@ -17,7 +17,9 @@ divides by the samples (the tokens) of the whole step.
 
 from __future__ import annotations
 
+import inspect
 import os
+import shlex
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
@@ -32,6 +34,8 @@ from mirrorpo.objective import Objective, TokenTerms
 from mirrorpo.objective_file import read_objective
 
 VARIABLE = "MIRRORPO_OBJECTIVE"
+CONTRACT = "tests/integrations/test_slime.py"
+_SCORE_PARAMETERS = {"logits", "args", "unconcat_tokens", "total_lengths", "response_lengths", "with_entropy"}
 REACH = Reach(
     framework="slime",
     aggregations={
@@ -56,6 +60,7 @@ def check(args: Any) -> Objective:
     Raises:
         InputError: no objective, one that slime cannot express, or an argument that contradicts it; names the argument
             and the value that it needs.
+        TypeError: slime's arguments or functions are not those that are documented.
     """
     objective = _objective(os.environ.get(VARIABLE, ""))
     per_token = objective.aggregation == "token_mean"
@@ -69,12 +74,25 @@ def check(args: Any) -> Objective:
         wanted["use_kl_loss"] = True  # slime scores with the reference only then; its own KL term is not run
     given = vars(args)
     for name, value in wanted.items():
+        if name not in given:
+            raise TypeError(f"slime has no argument {name!r}: its options moved; {CONTRACT} has those that are read")
         if given[name] != value:
             raise InputError(
                 f"slime: {name} must be {value!r} for objective {objective.name!r} "
                 f"({objective.aggregation} aggregation, {objective.advantage} advantages), got {given[name]!r}"
             )
+    missing = _SCORE_PARAMETERS - set(inspect.signature(_scored()).parameters)
+    if missing:
+        raise TypeError(
+            f"slime's get_log_probs_and_entropy takes no {sorted(missing)[0]!r}: its call moved; {CONTRACT} has the "
+            "one that is supported"
+        )
     return objective
+
+
+def _scored() -> Callable[..., Any]:
+    """slime's own scoring of the packed logits; it knows tensor and pipeline parallelism."""
+    return import_module("slime.backends.megatron_utils.loss").get_log_probs_and_entropy
 
 
 @lru_cache(maxsize=8)
@@ -105,8 +123,7 @@ def loss_function(
     Reference: slime, ``loss_function`` in slime/backends/megatron_utils/loss.py; tests/integrations/test_slime.py.
     """
     objective = check(args)
-    scored = import_module("slime.backends.megatron_utils.loss").get_log_probs_and_entropy
-    _, found = scored(
+    _, found = _scored()(
         logits,
         args=args,
         unconcat_tokens=batch["unconcat_tokens"],
@@ -173,7 +190,7 @@ def settings(source: str, objective: Objective) -> str:
     """
     check_expressible(objective, REACH)
     lines = [
-        f"export {VARIABLE}='{source}'",
+        f"export {VARIABLE}={shlex.quote(source)}",
         "--loss-type custom_loss",
         "--custom-loss-function-path mirrorpo.integrations.slime.loss_function",
         "--custom-megatron-init-path mirrorpo.integrations.slime.check",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -62,8 +63,10 @@ def gather(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     from accelerate import PartialState
+    from transformers import TrainingArguments
 
-    PartialState(cpu=not torch.cuda.is_available())  # joins the group, if nothing has yet
+    # Joins the group, if nothing has yet; with transformers' time limit, which would otherwise come too late.
+    PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, value)
     return found
