@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 import mirrorpo
-from memory import peak_in_process, peak_mib
+from memory import peak_in_process, peak_mib, present
 from mirrorpo.kernels import Anchor, Head, VocabularyTerm, objective_from_hidden, single_pass, token_logps
 from timing import interleaved, parser, ratios
 
@@ -189,15 +189,15 @@ def step_of(x: Inputs, contender: str, name: str) -> torch.Tensor:
 
 
 def means(name: str, rounds: int) -> dict[str, dict[str, float]]:
-    x = Inputs.of()
-    values = {contender: step_of(x, contender, name).item() for contender in MEANS}
-    calls: dict[str, Callable[[], Any]] = {c: lambda c=c: step_of(x, c, name) for c in MEANS}
+    x, names = Inputs.of(), present(MEANS)
+    values = {contender: step_of(x, contender, name).item() for contender in names}
+    calls: dict[str, Callable[[], Any]] = {c: lambda c=c: step_of(x, c, name) for c in names}
     medians = interleaved(calls, rounds, warmup=1)
     return {
         "value": values,
         "seconds": medians,
         "time over mirrorpo": ratios(medians, "mirrorpo"),
-        "peak MiB": {contender: peak_in_process(__file__, name, contender) for contender in MEANS},
+        "peak MiB": {contender: peak_in_process(__file__, name, contender) for contender in names},
     }
 
 
