@@ -10,41 +10,48 @@ from transformers import set_seed
 
 from trl_pair import PAIRS, batch, fill, loss_and_gradient, pair
 
-TOLERANCE = 1e-6
+# Padded rows are computed as TRL computes them; packed rows by other products of the same numbers, in float32.
+TOLERANCE = {"off": 1e-6, "auto": 1e-5}
+FAST = pytest.mark.parametrize("fast", TOLERANCE)
 
 
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor, fast: str) -> None:
     scale = max(1.0, theirs.abs().max().item())
-    assert (ours - theirs).abs().max().item() <= TOLERANCE * scale
+    assert (ours - theirs).abs().max().item() <= TOLERANCE[fast] * scale
 
 
+@FAST
 @pytest.mark.parametrize("tool_mask", [False, True], ids=["all tokens", "tool mask"])
 @pytest.mark.parametrize("accumulation", [1, 8])
 @pytest.mark.parametrize("name", PAIRS)
-def test_loss_and_gradient_are_those_of_trl(name: str, accumulation: int, tool_mask: bool, tmp_path: Path) -> None:
-    theirs, ours = pair(tmp_path, name, gradient_accumulation_steps=accumulation)
+def test_loss_and_gradient_are_those_of_trl(
+    name: str, accumulation: int, tool_mask: bool, fast: str, tmp_path: Path
+) -> None:
+    theirs, ours = pair(tmp_path, name, fast, gradient_accumulation_steps=accumulation)
     for built in (theirs, ours):
         built.current_gradient_accumulation_steps = accumulation
     inputs = fill(batch(tool_mask=tool_mask), theirs)
     their_loss, their_gradient = loss_and_gradient(theirs, inputs)
     our_loss, our_gradient = loss_and_gradient(ours, inputs)
     assert their_gradient.abs().max() > 1e-5
-    assert_same(our_loss, their_loss)
-    assert_same(our_gradient, their_gradient)
+    assert_same(our_loss, their_loss, fast)
+    assert_same(our_gradient, their_gradient, fast)
 
 
+@FAST
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo"])
-def test_without_old_log_probabilities_the_policy_itself_is_the_anchor(name: str, tmp_path: Path) -> None:
-    theirs, ours = pair(tmp_path, name)
+def test_without_old_log_probabilities_the_policy_itself_is_the_anchor(name: str, fast: str, tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path, name, fast)
     for built in (theirs, ours):
         built.current_gradient_accumulation_steps = 1
     inputs = fill(batch(with_old=False), theirs)
     their_loss, their_gradient = loss_and_gradient(theirs, inputs)
     our_loss, our_gradient = loss_and_gradient(ours, inputs)
-    assert_same(our_loss, their_loss)
-    assert_same(our_gradient, their_gradient)
+    assert_same(our_loss, their_loss, fast)
+    assert_same(our_gradient, their_gradient, fast)
 
 
+@FAST
 @pytest.mark.parametrize(
     "more",
     [
@@ -54,8 +61,8 @@ def test_without_old_log_probabilities_the_policy_itself_is_the_anchor(name: str
     ids=["four updates per generation", "accumulation 2"],
 )
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo with ratio-corrected k3", "dapo with k3", "gspo"])
-def test_training_ends_in_the_weights_of_trl(name: str, more: dict[str, int], tmp_path: Path) -> None:
-    theirs, ours = pair(tmp_path, name, max_steps=4, seed=5, optim="sgd", **{**more, "learning_rate": 0.05})
+def test_training_ends_in_the_weights_of_trl(name: str, more: dict[str, int], fast: str, tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path, name, fast, max_steps=4, seed=5, optim="sgd", **{**more, "learning_rate": 0.05})
     # Plain gradient descent: AdamW would turn the rounding of a near-zero gradient into a whole step.
     start = torch.cat([p.detach().reshape(-1).clone() for p in theirs.model.parameters()])
     for built in (theirs, ours):
@@ -64,4 +71,4 @@ def test_training_ends_in_the_weights_of_trl(name: str, more: dict[str, int], tm
     their_end = torch.cat([p.detach().reshape(-1) for p in theirs.model.parameters()])
     our_end = torch.cat([p.detach().reshape(-1) for p in ours.model.parameters()])
     assert (their_end - start).abs().max() > 1e-4
-    assert (our_end - their_end).abs().max() <= 1e-6
+    assert (our_end - their_end).abs().max() <= TOLERANCE[fast]

@@ -106,14 +106,14 @@ def trainer(kind: type, config: Any, **more: Any) -> Any:
     return built
 
 
-def pair(folder: Path, name: str, **more: Any) -> tuple[GRPOTrainer, MirrorTrainer]:
+def pair(folder: Path, name: str, fast: str = "off", **more: Any) -> tuple[GRPOTrainer, MirrorTrainer]:
     """TRL's trainer and ours, with settings that mean the same."""
     objective, theirs = PAIRS[name]
     theirs = {"use_bias_correction_kl": False, **theirs}  # TRL's default is True
     common = settings(folder, **more)
     return (
         trainer(GRPOTrainer, GRPOConfig(**common, **theirs)),
-        trainer(MirrorTrainer, MirrorConfig(**common, objective=objective)),
+        trainer(MirrorTrainer, MirrorConfig(**common, objective=objective, fast=fast)),
     )
 
 

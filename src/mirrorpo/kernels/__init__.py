@@ -1,5 +1,6 @@
 """The objective from hidden states: log-probabilities, losses and exact divergences without logits in memory."""
 
+from mirrorpo.kernels.attention import prefix_attention
 from mirrorpo.kernels.fused import (
     PerToken,
     SinglePass,
@@ -11,6 +12,7 @@ from mirrorpo.kernels.fused import (
 )
 from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.objective_head import objective_from_hidden
+from mirrorpo.kernels.packing import Packing, RowTooLongError, pack
 from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm
 
 __all__ = [
@@ -28,4 +30,9 @@ __all__ = [
     "top_k_from_hidden",
     # objective_head: the library's own loss
     "objective_from_hidden",
+    # packing, attention: completions that share their prompt
+    "Packing",
+    "RowTooLongError",
+    "pack",
+    "prefix_attention",
 ]

@@ -8,10 +8,12 @@ from typing import Any
 
 from trl.trainer.grpo_config import GRPOConfig
 
+from mirrorpo._checks import unknown_name
 from mirrorpo.objective import Objective
 from mirrorpo.presets import objective_from
 from mirrorpo.trust_region import Interval
 
+FAST = ("auto", "off")
 # TRL's loss type with the same denominator, so that what TRL derives from it (warnings, model card) stays true.
 _LOSS_TYPE = {"sequence_mean": "grpo", "token_mean": "dapo", "constant": "dr_grpo"}
 # TRL settings that would have no effect here, and the key of `objective` that has.
@@ -39,6 +41,10 @@ class MirrorConfig(GRPOConfig):
             value.
         gradient_share_every: optimiser steps between measurements of the penalty's share of the gradient norm (two
             extra backward passes each); 0 for never.
+        fast: ``auto``: completions are packed and their prompts shared where model and settings allow it (a line in
+            the log says why if not); ``off``: always padded, as in TRL. The numbers are the same.
+        token_budget: most tokens in a packed row. A micro-batch of more is read in several rows, and their activations
+            are recomputed one row at a time in the backward pass: less memory, about a third more time. None: one row.
         beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own.
 
     Raises:
@@ -57,6 +63,13 @@ class MirrorConfig(GRPOConfig):
     )
     gradient_share_every: int = field(
         default=100, metadata={"help": "Steps between measurements of the penalty's share of the gradient norm."}
+    )
+    fast: str = field(
+        default="auto",
+        metadata={"help": "'auto': completions are packed, prompts shared, where supported; 'off': padded as in TRL."},
+    )
+    token_budget: int | None = field(
+        default=None, metadata={"help": "Most tokens in a packed row; None: a micro-batch is one row."}
     )
     beta: float | None = field(
         default=None,
@@ -79,6 +92,10 @@ class MirrorConfig(GRPOConfig):
         self.beta = chosen.penalties[0].coefficient if chosen.penalties else 0.0
         super().__post_init__()
 
+        if self.fast not in FAST:
+            raise unknown_name("fast", self.fast, FAST)
+        if self.token_budget is not None and (not isinstance(self.token_budget, int) or self.token_budget < 1):
+            raise ValueError(f"token_budget must be an integer >= 1 or None, got {self.token_budget!r}")
         if self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 "multi_objective_aggregation must be 'sum_then_normalize': the objective's advantage is computed from "

@@ -69,7 +69,8 @@ def check_head(model: nn.Module, head: Head) -> str | None:
     model.eval()  # dropout would differ between the two passes
     try:
         ids = torch.arange(1, 4, device=head.weight.device).unsqueeze(0) % head.vocabulary
-        expected = model(input_ids=ids, use_cache=False).logits[0].float()
+        # The class's own pass: an instance's may be wrapped in mixed precision, which is no difference of the head.
+        expected = type(model).forward(model, input_ids=ids, use_cache=False).logits[0]
         backbone: Any = model.base_model
         hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
     finally:
@@ -77,7 +78,7 @@ def check_head(model: nn.Module, head: Head) -> str | None:
     if hidden.shape[-1] != head.weight.shape[1] or expected.shape[-1] != head.vocabulary:
         return f"its hidden states have {hidden.shape[-1]} numbers, its head takes {head.weight.shape[1]}"
     got = head.logits(hidden) * head.temperature
-    error = ((got - expected).abs().amax() / expected.abs().amax().clamp(min=1e-6)).item()
+    error = ((got - expected.to(got.dtype)).abs().amax() / expected.abs().amax().clamp(min=1e-6)).item()
     allowed = _TOLERANCE.get(head.weight.dtype, _TOLERANCE_16_BIT)
     if error > allowed:
         return f"its logits are not those of its head and config (relative error {error:.1g})"

@@ -11,6 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# What TRL hands from the rollout to the forward pass of multimodal models.
+FORWARD_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:

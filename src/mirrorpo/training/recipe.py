@@ -153,6 +153,12 @@ class TrainSpec(Part):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the forward and backward pass")
     gradient_checkpointing: bool = False
+    fast: Literal["auto", "off"] = Field(
+        default="auto", description="auto: completions packed, prompts shared, where supported; off: padded"
+    )
+    token_budget: int | None = Field(
+        default=None, ge=1, description="most tokens in a packed row: less memory, more time; empty: a micro-batch"
+    )
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
 
     @property

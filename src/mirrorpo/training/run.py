@@ -140,6 +140,8 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1) -> Mir
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=train.gradient_checkpointing,
+        fast=train.fast,
+        token_budget=train.token_budget,
         use_vllm=train.use_vllm,
         vllm_mode="colocate",
         model_init_kwargs={"dtype": recipe.model.dtype},
@@ -213,6 +215,12 @@ def _check_context(prepared: Prepared, config: Any) -> None:
         raise InputError(
             f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
             f"the model's context is {context}"
+        )
+    budget = prepared.recipe.train.token_budget
+    if budget is not None and wanted > budget:
+        raise InputError(
+            f"train.token_budget: must hold the longest prompt, {longest} tokens, with its completion: at least "
+            f"{wanted}, got {budget}"
         )
 
 

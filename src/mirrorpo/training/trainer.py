@@ -22,26 +22,15 @@ from mirrorpo.advantages import advantages as group_advantages
 from mirrorpo.objective import Objective, Output
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state
-from mirrorpo.training.logits import Scored, gather_ids, score_from_logits
+from mirrorpo.training.fast import PackedPath
+from mirrorpo.training.grouping import regroup
+from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids, score_from_logits
+from mirrorpo.training.memory import budget_advice
+from mirrorpo.training.packed_loss import packed_loss
 from mirrorpo.training.reduction import reduce_metrics
 from mirrorpo.training.reference import check_reference
 
 logger = logging.get_logger(__name__)
-
-# What TRL hands from the rollout to the forward pass of multimodal models.
-_FORWARD_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
-
 
 _UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -99,6 +88,7 @@ class MirrorTrainer(GRPOTrainer):
         self.penalty_state = PenaltyState(self.policy_objective.control)
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
+        self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled)
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
             logger.warning("%s; reference: %s", self.policy_objective.describe(), self.reference_description())
@@ -128,7 +118,8 @@ class MirrorTrainer(GRPOTrainer):
     # What a resumed run needs beyond TRL's checkpoint
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+        with budget_advice(self.packed, self.model):
+            loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
@@ -166,6 +157,26 @@ class MirrorTrainer(GRPOTrainer):
                 parts = [self._scored(self.model, ids[part], attention[part], keep) for part in rows]
                 output["old_logits"] = torch.cat([part.logits for part in parts if part.logits is not None])
         return output
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before or not self._may_regroup():
+            return inputs
+        assert self._buffered_inputs is not None
+        self._buffered_inputs = regroup(self._buffered_inputs, self.args.gradient_accumulation_steps)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _may_regroup(self) -> bool:
+        """Whether groups may be put together in micro-batches: where no number depends on who shares one."""
+        control = self.policy_objective.control
+        by_micro_batch = (
+            self.top_entropy_quantile < 1.0  # a quantile within the micro-batch
+            or self._entropy_bonus_enabled  # a token mean within it
+            or (control is not None and control.kind == "adaptive")  # the same
+        )
+        whole_windows = self.args.steps_per_generation % self.args.gradient_accumulation_steps == 0
+        return self.packed.reason is None and not self._is_vlm and whole_windows and not by_micro_batch
 
     def _reward_penalty(self, output: dict[str, Any]) -> Tensor:
         """(B,) of this rank: what ``placement: reward`` subtracts from each completion's reward."""
@@ -207,23 +218,39 @@ class MirrorTrainer(GRPOTrainer):
     # The loss
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        scored = self._score(model, inputs)
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
         training = self.model.training
-        old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
         self._raise_unless_finite(
-            {"logp": scored.logp, "logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}, mask
+            {
+                "logp_old": inputs.get("old_per_token_logps"),
+                "logp_ref": inputs.get("ref_per_token_logps"),
+                "advantages": inputs["advantages"],
+            },
+            mask,
         )
+        found = packed_loss(self, model, inputs, mask)
+        output, scored = self._padded_loss(model, inputs, mask) if found is None else found
+        self._raise_unless_finite({"loss": output.loss}, None)
+        self._record_gradient_share(model, output)
+        loss = output.loss * self._share(training)
+        self._record(output, scored, mask, "train" if training else "eval")
+        return loss if found is not None else self._with_bonuses(loss, scored, mask, training)
+
+    def _padded_loss(self, model: nn.Module, inputs: dict[str, Any], mask: Tensor) -> tuple[Output, Scored]:
+        """Loss, metrics and scores of a micro-batch as TRL lays it out."""
+        scored = self._score(model, inputs)
+        self._raise_unless_finite({"logp": scored.logp}, mask)
+        old = inputs.get("old_per_token_logps")
         output = self.policy_objective(
             logp=scored.logp,
             logp_old=old,
-            logp_ref=ref,
+            logp_ref=inputs.get("ref_per_token_logps"),
             advantages=inputs["advantages"],
             mask=mask,
             max_completion_length=self.max_completion_length,
-            num_tokens=self._num_tokens(inputs, training),
+            num_tokens=self._num_tokens(inputs, self.model.training),
             weight=self._policy_weight(scored, old, inputs, mask),
             logits=scored.logits,
             logits_ref=self._reference_logits(inputs),
@@ -232,31 +259,56 @@ class MirrorTrainer(GRPOTrainer):
             entropy=scored.entropy,
             penalty_scale=self.penalty_state.factor,
         )
-        self._raise_unless_finite({"loss": output.loss}, None)
-        self._record_gradient_share(model, output)
+        return output, scored
+
+    def _share(self, training: bool) -> float:
         # `token_mean` has the whole step's tokens in its denominator already; the others average within a micro-batch.
-        share = 1.0
         if training and self.policy_objective.aggregation != "token_mean":
-            share = 1.0 / self.current_gradient_accumulation_steps
-        loss = output.loss * share
-        self._record(output, scored, mask, "train" if training else "eval")
-        return self._with_bonuses(loss, scored, mask, training)
+            return 1.0 / self.current_gradient_accumulation_steps
+        return 1.0
+
+    def entropy_weight(self, training: bool) -> float:
+        """What the mean entropy is multiplied by in a loss that is multiplied by ``_share`` later."""
+        if not self._entropy_bonus_enabled:
+            return 0.0
+        each = 1.0 / self.current_gradient_accumulation_steps if training else 1.0
+        return -self.entropy_coef * each / self._share(training)
 
     def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Scored:
         ids, attention, keep = gather_ids(inputs)
         if self.policy_objective.needs_logits:
             return self._scored(model, ids, attention, keep)
-        logp, entropy, aux_loss = self._get_per_token_logps_and_entropies(
+        logp, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
             model,
             ids,
             attention,
             keep,
             compute_entropy=True,
             compute_aux_loss=self.aux_loss_enabled,
-            **{key: inputs.get(key) for key in _FORWARD_KEYS},
+            **{key: inputs.get(key) for key in FORWARD_KEYS},
         )
         assert entropy is not None
         return Scored(logp=logp, entropy=entropy, aux_loss=aux_loss)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Policy, old and reference log-probabilities: from packed rows where that is supported, else TRL's way."""
+        if not any(value is not None for key, value in kwargs.items() if key in FORWARD_KEYS):
+            rows = batch_size or input_ids.shape[0]
+            found = self.packed.score(model, input_ids, attention_mask, logits_to_keep, rows, compute_entropy)
+            if found is not None:
+                return *found, None
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+        )
 
     def _scored(self, model: Any, ids: Tensor, attention: Tensor, keep: int) -> Scored:
         with self.accelerator.autocast():
@@ -281,6 +333,11 @@ class MirrorTrainer(GRPOTrainer):
         if training:
             tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
         return tokens
+
+    @property
+    def weighs_by_scores(self) -> bool:
+        """Whether ``_policy_weight`` looks at log-probabilities or entropies."""
+        return self.top_entropy_quantile < 1.0 or self.off_policy_mask_threshold is not None
 
     def _policy_weight(self, scored: Scored, old: Tensor | None, inputs: dict[str, Any], mask: Tensor) -> Tensor | None:
         """TRL's detached factors on the policy term: entropy mask, off-policy mask, the sampler's importance ratio."""
@@ -340,13 +397,22 @@ class MirrorTrainer(GRPOTrainer):
             )
         return norm
 
+    @property
+    def measures_gradient_share(self) -> bool:
+        """Whether this micro-batch is one to measure the penalty's share of the gradient on."""
+        every, objective = self.args.gradient_share_every, self.policy_objective
+        if (
+            not objective.penalties
+            or objective.placement != "loss"
+            or self.accelerator.distributed_type not in _UNSHARDED
+        ):
+            return False  # sharded gradients have no norm of their own
+        return every > 0 and self.model.training and self.state.global_step % every == 0
+
     def _record_gradient_share(self, model: nn.Module, output: Output) -> None:
         """Every n optimiser steps: the penalty's share of the gradient norm, from two extra backward passes."""
-        every = self.args.gradient_share_every
-        if every == 0 or output.penalty_loss is None or not self.model.training or self.state.global_step % every:
+        if output.penalty_loss is None or not self.measures_gradient_share:
             return
-        if self.accelerator.distributed_type not in _UNSHARDED:
-            return  # sharded gradients have no norm of their own
         parameters = [p for p in model.parameters() if p.requires_grad]
         norms = []
         for part in (output.policy_loss, output.penalty_loss):
