@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ def peak_in_process(script: str, *arguments: str) -> float:
         [sys.executable, script, "--peak", *arguments], check=True, capture_output=True, text=True, timeout=600
     )
     return float(done.stdout.split()[-1])
+
+
+def present(contenders: Iterable[str]) -> list[str]:
+    """Those that are installed; Liger is not needed by anything else (``pip install 'mirrorpo[bench]'``)."""
+    without = find_spec("liger_kernel") is None
+    if without:
+        print("Liger is left out: liger_kernel is not installed", file=sys.stderr)
+    return [name for name in contenders if not (without and name.startswith("Liger"))]
 
 
 def _mib(key: str) -> float:

@@ -39,6 +39,7 @@ def main() -> None:
     options.add_argument("--hidden", type=int, default=256, help="hidden size of the model (default 256)")
     options.add_argument("--layers", type=int, default=6, help="layers of the model (default 6)")
     options.add_argument("--shape", type=int, help="only this one of the shapes, from 0")
+    options.add_argument("--vocabulary", type=int, help="only this vocabulary")
     args = options.parse_args()
     warnings.simplefilter("ignore", FutureWarning)
     transformers.utils.logging.disable_progress_bar()
@@ -46,10 +47,11 @@ def main() -> None:
     shapes = SHAPES[:1] if args.quick else SHAPES
     if args.shape is not None:
         shapes = [SHAPES[args.shape]]
+    vocabularies = VOCABULARIES if args.vocabulary is None else (args.vocabulary,)
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for shape in (replace(shape, vocabulary=v) for v in VOCABULARIES for shape in shapes):
+        for shape in (replace(shape, vocabulary=v) for v in vocabularies for shape in shapes):
             model = save_model(folder, shape.vocabulary, args.hidden, args.layers)
             inputs = micro_batch(shape)
             trainers = contenders(model, folder, shape)

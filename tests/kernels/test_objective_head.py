@@ -22,7 +22,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "dual clip": {"preset": "dapo", "dual_clip": 3.0},
     "truncated": {"preset": "cispo"},
     "sigmoid": {"preset": "sapo"},
-    "per-token region": {"preset": "dppo_kl"},
+    "per-token region": {"preset": "dppo_kl", "radius": 0.002},
     "constant, two penalties": {"preset": "prob_l2_kl_grpo", "coefficient": [0.5, 0.04]},
     "weighted": {"preset": "grpo", "divergence": "js", "coefficient": 0.3, "estimator": "weighted"},
     "score": {"preset": "grpo", "divergence": "prob_l2", "coefficient": 0.3, "estimator": "score"},

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mirrorpo.kernels.attention import masked_attention, prefix_attention
 from mirrorpo.kernels.packing import Packing, RowTooLongError, UnpackableError, pack
-from mirrorpo.kernels.prefix_attention import masked_attention, prefix_attention
 
 # Prompt sizes and completion sizes of each group; the groups' completions are dealt out in turn, so groups interleave.
 BATCHES = {

@@ -440,7 +440,7 @@ def test_a_row_beyond_the_budget_or_the_context_is_an_error_with_its_lengths(tmp
 
 @pytest.mark.parametrize(
     ("fits", "advice"),
-    [(50, r"rows of 97 tokens; token_budget=48 fits"), (40, r"token_budget=24 fits"), (20, r"no token_budget fits")],
+    [(50, r"rows of 97 tokens; token_budget=48 fits"), (40, r"token_budget=24 fits"), (19, r"no token_budget fits")],
 )
 def test_out_of_memory_says_which_budget_would_have_fitted(
     fits: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 """The objective from hidden states: log-probabilities, losses and exact divergences without logits in memory."""
 
+from mirrorpo.kernels.attention import prefix_attention
 from mirrorpo.kernels.fused import (
     PerToken,
     SinglePass,
@@ -12,7 +13,6 @@ from mirrorpo.kernels.fused import (
 from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.objective_head import objective_from_hidden
 from mirrorpo.kernels.packing import Packing, RowTooLongError, pack
-from mirrorpo.kernels.prefix_attention import prefix_attention
 from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "top_k_from_hidden",
     # objective_head: the library's own loss
     "objective_from_hidden",
-    # packing, prefix_attention: completions that share their prompt
+    # packing, attention: completions that share their prompt
     "Packing",
     "RowTooLongError",
     "pack",

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 from transformers.utils.import_utils import is_peft_available
 
+from mirrorpo.kernels.attention import prefix_attention
 from mirrorpo.kernels.packing import Packing, Row, Segments, pack
-from mirrorpo.kernels.prefix_attention import prefix_attention
 
 # The attention functions whose plain form (no cap, no sink, no bias) is softmax(scale q k) v. `eager` is not looked up
 # in the table, `flex_attention` would need a block mask.
