@@ -56,6 +56,8 @@ class PackedPath:
             return
         if accelerator.distributed_type != DistributedType.NO:
             self.reason = f"the model is wrapped ({accelerator.distributed_type.value.lower()})"
+        elif args.n_gpu > 1:
+            self.reason = "the model is wrapped (data parallel)"
         elif args.torch_compile:
             self.reason = "torch_compile: every packed row has a shape of its own"
         elif aux_loss:
@@ -88,11 +90,17 @@ class PackedPath:
         implementation = causal.config._attn_implementation
         if implementation not in IMPLEMENTATIONS:
             return f"attention {implementation!r}; packed rows need one of {', '.join(IMPLEMENTATIONS)}"
+        if len(set(vars(causal).get("hf_device_map", {}).values())) > 1:
+            return "the model is split over devices"
         if not isinstance(causal.get_output_embeddings(), nn.Linear):
             return f"the output layer is a {type(causal.get_output_embeddings()).__name__}"
+        try:
+            head = head_of(causal)
+        except ValueError as error:  # a quantised head has no floating weight
+            return str(error)
         # In the weights' own precision: mixed precision would hide a small difference behind its rounding.
         with torch.autocast(causal.device.type, enabled=False):
-            return probe(causal) or check_head(causal, head_of(causal))
+            return probe(causal) or check_head(causal, head)
 
     def pack(self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int) -> Packing | None:
         """The plan of a padded batch, None where it must stay padded.

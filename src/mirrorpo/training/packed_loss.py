@@ -47,6 +47,8 @@ def packed_loss(
         return None
     trainer._raise_unless_finite({"logp": hidden}, None)
     kept = mask.reshape(-1).bool()[packing.slots] if "tool_mask" in inputs else slice(None)
+    if isinstance(kept, Tensor) and not bool(kept.any()):
+        return None  # only what tools wrote: a zero with a gradient, as the padded path gives it
     reference = None
     if any(p.estimator in LOGITS_ESTIMATORS for p in objective.penalties):
         reference = _reference(trainer, packing, kept)
