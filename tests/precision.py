@@ -28,7 +28,7 @@ class Error:
 def computed(case: Case, logp: torch.Tensor, logp_ref: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the library gives: ``sampled``, its gradient in ``logp``, and ``score``."""
     d = mirrorpo.divergence(case.name, **case.options)
-    logp = logp.detach().requires_grad_()
+    logp = logp.detach().clone().requires_grad_()
     value = d.sampled(logp, logp_ref)
     (gradient,) = torch.autograd.grad(value.sum(), logp)
     return {"value": value.detach(), "gradient": gradient, "score": d.score(logp, logp_ref)}
@@ -42,15 +42,20 @@ def reference(case: Case, logp: float, logp_ref: float) -> dict[str, mpmath.mpf]
 
 
 def errors(case: Case, logp: torch.Tensor, logp_ref: torch.Tensor) -> dict[str, list[Error]]:
-    """Relative errors at every pair of float32 log-probabilities whose result float32 can hold."""
+    """Relative errors at every pair of float32 log-probabilities whose result float32 can hold.
+
+    Every pair is evaluated twice: in the batch, where one rare token sends all of them the guarded way, and alone.
+    """
     found: dict[str, list[Error]] = {quantity: [] for quantity in QUANTITIES}
-    got = computed(case, logp, logp_ref)
+    together = computed(case, logp, logp_ref)
     for i, (x, z) in enumerate(zip(logp.tolist(), logp_ref.tolist(), strict=True)):
         expected = reference(case, x, z)
+        alone = computed(case, logp[i : i + 1], logp_ref[i : i + 1])
         for quantity in QUANTITIES:
             if SMALLEST < abs(expected[quantity]) < LARGEST:
-                relative = abs(mpmath.mpf(got[quantity][i].item()) / expected[quantity] - 1)
-                found[quantity].append(Error(float(relative), x, z))
+                for got in (together[quantity][i], alone[quantity][0]):
+                    relative = abs(mpmath.mpf(got.item()) / expected[quantity] - 1)
+                    found[quantity].append(Error(float(relative), x, z))
     return found
 
 

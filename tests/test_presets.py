@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mirrorpo
+from mirrorpo.future_kl import FutureKL
 from mirrorpo.presets import OVERRIDES, PRESETS
 from naive import logits
 
@@ -228,6 +229,34 @@ def test_the_dual_clip_bound_of_fipo_is_also_the_one_of_its_weighting() -> None:
     assert objective.options.dual_clip == 3.0
     assert objective.future_kl is not None
     assert objective.future_kl.max_ratio == 3.0
+
+
+def test_future_kl_weighting_goes_on_top_of_any_objective_and_off_again() -> None:
+    objective = mirrorpo.objective("grpo", future_kl={"lower_bound": True, "half_life": 8.0})
+    assert objective.future_kl == FutureKL(lower_bound=True, half_life=8.0)
+    assert mirrorpo.objective("grpo", future_kl=True).future_kl == FutureKL()
+    assert mirrorpo.objective("fipo", future_kl=False).future_kl is None
+    assert mirrorpo.objective("fipo", future_kl={"max_ratio": 4.0}).future_kl == FutureKL(max_ratio=4.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "true, false or a mapping"),
+        ({"halflife": 3}, "did you mean 'half_life'"),
+        ({"half_life": 0.5}, "half_life must be a number in"),
+    ],
+)
+def test_a_bad_future_kl_setting_is_refused_with_the_legal_values(value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mirrorpo.objective("fipo", future_kl=value)
+
+
+def test_two_penalties_of_one_divergence_have_metrics_of_their_own() -> None:
+    divergence = [{"name": "alpha", "alpha": 0.3}, {"name": "alpha", "alpha": 2.0}]
+    objective = mirrorpo.objective("dr_grpo", divergence=divergence, coefficient=[0.1, 0.1])
+    metrics = objective(**batch(), max_completion_length=LENGTH).metrics
+    assert metrics["divergence/alpha/mean"] != metrics["divergence/alpha_2/mean"]
 
 
 def test_an_objective_is_built_from_a_name_a_mapping_or_itself() -> None:

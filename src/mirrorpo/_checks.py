@@ -36,8 +36,8 @@ def check_number(
     return float(value)
 
 
-def check_logps(names: tuple[str, ...], *logps: Tensor) -> None:
-    """Raises ``ValueError`` unless all are floating tensors of one shape whose entries are log-probabilities.
+def check_logps(names: tuple[str, ...], *logps: Tensor) -> float:
+    """The smallest of all log-probabilities; raises ``ValueError`` unless all are floating tensors of one shape <= 0.
 
     The values are looked at on the CPU only: elsewhere the look would make the host wait for the device. There a NaN
     reaches the loss, and whoever consumes the loss must check it (the trainer does).
@@ -45,6 +45,9 @@ def check_logps(names: tuple[str, ...], *logps: Tensor) -> None:
     Args:
         names: of the arguments, for the message.
         *logps: the tensors.
+
+    Returns:
+        The smallest value; 0 for empty tensors, -inf where the values are not looked at.
     """
     first = logps[0]
     for name, logp in zip(names, logps, strict=True):
@@ -54,16 +57,17 @@ def check_logps(names: tuple[str, ...], *logps: Tensor) -> None:
             raise ValueError(
                 f"{name} has shape {tuple(logp.shape)} but {names[0]} has shape {tuple(first.shape)}: they must agree"
             )
-    if first.device.type != "cpu" or first.numel() == 0:
-        return
-    largest = first
-    for logp in logps[1:]:
-        largest = torch.maximum(largest, logp)
-    if not largest.amax().item() <= LOGP_TOLERANCE:  # amax propagates NaN, and NaN <= x is false
-        for name, logp in zip(names, logps, strict=True):
-            worst = logp.amax().item()
-            if not worst <= LOGP_TOLERANCE:
-                raise ValueError(f"{name} must hold log-probabilities (legal: -inf to 0, no NaN), got {worst}")
+    if first.device.type != "cpu":
+        return -math.inf
+    if first.numel() == 0:
+        return 0.0
+    smallest = 0.0
+    for name, logp in zip(names, logps, strict=True):
+        low, high = torch.aminmax(logp)  # both are NaN if any entry is, and NaN <= x is false
+        if not high.item() <= LOGP_TOLERANCE:
+            raise ValueError(f"{name} must hold log-probabilities (legal: -inf to 0, no NaN), got {high.item()}")
+        smallest = min(smallest, low.item())
+    return smallest
 
 
 def import_attribute(path: str, what: str) -> Any:

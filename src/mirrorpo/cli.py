@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mirrorpo.errors import InputError
+from mirrorpo.errors import InputError, Interrupted, RunError
+from mirrorpo.quiet import quiet
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
-
+_INTERRUPTED = 128 + signal.SIGINT
 # Typer's own complaint about arguments; the class has no public name of its own.
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
@@ -27,25 +29,13 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _quiet() -> None:
-    """Libraries' bars and notices off: this program draws its own, and raises on what matters."""
-    import warnings
-
-    import datasets
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that is shipped.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as train.steps=5")] = None,
-    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = ...,  # pyright: ignore[reportArgumentType]
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Only say what would run; nothing is written.")] = False,
     as_json: JSON = False,
 ) -> None:
     """Train a policy: evaluate, train, evaluate, report."""
@@ -53,11 +43,23 @@ def train(
     from mirrorpo.training.recipe import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
-    _quiet()
+    if out is None and not plan_only:
+        raise InputError("--out: missing; give the run folder, or --plan to see what would run")
+    quiet()
+    if plan_only:
+        from mirrorpo.training.plan import plan, render
+
+        planned = plan(loaded)
+        _say(json.dumps(planned, indent=2) if as_json else render(planned))
+        return
+    assert out is not None
     from mirrorpo.training.run import train as run
+    from mirrorpo.training.world import is_main
 
     command = "mirrorpo " + shlex.join(sys.argv[1:])
     summary = run(loaded, out, resume=resume, console=console, command=command)
+    if not is_main():
+        return
     if as_json:
         _say(json.dumps(summary, indent=2))
         return
@@ -68,34 +70,63 @@ def train(
     _say(f"{summary['steps']} steps in {summary['seconds']:.0f} s; report: {out / 'report.html'}")
 
 
+@app.command()
+def evolve(
+    recipe: Annotated[str, typer.Argument(help="An evolve recipe's file, or the name of one that is shipped.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as evolution.generations=3")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = ...,  # pyright: ignore[reportArgumentType]
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search in the folder.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Default: one a core, or a GPU.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each worker.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Run on Ray: local, auto or ray://HOST:PORT.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Search a mirror map that trains better, and compare it with the first on unseen problems."""
+    from mirrorpo.evolution.recipe import EvolveRecipe
+    from mirrorpo.recipes import find_recipe
+    from mirrorpo.training.recipe import load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), overrides or [], EvolveRecipe)
+    quiet()
+    from mirrorpo.evolution.command import run, sentences
+
+    command = "mirrorpo " + shlex.join(sys.argv[1:])
+    summary = run(loaded, out, resume, workers, threads, ray, console, command)
+    _say(json.dumps(summary, indent=2) if as_json else sentences(summary, out))
+
+
 @app.command("eval")
 def evaluate_model(
     model: Annotated[str, typer.Argument(help="builtin:tiny, a folder (a run's model/) or a hub name.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as task.difficulty=hard")] = None,
     task: Annotated[str, typer.Option("--task", help="A name of `mirrorpo list tasks`.")] = ...,  # pyright: ignore[reportArgumentType]
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Completions per problem.")] = 1,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Completions per problem.")] = None,
     k: Annotated[str, typer.Option("-k", help="pass@k for these, comma-separated.")] = "1",
+    greedy: Annotated[bool, typer.Option("--greedy", help="The most likely token each time (temperature 0).")] = False,
+    engine: Annotated[str, typer.Option("--engine", help="transformers or vllm.")] = "transformers",
+    out: Annotated[Path | None, typer.Option("--out", help="A folder that keeps the samples.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the evaluation in the folder.")] = False,
     as_json: JSON = False,
 ) -> None:
-    """Accuracy and unbiased pass@k on a task's unseen problems."""
+    """Accuracy and unbiased pass@k on a task's unseen problems, with lengths, reasons and tokens a second."""
     from mirrorpo.training.recipe import recipe_from
 
+    if engine not in ("transformers", "vllm"):
+        raise InputError(f"--engine {engine}: must be transformers or vllm")
+    if resume and out is None:
+        raise InputError("--resume: needs --out, the folder of the evaluation")
     data: dict[str, Any] = {"task": {"name": task}, "model": {"path": model}}
-    recipe = recipe_from(data, overrides or [], "eval")
+    own = ["eval.temperature=0"] if greedy else []
+    own += [] if samples is None else [f"eval.samples={samples}"]
+    recipe = recipe_from(data, [*(overrides or []), *own], "eval")
     ks = _integers("-k", k)
-    if max(ks) > samples:
-        raise InputError(f"-k {k}: k must be at most the number of samples, {samples}")
-    _quiet()
-    from mirrorpo.evaluation.run import evaluate_recipe
+    if max(ks) > recipe.eval.samples:
+        raise InputError(f"-k {k}: k must be at most the number of samples, {recipe.eval.samples}")
+    quiet()
+    from mirrorpo.evaluation.run import evaluate_recipe, lines_of
 
-    result = evaluate_recipe(recipe, samples, ks, console)
-    if as_json:
-        _say(json.dumps(result, indent=2))
-        return
-    for n in ks:
-        low, high = result[f"pass@{n}_interval"]
-        _say(f"pass@{n} {result[f'pass@{n}']:.4f}  [{low:.4f}, {high:.4f}]")
-    _say(f"{result['problems']} problems, mean length {result['mean_length']:.1f} tokens, reasons {result['reasons']}")
+    result = evaluate_recipe(recipe, ks, console, engine=engine, out=out, resume=resume)
+    _say(json.dumps(result, indent=2) if as_json else "\n".join(lines_of(result, ks)))
 
 
 def _integers(option: str, text: str) -> list[int]:
@@ -124,22 +155,66 @@ def list_names(
 
 
 @app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders.")],
+def study(
+    file: Annotated[str, typer.Argument(help="A study file, or the name of one that is shipped (studies/embedded).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as base.train.steps=5")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The study's folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the study in the folder; repeats no run.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: try failed runs again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Time two steps; say how many runs, how long.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Runs side by side.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each worker; else cores divided.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Run on Ray: local, auto or an address.")] = None,
     as_json: JSON = False,
 ) -> None:
-    """Draw curve.png and report.html of finished runs again."""
-    from mirrorpo.reporting import write_curve, write_report
+    """Compare objectives (or any recipe keys) over seeds: run the grid, then report with statistics that hold up."""
+    from mirrorpo.recipes import find_recipe
+    from mirrorpo.studies import commands
+    from mirrorpo.studies.recipe import load_study
 
-    written = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
-        try:
-            written += [str(write_curve(folder)), str(write_report(folder))]
-        except (ValueError, FileNotFoundError) as error:
-            raise InputError(str(error)) from error
+    if retry_failed and not resume:
+        raise InputError("--retry-failed: needs --resume")
+    if out is None and not dry_run:
+        raise InputError("--out: give the study's folder")
+    loaded = load_study(find_recipe(file), overrides or [])
+    quiet()
+    if out is None or dry_run:
+        plan = commands.dry_run(loaded, workers, threads, ray, console)
+        _say(json.dumps(plan, indent=2) if as_json else commands.plan_in_words(plan))
+        return
+    command = "mirrorpo " + shlex.join(sys.argv[1:])
+    found = commands.study(
+        loaded,
+        out,
+        console,
+        resume=resume,
+        retry_failed=retry_failed,
+        workers=workers,
+        threads=threads,
+        ray=ray,
+        command=command,
+    )
+    _say(json.dumps(found.numbers, indent=2) if as_json else "\n".join((found.headline, *found.written)))
+    if found.nothing_finished:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders and study folders.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Compare all of them in one report, written here.")] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", help="With --out: the arm to compare with.")] = None,
+    target: Annotated[float | None, typer.Option("--target", help="With --out: reward whose step is told.")] = None,
+    mixed: Annotated[bool, typer.Option("--mixed-versions", help="Compare runs of different versions.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Draw the reports of finished runs and studies again; with --out, compare them all in one."""
+    from mirrorpo.studies import commands
+
+    written = commands.report(folders, out, baseline=baseline, target=target, allow_mixed=mixed)
     _say(json.dumps(written, indent=2) if as_json else "\n".join(written))
+    if out is None and len(folders) > 1:
+        console.print("--out DIR compares them in one report", highlight=False)
 
 
 @app.command()
@@ -182,15 +257,23 @@ def main() -> None:
     """The entry point: errors become one line and a status."""
     sys.path.insert(0, str(Path.cwd()))  # so that "module:function" finds the user's own file
     try:
-        app(standalone_mode=False)
+        # Typer turns Ctrl-C and Exit into a returned status.
+        status = app(standalone_mode=False)
+        if status == _INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(status or 0)
     except InputError as error:
         _fail(f"error: {error}", 2)
     except _USAGE_ERROR as error:
         _fail(f"error: {error.format_message()}", 2)
     except typer.Exit as exit_:
         sys.exit(exit_.exit_code)
+    except RunError as error:
+        _fail(f"failed: {error}", 1)
+    except Interrupted as error:
+        _fail(str(error), error.status)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the last checkpoint is intact", 130)
+        _fail("interrupted; the last checkpoint is intact", _INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  (the last line of defence: report, do not swallow)
@@ -206,10 +289,12 @@ def _fail(message: str, status: int) -> None:
 def _fail_unexpected(error: Exception) -> None:
     import traceback
 
+    from mirrorpo.evolution.search import SearchError
     from mirrorpo.rewards import RewardError
     from mirrorpo.training.trainer import NonFiniteError
+    from mirrorpo.workers import JobError
 
-    if isinstance(error, NonFiniteError | RewardError):
+    if isinstance(error, NonFiniteError | RewardError | SearchError | JobError):
         _fail(f"failed: {error}", 1)
     traceback.print_exc()
     _fail(f"failed: {type(error).__name__}: {error}", 1)

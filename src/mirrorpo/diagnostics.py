@@ -8,7 +8,7 @@ metric                             what it says, and what to do
 ``clip/high/frac``                 the same above it, with A > 0
 ``outside/positive/frac``          tokens outside the region whose A > 0, on either side
 ``outside/negative/frac``          the same with A < 0; much more here than above: the negative side drives the policy
-``ratio/q01/mean`` (q50, q99)      quantiles of w (averaged over ranks), and ``ratio/mean`` and ``ratio/max``
+``ratio/q01/mean`` (q50, q99)      quantiles of w, and ``ratio/mean`` and ``ratio/max``
 ``entropy/predicted_change/mean``  first-order change of the entropy per unit step from the tokens that pass
 ``entropy/held_back/mean``         the same from the tokens that the region stops: negative means clipping saves entropy
 =================================  ====================================================================================
@@ -71,7 +71,7 @@ def batch_metrics(
     ratio = token_log_ratio.detach().exp()
     metrics["ratio/mean"] = mean(ratio)
     metrics["ratio/max"] = torch.where(keep, ratio, 0.0).amax() if ratio.numel() else ratio.sum()
-    metrics |= _quantiles(ratio, keep)
+    metrics |= ratio_quantiles(ratio, keep)
     if entropy is not None:
         push = -ratio * tokens.advantage * logp.exp() * (logp + entropy.detach())
         held = low | high
@@ -81,7 +81,8 @@ def batch_metrics(
     return metrics
 
 
-def _quantiles(ratio: Tensor, keep: Tensor) -> dict[str, Tensor]:
+def ratio_quantiles(ratio: Tensor, keep: Tensor) -> dict[str, Tensor]:
+    """Quantiles of w over the tokens that ``keep`` keeps, by metric name; 1 where it keeps none."""
     # NaN marks what the mask drops: boolean indexing would make the host wait for the device.
     flat = torch.where(keep, ratio.double(), torch.nan).reshape(-1)
     if flat.numel() == 0:

@@ -48,7 +48,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     except BaseException:  # an interrupt, too, must not leave the temporary file behind
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -73,7 +73,7 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_bytes_atomic(path, text.encode("utf-8"))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name durable, where folders can be opened at all (not on Windows)."""
     if os.name != "posix":
         return

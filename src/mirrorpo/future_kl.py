@@ -37,6 +37,8 @@ class FutureKL:
     safety_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.lower_bound, bool):
+            raise ValueError(f"lower_bound must be true or false, got {self.lower_bound!r}")
         check_number("half_life", self.half_life, 1.0, 1e9)
         check_number("clip", self.clip, 0.0, 1.0)
         check_number("max_ratio", self.max_ratio, 1.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -60,7 +63,7 @@ def _objectives() -> Rows:
             {
                 "name": name,
                 "region": f"{region} ({numbers})" if numbers else region,
-                "penalty": " + ".join(f"{c:g} {d}" for d, c in preset.penalties) or "none",
+                "penalty": " + ".join(f"{c:g} {_divergence_name(d)}" for d, c in preset.penalties) or "none",
                 "surrogate": preset.surrogate,
                 "level": preset.level,
                 "advantage": preset.advantage,
@@ -69,6 +72,13 @@ def _objectives() -> Rows:
             }
         )
     return rows
+
+
+def _divergence_name(chosen: str | Mapping[str, Any]) -> str:
+    if isinstance(chosen, str):
+        return chosen
+    options = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "name")
+    return f"{chosen['name']} ({options})"
 
 
 def _tasks() -> Rows:

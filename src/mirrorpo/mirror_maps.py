@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,38 @@ from mirrorpo.files import write_text_atomic
 FORMAT = "mirrorpo mirror map"
 VERSION = 1
 _PARTS = ("v", "w", "b")
-_KEYS = ("format", "version", "origin", "fit_error", "a", "c", "groups")
-_OPTIONAL = ("origin", "fit_error")
+_KEYS = ("format", "version", "origin", "fit_error", "about", "a", "c", "groups")
+_OPTIONAL = ("origin", "fit_error", "about")
+BUILTIN = "builtin:"
+_FOLDER = Path(__file__).parent / "maps"
 
 
-def save_map(path: str | os.PathLike[str], map: MirrorMap) -> None:
+def resolve_map(path: str | os.PathLike[str]) -> Path:
+    """The file of a map: ``builtin:NAME`` is one of the package's, anything else a path.
+
+    Raises:
+        ValueError: no map of that name in the package.
+
+    Example:
+        >>> resolve_map("builtin:embedded").name
+        'embedded.json'
+    """
+    name = str(path)
+    if not name.startswith(BUILTIN):
+        return Path(path)
+    shipped = {f"{BUILTIN}{file.stem}": file for file in sorted(_FOLDER.glob("*.json"))}
+    if name not in shipped:
+        raise unknown_name("map", name, shipped)
+    return shipped[name]
+
+
+def save_map(path: str | os.PathLike[str], map: MirrorMap, about: Mapping[str, Any] | None = None) -> None:
     """Write a mirror map, atomically.
 
     Args:
         path: the file; its folder exists.
         map: the map.
+        about: plain data on how it was made, for people; kept in the file under ``about``, not read back.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -48,6 +71,8 @@ def save_map(path: str | os.PathLike[str], map: MirrorMap) -> None:
     content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "origin": map.origin}
     if map.fit_error is not None:
         content["fit_error"] = map.fit_error
+    if about is not None:
+        content["about"] = dict(about)
     content |= {name: numbers[name][0] for name in ("a", "c")}
     content["groups"] = {
         group: {name: numbers[name][at] for name in _PARTS} for group, at in zip(GROUPS, units, strict=True)
@@ -56,14 +81,14 @@ def save_map(path: str | os.PathLike[str], map: MirrorMap) -> None:
 
 
 def load_map(path: str | os.PathLike[str]) -> MirrorMap:
-    """Read what ``save_map`` wrote.
+    """Read what ``save_map`` wrote, or a map of the package (``builtin:embedded``).
 
     Raises:
         ValueError: no such file, no JSON, another format or version, a key that is missing or unknown, a parameter
             that ``MirrorMap`` refuses; the message starts with the path.
     """
     try:  # untrusted: the file may hold anything
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(resolve_map(path).read_text(encoding="utf-8"))
         return _map_from(content)
     except OSError as error:
         raise ValueError(f"path {str(path)!r} cannot be read: {error.strerror}") from None

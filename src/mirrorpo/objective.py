@@ -73,6 +73,7 @@ class TokenTerms:
         values: the penalties' estimates by divergence, detached.
         state: what the surrogate saw.
         log_ratio: log w of every token, whatever the level.
+        logp_ref: under the reference, detached, or None.
     """
 
     policy: Tensor
@@ -80,6 +81,21 @@ class TokenTerms:
     values: dict[str, Tensor]
     state: Tokens
     log_ratio: Tensor
+    logp_ref: Tensor | None
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T), bool, the tokens that count."""
+        return self.state.mask
+
+    @property
+    def loss(self) -> Tensor:
+        """(B, T), policy term and penalty: for a framework that averages by itself."""
+        return self.policy if self.penalty is None else self.policy + self.penalty
+
+    def metrics(self, entropy: Tensor | None = None) -> dict[str, Tensor]:
+        """The metrics of ``Output``, without the two that need an average."""
+        return batch_metrics(self.state, self.log_ratio, self.logp_ref, self.values, entropy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +138,13 @@ class Objective:
     def needs_logits(self) -> bool:
         """Whether ``logits`` (and ``logits_ref``, ``logits_old``) must be given."""
         return self.region.needs_logits or any(p.estimator in LOGITS_ESTIMATORS for p in self.penalties)
+
+    @property
+    def penalty_labels(self) -> tuple[str, ...]:
+        """The penalties' names in the metrics: the divergence's, numbered from the second of one name on."""
+        names = [p.divergence.name for p in self.penalties]
+        counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+        return tuple(name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True))
 
     @property
     def token_separable(self) -> bool:
@@ -243,8 +266,7 @@ class Objective:
 
         policy_loss = average(terms.policy)
         penalty_loss = None if terms.penalty is None else average(terms.penalty)
-        masked_ref = None if logp_ref is None else torch.where(mask.bool(), upcast(logp_ref), 0.0).detach()
-        metrics = batch_metrics(terms.state, terms.log_ratio, masked_ref, terms.values, entropy)
+        metrics = terms.metrics(entropy)
         metrics["policy_loss/mean"] = policy_loss.detach()
         if penalty_loss is not None:
             metrics["penalty_loss/mean"] = penalty_loss.detach()
@@ -305,18 +327,23 @@ class Objective:
         if weight is not None:
             policy = policy * torch.where(keep, weight, 0.0).detach()
         penalty, values = None, {}
-        for index, p in enumerate(self.penalties):
+        for index, (label, p) in enumerate(zip(self.penalty_labels, self.penalties, strict=True)):
             value = over_vocabulary[index] if index < len(over_vocabulary) else None
             if value is None:
                 needed = _given({"logp_ref": logp_ref}, _name_of(p))
                 value = p.divergence.estimate(p.estimator, logp, needed["logp_ref"], logp_old)
             value = torch.where(keep, value, 0.0)
-            values[p.divergence.name] = value.detach()
+            values[label] = value.detach()
             if self.placement == "loss":
                 term = p.coefficient * penalty_scale * value
                 penalty = term if penalty is None else penalty + term
         return TokenTerms(
-            policy=policy.expand_as(logp), penalty=penalty, values=values, state=state, log_ratio=token_log_ratio
+            policy=policy.expand_as(logp),
+            penalty=penalty,
+            values=values,
+            state=state,
+            log_ratio=token_log_ratio,
+            logp_ref=logp_ref,
         )
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ class Preset:
     Attributes:
         source: the paper.
         region: name and options of the trust region.
-        penalties: (divergence, coefficient), each with the ``sampled`` estimator.
+        penalties: (divergence: a name, or a mapping with options; coefficient), each with the ``sampled`` estimator.
         advantage: name in ``mirrorpo.advantages``.
         aggregation: name in ``mirrorpo.aggregation``.
         level: ``token`` or ``sequence``.
@@ -38,7 +38,7 @@ class Preset:
 
     source: str
     region: tuple[str, Mapping[str, Any]] = ("ratio", {"epsilon_low": 0.2, "epsilon_high": 0.2})
-    penalties: tuple[tuple[str, float], ...] = ()
+    penalties: tuple[tuple[str | Mapping[str, Any], float], ...] = ()
     advantage: str = "grpo"
     aggregation: str = "token_mean"
     level: str = "token"
@@ -58,6 +58,7 @@ _GSPO = Preset(
 )
 _PROB_L2 = (("prob_l2", 1e-4),)
 _NEURAL = (("neural", 1e-4),)  # a random map, seed 0
+_EVOLVED = (({"name": "neural", "path": "builtin:embedded"}, 1e-4),)  # docs/evolution.md
 
 PRESETS: dict[str, Preset] = {
     "grpo": Preset(source="GRPO, arXiv 2402.03300", penalties=(("reverse_kl", 0.04),), aggregation="sequence_mean"),
@@ -73,6 +74,8 @@ PRESETS: dict[str, Preset] = {
     "log_l2_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=(("log_l2", 1e-4),)),
     "nm_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=_NEURAL),
     "nm_gspo": replace(_GSPO, source=_GBMPO, penalties=_NEURAL, advantage="dr_grpo"),
+    "nm_grpo_es": replace(_DR_GRPO, source=_GBMPO, penalties=_EVOLVED),
+    "nm_gspo_es": replace(_GSPO, source=_GBMPO, penalties=_EVOLVED, advantage="dr_grpo"),
     "dppo_tv": Preset(
         source="DPPO, arXiv 2602.04879",
         region=("binary_tv", {"radius": 0.15}),
@@ -121,6 +124,7 @@ OVERRIDES = (
     "k",
     "placement",
     "control",
+    "future_kl",
     *_OPTION_KEYS,
 )
 
@@ -135,7 +139,8 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
             ``"module:attribute"``), ``estimator``, ``k`` (of ``top_k``), ``region`` (likewise), ``radius``,
             ``epsilon_low``, ``epsilon_high``, ``level``, ``advantage``, ``aggregation``, ``placement`` (``loss`` or
             ``reward``), ``control`` (see ``mirrorpo.control``), ``surrogate``, ``dual_clip``,
-            ``ratio_cap``, ``temperature_positive``, ``temperature_negative``.
+            ``ratio_cap``, ``temperature_positive``, ``temperature_negative``, ``future_kl`` (true, false, or a mapping
+            with ``half_life``, ``clip``, ``lower_bound``, ``max_ratio``, ``safety_ratio``).
 
     Returns:
         An ``Objective``: call it with the tensors of a batch.
@@ -166,9 +171,6 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
     if level == "sequence" and surrogate in ("truncated", "geometric"):
         raise ValueError(f"level 'sequence' does not go with surrogate {surrogate!r}. Legal: 'clip', 'sigmoid'")
     options = _surrogate_options(surrogate, base, given)
-    future_kl = base.future_kl
-    if future_kl is not None and options.dual_clip is not None:
-        future_kl = replace(future_kl, max_ratio=options.dual_clip)
     penalties = _penalties(preset, base, given)
     return Objective(
         name=preset,
@@ -181,7 +183,7 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
         advantage=_choice("advantage", given.get("advantage", base.advantage), ADVANTAGES),
         aggregation=_choice("aggregation", given.get("aggregation", base.aggregation), AGGREGATIONS),
         options=options,
-        future_kl=future_kl,
+        future_kl=_future_kl(base, given, options),
     )
 
 
@@ -296,6 +298,21 @@ def _control(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> Contro
     if "control" in given and not penalties:
         raise ValueError("control has no effect without a penalty: give divergence and coefficient")
     return control_from(given.get("control"))
+
+
+def _future_kl(base: Preset, given: Mapping[str, Any], options: SurrogateOptions) -> FutureKL | None:
+    chosen = given.get("future_kl", base.future_kl is not None)
+    if not isinstance(chosen, bool | Mapping):
+        raise ValueError(f"future_kl must be true, false or a mapping, got {chosen!r}")
+    if chosen is False:
+        return None
+    settings = {} if chosen is True else {str(key): value for key, value in chosen.items()}
+    unknown = sorted(set(settings) - set(FutureKL.__dataclass_fields__))
+    if unknown:
+        raise unknown_name("future_kl key", unknown[0], FutureKL.__dataclass_fields__)
+    if options.dual_clip is not None:  # one bound for both, unless the weighting is given its own
+        settings = {"max_ratio": options.dual_clip, **settings}
+    return replace(base.future_kl or FutureKL(), **settings)
 
 
 _OPTIONS_OF: dict[str, tuple[str, ...]] = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
-from mirrorpo._checks import unknown_name
 from mirrorpo.errors import InputError
 
 _INSIDE = Path(__file__).parent / "_recipes"
@@ -34,6 +34,8 @@ def find_recipe(name: str) -> Path:
     shipped = shipped_recipes()
     if name in shipped:
         return shipped[name]
-    if path.suffix in (".yaml", ".yml") or "/" in name:
+    if path.suffix in (".yaml", ".yml"):
         raise InputError(f"{name}: no such recipe file")
-    raise InputError(str(unknown_name("recipe", name, shipped)))
+    near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise InputError(f"unknown recipe {name!r}{hint} Legal: a YAML file, or a name of `mirrorpo list recipes`")

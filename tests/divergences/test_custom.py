@@ -212,3 +212,12 @@ def test_an_entry_point_adds_a_name_with_its_own_options() -> None:
         mirrorpo.divergence("broken")
     with pytest.raises(ValueError, match=r"did you mean 'scaled_kl'"):
         mirrorpo.divergence("scaled_k1l")
+
+
+def test_a_value_beyond_float32_is_held_and_not_infinite() -> None:
+    d = mirrorpo.divergence(lambda t: t**4 - 4 * t + 3, family="f")
+    x = torch.tensor([-1.0], requires_grad=True)
+    value = d.sampled(x, torch.tensor([-32.0]))  # F(t)/t ~ t^3 = e^93
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()

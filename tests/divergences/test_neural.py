@@ -145,3 +145,14 @@ def test_as_a_trust_region_the_bounds_are_where_the_radius_is_met(parameters: to
         torch.testing.assert_close(cost, torch.full_like(cost, radius), rtol=1e-9, atol=0)
     assert (low < 1).all()
     assert (high > 1).all()
+
+
+def test_a_map_too_steep_for_float32_is_held_and_not_infinite() -> None:
+    parameters = torch.zeros(380, dtype=torch.float64)
+    parameters[-1] = 1e60  # c log x: d = c times KL's coordinate term
+    x = torch.tensor([-1.0], requires_grad=True)
+    value = mirrorpo.divergence("neural", parameters=parameters).sampled(x, torch.tensor([-2.0]))
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+    assert gradient.item() > 1e37

@@ -173,7 +173,7 @@ def test_a_bad_argument_is_named_with_its_value_and_the_legal_values(argument: s
 
 
 def test_an_unknown_split_is_an_error() -> None:
-    with pytest.raises(ValueError, match="split is 'dev'; legal values: 'train', 'test'"):
+    with pytest.raises(ValueError, match="split is 'dev'; legal values: 'train', 'validation', 'test'"):
         Arithmetic().rows("dev")  # type: ignore[arg-type]
 
 
@@ -275,3 +275,22 @@ def test_grade_compares_integers(given_answer: int, answer: int) -> None:
     assert task.grade(f"#### {answer}", {"answer": str(answer)}).reason == "match"
     expected = "match" if given_answer == answer else "mismatch"
     assert task.grade(f"#### {given_answer}", {"answer": str(answer)}).reason == expected
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])
+def test_validation_problems_are_in_no_training_split_and_not_in_the_test_split(difficulty: str) -> None:
+    largest = Arithmetic(difficulty=difficulty, train_size=10_000, test_size=1_000, validation_size=512)
+    validation, test, train = ({row["prompt"] for row in largest.rows(s)} for s in ("validation", "test", "train"))
+    assert len(validation) == 512
+    assert not validation & test
+    assert not validation & train
+    assert all(is_test_problem(text) for text in validation)  # so no training split of any seed has one
+    fewer = Arithmetic(difficulty=difficulty, test_size=3, validation_size=100)
+    assert [row["prompt"] for row in fewer.rows("validation")] == [
+        row["prompt"] for row in largest.rows("validation")[:100]
+    ]
+
+
+def test_validation_size_has_bounds() -> None:
+    with pytest.raises(ValueError, match="validation_size is 513; legal values: integers from 1 to 512"):
+        Arithmetic(validation_size=513)

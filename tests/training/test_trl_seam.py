@@ -28,6 +28,7 @@ def test_the_overridden_methods_have_the_signatures_that_are_overridden() -> Non
         "completions",
         "completion_ids_list",
     ]
+    assert parameters(GRPOTrainer._generate) == ["self", "prompts"]
     assert parameters(GRPOTrainer._get_grad_norm) == ["self", "model", "grad_norm"]
     assert parameters(GRPOTrainer._save_checkpoint) == ["self", "model", "trial"]
     assert parameters(GRPOTrainer._load_optimizer_and_scheduler) == ["self", "checkpoint"]

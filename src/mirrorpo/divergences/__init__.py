@@ -64,7 +64,7 @@ def _alpha(alpha: object) -> Divergence:
 SCHULMAN = "Schulman 2020, Approximating KL divergence"
 DIVERGENCES: dict[str, Entry] = {
     "kl": _bregman("kl", bregman.kl, "x log(x/z) - x + z", GBMPO),
-    "prob_l2": _bregman("prob_l2", bregman.prob_l2, "(x - z)^2", GBMPO, needs_ratio=False),
+    "prob_l2": _bregman("prob_l2", bregman.prob_l2, "(x - z)^2", GBMPO, needs_float64=False),
     "itakura_saito": _bregman(
         "itakura_saito", bregman.itakura_saito, "x/z - 1 - log(x/z)", UNIFIED + " (KL3)", max_log_ratio=80.0
     ),

@@ -52,8 +52,9 @@ LOG_PROB_FLOOR = -700.0
 MAX_LOG_WEIGHT = 80.0
 # Values and slopes beyond this leave float32. They are held there, both of them: a gradient stays 1e38, not 0 or inf.
 MAX_MAGNITUDE = 1e38
-# A batch whose values sum to less than this in float32 has met none of the limits here.
-MAX_ORDINARY = 1e30
+# exp(this) and what is a few orders larger fit into float32. Log-probabilities down to -MAX_ORDINARY / (1 + growth) can
+# meet none of the limits above: values and slopes grow as exp(growth * |log-ratio|), a weight adds one factor 1/b.
+MAX_ORDINARY = 80.0
 # Stands for log 0 = -inf, so that a difference of two of them is 0 and not NaN; its exp is exactly 0, as for -inf.
 LOG_ZERO = -1e30
 # Vocabulary entries that `exact` holds in float64 at once (three to five temporaries of this size).
@@ -67,18 +68,13 @@ class _WithSlope(torch.autograd.Function):
     """Evaluates ``fn(logp, *others, guard) -> (value, d value / d logp)`` and attaches that derivative to logp."""
 
     @staticmethod
-    def forward(ctx: Any, fn: Callable[..., Term], logp: Tensor, *others: Tensor) -> Tensor:
-        check_logps(_NAMES[: 1 + len(others)], logp, *others)
-        if logp.dtype == torch.float32 and logp.device.type == "cpu":
-            # Ordinary log-probabilities need none of the guards; whether they were ordinary shows in the result. (A GPU
-            # would have to wait for that look, and there the guards cost next to nothing.)
+    def forward(ctx: Any, fn: Callable[..., Term], ordinary: float, logp: Tensor, *others: Tensor) -> Tensor:
+        # Log-probabilities above `ordinary` need none of the guards. (On a GPU they are not looked at: the host would
+        # have to wait, and there the guards cost next to nothing.)
+        if check_logps(_NAMES[: 1 + len(others)], logp, *others) >= ordinary and logp.dtype == torch.float32:
             value, slope = fn(logp, *others, False)
-            result, slope = value.float(), slope.float()
-            # A weight (with a third argument) may take the slope further than the value.
-            seen = result.sum() if len(others) == 1 else result.sum() + slope.sum()
-            if abs(seen.item()) < MAX_ORDINARY:  # false for NaN
-                ctx.save_for_backward(slope)
-                return result
+            ctx.save_for_backward(slope.float())
+            return value.float()
         value, slope = fn(*(x.double().clamp(min=LOG_ZERO) for x in (logp, *others)), True)
         ctx.save_for_backward(_held(slope).to(logp.dtype))
         return _held(value).to(logp.dtype)
@@ -87,7 +83,7 @@ class _WithSlope(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         _raise_on_second_derivative()
         (slope,) = ctx.saved_tensors
-        return (None, grad_outputs[0] * slope, *(None for _ in ctx.needs_input_grad[2:]))
+        return (None, None, grad_outputs[0] * slope, *(None for _ in ctx.needs_input_grad[3:]))
 
 
 class _OverVocabulary(torch.autograd.Function):
@@ -160,6 +156,11 @@ class Divergence(ABC):
     def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
         """What a trust region compares with its radius at the sampled token; float64 in and out, 0 at log_ratio 0."""
 
+    @property
+    def ordinary(self) -> float:
+        """Log-probabilities from here to 0 need no guard; 0 where it is not known how fast the divergence grows."""
+        return 0.0
+
     # The estimators on log-probabilities: float64 with `guard`, when limits must be watched; otherwise as they come,
     # and what needs float64 is widened inside. A difference of two float32 numbers is right to 6e-8 in float32.
 
@@ -198,7 +199,7 @@ class Divergence(ABC):
             >>> mirrorpo.divergence("reverse_kl").sampled(logp, logp_ref)  # exp(-1) - 1 + 1
             tensor([0.3679])
         """
-        return _WithSlope.apply(self._sampled, upcast(logp), logp_ref.detach())
+        return _WithSlope.apply(self._sampled, self.ordinary, upcast(logp), logp_ref.detach())
 
     def weighted(
         self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...], logp_old: Float[Tensor, ...]
@@ -227,7 +228,7 @@ class Divergence(ABC):
             >>> mirrorpo.divergence("prob_l2").weighted(logp, torch.tensor([-2.0]), logp)
             tensor([0.1470])
         """
-        return _WithSlope.apply(self._weighted, upcast(logp), logp_ref.detach(), logp_old.detach())
+        return _WithSlope.apply(self._weighted, self.ordinary, upcast(logp), logp_ref.detach(), logp_old.detach())
 
     @torch.no_grad()
     def score(self, logp: Float[Tensor, ...], logp_ref: Float[Tensor, ...]) -> Float[Tensor, ...]:
@@ -262,7 +263,7 @@ class Divergence(ABC):
 
         Arguments, shapes and errors as in ``weighted``.
         """
-        return _WithSlope.apply(self._score, upcast(logp), logp_ref.detach(), logp_old.detach())
+        return _WithSlope.apply(self._score, self.ordinary, upcast(logp), logp_ref.detach(), logp_old.detach())
 
     def exact(self, logits: Float[Tensor, "... V"], logits_ref: Float[Tensor, "... V"]) -> Float[Tensor, ...]:
         r"""The whole sum, :math:`\sum_v d(p_v, q_v)`, from both models' logits.

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, Divergence, Term
+from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, MAX_ORDINARY, Divergence, Term
 from mirrorpo.divergences.power import k, power_gap, power_slope
 
 Coordinate = Callable[[Tensor, Tensor, Tensor], Term]
@@ -24,15 +24,15 @@ Coordinate = Callable[[Tensor, Tensor, Tensor], Term]
 
 def kl(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
     """h = x log x - x: d = x log(x/z) - x + z."""
-    x = logx.double().exp()
-    return x * k(-delta), x * delta
+    x = logx.exp()
+    return x * k(-delta).to(x.dtype), x * delta.to(x.dtype)
 
 
 def prob_l2(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
     """h = x^2 (GBMPO's ProbL2): d = (x - z)^2."""
-    x = logx.double().exp()
-    gap = x - logz.double().exp()
-    return gap * gap, x.mul_(gap).mul_(2.0)
+    x = logx.exp()
+    gap = (-delta).expm1_().mul_(x)  # z - x without cancellation, so that float32 will do
+    return gap * gap, x.mul_(gap).mul_(-2.0)
 
 
 def itakura_saito(logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
@@ -63,26 +63,33 @@ class BregmanDivergence(Divergence):
     """A Bregman divergence.
 
     Attributes:
-        coordinate: ``(log x, log z, log x/z) -> (d, x * dd/dx)``; the ratio and the results are float64, the others may
-            be float32.
+        coordinate: ``(log x, log z, log x/z) -> (d, x * dd/dx)``, in the dtype of the log-ratio or narrower.
+        needs_float64: whether it loses digits near equality unless the log-ratio is float64.
         max_log_ratio: where the log-ratio is held in ``sampled`` and ``weighted`` so that float32 does not overflow;
             value and slope stay what they are there, so the gradient does not vanish.
-        needs_ratio: whether the coordinate looks at its third argument.
         growth: d may grow as exp(growth * |log x/z|).
+        growth_known: whether that is certain; if not, every batch takes the guarded path.
     """
 
     coordinate: Coordinate = field(kw_only=True)
     max_log_ratio: float = field(default=-LOG_PROB_FLOOR, kw_only=True)
+    needs_float64: bool = field(default=True, kw_only=True)
     growth: float = field(default=1.0, kw_only=True)
-    needs_ratio: bool = field(default=True, kw_only=True)
+    growth_known: bool = field(default=True, kw_only=True)
+
+    @property
+    def ordinary(self) -> float:
+        return -MAX_ORDINARY / (1.0 + self.growth) if self.growth_known else 0.0
 
     def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term:
         if not guard:
-            return self.coordinate(logp, logq, (logp - logq).double() if self.needs_ratio else logp)
+            delta = logp - logq
+            return self.coordinate(logp, logq, delta.double() if self.needs_float64 else delta)
         return self.coordinate(*hold(logp, logq, self.max_log_ratio))
 
     def _weighted(self, logp: Tensor, logq: Tensor, logb: Tensor, guard: bool) -> Term:
-        value, slope = self._sampled(logp, logq, guard)
+        # in float64: d of a rare token may be below float32 where d / b is not
+        value, slope = self._sampled(logp.double(), logq.double(), guard)
         weight = logb.double().neg().clamp_(max=-LOG_PROB_FLOOR).exp_()
         return value * weight, slope * weight
 

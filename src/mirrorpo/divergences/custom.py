@@ -145,7 +145,7 @@ def bregman_from(h: Generator, name: str) -> BregmanDivergence:
         value, slope = remainder(x, logz.double().clamp(min=_LOG_FLOOR).exp(), delta)
         return value, x * slope
 
-    return BregmanDivergence(name, coordinate=coordinate)
+    return BregmanDivergence(name, coordinate=coordinate, growth_known=False)
 
 
 def f_divergence_from(f: Generator, name: str) -> RatioDivergence:
@@ -174,7 +174,7 @@ def f_divergence_from(f: Generator, name: str) -> RatioDivergence:
         value = value / t
         return value, slope - value, slope
 
-    return RatioDivergence(name, form=form, growth=max(1.0, _growth_of(f)))
+    return RatioDivergence(name, form=form, growth=max(1.0, _growth_of(f)), growth_known=False)
 
 
 def _growth_of(f: Generator) -> float:

@@ -30,7 +30,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, Divergence, Term
+from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, MAX_ORDINARY, Divergence, Term
 from mirrorpo.divergences.power import power_gap, power_slope
 
 Parts = tuple[Tensor, Tensor, Tensor]
@@ -39,26 +39,27 @@ Form = Callable[[Tensor], Parts]
 
 def reverse_kl(delta: Tensor) -> Parts:
     """f = t log t, KL(p || q): S = 1/t - 1 + log t."""
-    e = torch.expm1(-delta)
+    e = (-delta).expm1_()
     return (e + delta).clamp_(min=0.0), e.neg_(), delta
 
 
 def forward_kl(delta: Tensor) -> Parts:
     """f = -log t, KL(q || p): S = (t - 1 - log t) / t."""
-    e = torch.expm1(-delta)
-    slope = delta * (e + 1.0)
-    return (-e - slope).clamp_(min=0.0), slope, e.neg_()
+    e = (-delta).expm1_()
+    slope = torch.addcmul(delta, delta, e)
+    return (e + slope).neg_().clamp_(min=0.0), slope, e.neg_()
 
 
 def jeffreys(delta: Tensor) -> Parts:
     """f = (t - 1) log t, the sum of both KLs: S = (1 - 1/t) log t."""
-    e = torch.expm1(-delta)
-    return -delta * e, delta * (-delta).exp_() - e, delta - e
+    u = -delta
+    e = torch.expm1(u)
+    return u * e, u.exp_().mul_(delta).sub_(e), delta - e
 
 
 def js(delta: Tensor) -> Parts:
     """f = (t log t - (1 + t) log((1 + t)/2)) / 2, the mean of both KLs to the mixture."""
-    e = torch.expm1(-delta)
+    e = (-delta).expm1_()
     log_mix = torch.log1p(0.5 * e)  # log(m / t) with m = (1 + t) / 2
     half_rest = 0.5 * (log_mix + delta) * (e + 1.0)
     return (-0.5 * log_mix - half_rest).clamp_(min=0.0), half_rest, -0.5 * log_mix
@@ -66,8 +67,8 @@ def js(delta: Tensor) -> Parts:
 
 def tv(delta: Tensor) -> Parts:
     """f = |t - 1| / 2, total variation; at t = 1 the subgradient 0 is used."""
-    half_sign = 0.5 * delta.sign()
-    return 0.5 * torch.expm1(-delta).abs_(), half_sign * (-delta).exp_(), half_sign
+    half_sign, u = delta.sign().mul_(0.5), -delta
+    return u.expm1().abs_().mul_(0.5), u.exp_().mul_(half_sign), half_sign
 
 
 def chi2(delta: Tensor) -> Parts:
@@ -118,14 +119,20 @@ class RatioDivergence(Divergence):
         needs_float64: whether S loses digits near equality in float32 (a difference of terms of first order); a product
             of such terms, as (sqrt t - 1)^2, keeps them.
         growth: the largest rate at which S or F grows, as exp(growth * |delta|): sets where the log-ratio is held.
+        growth_known: whether that is certain; if not, every batch takes the guarded path.
     """
 
     form: Form = field(kw_only=True)
     growth: float = field(default=1.0, kw_only=True)
     needs_float64: bool = field(default=True, kw_only=True)
+    growth_known: bool = field(default=True, kw_only=True)
 
     bucket_rest: ClassVar[bool] = True
     depends_on_token: ClassVar[bool] = False
+
+    @property
+    def ordinary(self) -> float:
+        return -MAX_ORDINARY / (1.0 + self.growth) if self.growth_known else 0.0
 
     def _hold(self, delta: Tensor, limit: float) -> Tensor:
         # Beyond the limit value and slope stay what they are at the limit: finite, and the gradient does not vanish.

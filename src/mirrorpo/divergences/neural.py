@@ -40,6 +40,8 @@ SOURCES = ("seed", "path", "parameters", "like")
 _SMALLEST_CURVATURE = 1e-200
 # Beyond this h itself may leave float64.
 _LARGEST_CURVATURE = 1e250
+# Below this d and its slope stay within float32 for every log-probability that a float32 batch holds.
+_LARGEST_ORDINARY = 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +128,10 @@ class MirrorMap:
     def divergence(self) -> NeuralDivergence:
         """The divergence of this map; building its table takes a few milliseconds."""
         table = build_table(self.parameters)
-        return NeuralDivergence("neural", coordinate=table, table=table, map=self)
+        steepness = curvature(self.parameters, torch.ones(1, dtype=torch.float64)).item()
+        return NeuralDivergence(
+            "neural", coordinate=table, table=table, map=self, growth_known=steepness < _LARGEST_ORDINARY
+        )
 
 
 @dataclass(frozen=True)

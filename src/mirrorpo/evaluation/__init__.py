@@ -1,6 +1,20 @@
 """How good is a policy on problems it has not seen?"""
 
-from mirrorpo.evaluation.sampling import Evaluation, Sample, Sampler, evaluate
-from mirrorpo.evaluation.statistics import pass_at_k, wilson_interval
+from mirrorpo.evaluation.engines import Sampler
+from mirrorpo.evaluation.sampling import evaluate
+from mirrorpo.evaluation.statistics import clustered_interval, pass_at_k, wilson_interval
+from mirrorpo.evaluation.summary import Evaluation, Sample
 
-__all__ = ["Evaluation", "Sample", "Sampler", "evaluate", "pass_at_k", "wilson_interval"]
+__all__ = [
+    # engines: how completions are drawn
+    "Sampler",
+    # sampling: draw and grade
+    "evaluate",
+    # statistics
+    "clustered_interval",
+    "pass_at_k",
+    "wilson_interval",
+    # summary: graded samples and what they say
+    "Evaluation",
+    "Sample",
+]

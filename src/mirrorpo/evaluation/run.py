@@ -1,9 +1,11 @@
-"""``mirrorpo eval``: load a model, sample, grade, summarise."""
+"""``mirrorpo eval``: load a model, sample, grade, summarise; keep the samples and go on where a killed one was."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,54 +14,150 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import AutoModelForCausalLM
 
 from mirrorpo.errors import InputError
-from mirrorpo.evaluation.sampling import Sampler, evaluate
+from mirrorpo.evaluation.engines import Engine, TransformersEngine, VllmEngine
+from mirrorpo.evaluation.folder import EvaluationFolder
+from mirrorpo.evaluation.sampling import prompt_ids, sample_batches
+from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
 from mirrorpo.training.recipe import Recipe
-from mirrorpo.training.run import build_task, load_tokenizer
+from mirrorpo.training.run import build_task, load_tokenizer, sampler_of, versions
 
 
-def evaluate_recipe(recipe: Recipe, samples: int, ks: Sequence[int], console: Console) -> dict[str, Any]:
+def evaluate_recipe(
+    recipe: Recipe,
+    ks: Sequence[int],
+    console: Console,
+    *,
+    engine: str = "transformers",
+    out: Path | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
     """Evaluates ``recipe.model`` on the unseen problems of ``recipe.task``.
 
     Args:
         recipe: its task, model, eval and ``train.max_completion_length`` are used.
-        samples: completions per problem.
         ks: the k of pass@k.
         console: for progress.
+        engine: what generates, ``transformers`` or ``vllm``.
+        out: a folder for the samples; None keeps none.
+        resume: continue the evaluation in ``out``.
 
     Returns:
-        Plain numbers.
+        Plain numbers. Those of an evaluation that was killed and resumed are those of one that was not, but for times.
 
     Raises:
-        InputError: the model or the task cannot be loaded.
+        InputError: the model, the task or the folder cannot be used, or vLLM is wanted and not installed.
     """
     task = build_task(recipe)
     rows = task.rows("test")[: recipe.eval.problems]
     if not rows:
         raise InputError("eval.problems: must be at least 1 here, got 0")
     tokenizer = load_tokenizer(recipe.model.path)
+    ids = [prompt_ids(tokenizer, row, recipe.model.chat_template) for row in rows]
+    sampler, per_problem = sampler_of(recipe), recipe.eval.samples
+    total = len(rows) * per_problem
+    context = max(len(prompt) for prompt in ids) + sampler.max_completion_length
+    # Before the folder: a model that cannot be loaded leaves nothing behind. A finished evaluation needs none.
+    runner = None if resume else _engine(recipe, engine, tokenizer, context)
+    folder = None if out is None else EvaluationFolder(out, _settings(recipe, engine, len(rows)), resume)
     try:
-        model = AutoModelForCausalLM.from_pretrained(resolve_model(recipe.model.path), dtype=recipe.model.dtype)
+        samples = [] if folder is None else folder.take_up(sampler.batch_size, total)
+        done = len(samples)
+        with _bar(console, total, done) as advance:
+
+            def take(batch: list[Sample]) -> None:
+                if folder is not None:
+                    folder.append(batch)
+                samples.extend(batch)
+                advance(len(batch))
+
+            if done < total:
+                runner = runner or _engine(recipe, engine, tokenizer, context)
+                sample_batches(runner, tokenizer, task, rows, ids, sampler, per_problem, take, done)
+        summary = _summary(recipe, engine, Evaluation(samples=tuple(samples), samples_per_problem=per_problem), ks)
+        if folder is not None:
+            folder.write_summary(summary)
+        return summary
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def _settings(recipe: Recipe, engine: str, problems: int) -> dict[str, Any]:
+    """What decides the samples."""
+    spec = recipe.eval.model_dump(mode="json")
+    return {
+        "format": "mirrorpo evaluation",
+        "version": 1,
+        "model": recipe.model.model_dump(mode="json", exclude={"lora"}),
+        "task": recipe.task.model_dump(mode="json"),
+        "engine": engine,
+        **spec,
+        "problems": problems,
+        "max_completion_length": sampler_of(recipe).max_completion_length,
+    }
+
+
+def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine:
+    path = resolve_model(recipe.model.path)
+    if engine == "vllm":
+        return VllmEngine(path, recipe.model.dtype, context, recipe.eval.seed)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype)
     except (OSError, ValueError) as error:
         raise InputError(f"model {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
-    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # pyright: ignore[reportArgumentType]
-    spec = recipe.eval
-    sampler = Sampler(
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        max_completion_length=recipe.train.max_completion_length,
-        batch_size=spec.batch_size,
-        seed=spec.seed,
-    )
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    started = time.monotonic()
+    limit = model.config.get_text_config().max_position_embeddings
+    if context > limit:
+        raise InputError(
+            f"eval.max_completion_length: with the longest prompt {context} tokens, the context is {limit}"
+        )
+    return TransformersEngine(model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
+
+
+@contextmanager
+def _bar(console: Console, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over samples; nothing where there is no terminal."""
+    columns = (TextColumn("evaluating"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("evaluating", total=len(rows) * samples)
-        result = evaluate(model, tokenizer, task, rows, sampler, samples, progress=lambda n: progress.advance(bar, n))
-    summary = result.summary(ks)
-    seconds = time.monotonic() - started
-    summary["model"], summary["task"] = recipe.model.path, recipe.task.name
-    summary["temperature"], summary["seed"] = spec.temperature, spec.seed
-    summary["seconds"] = round(seconds, 2)
-    summary["tokens_per_second"] = round(sum(s.num_tokens for s in result.samples) / seconds, 1)
-    return summary
+        bar = progress.add_task("evaluating", total=total, completed=done)
+        yield lambda count: progress.advance(bar, count)
+
+
+def _summary(recipe: Recipe, engine: str, evaluation: Evaluation, ks: Sequence[int]) -> dict[str, Any]:
+    spec = recipe.eval
+    summary = evaluation.summary(ks)
+    for key, value in summary.items():  # nothing could be scored: JSON has no NaN
+        if isinstance(value, float) and math.isnan(value):
+            summary[key] = None
+    return {
+        "model": recipe.model.path,
+        "task": recipe.task.name,
+        "engine": engine,
+        "temperature": spec.temperature,
+        "top_p": spec.top_p,
+        "seed": spec.seed,
+        **summary,
+        "versions": versions(),
+    }
+
+
+def lines_of(summary: dict[str, Any], ks: Sequence[int]) -> list[str]:
+    """A summary as text."""
+    result = []
+    for k in ks:
+        value, (low, high) = summary[f"pass@{k}"], summary[f"pass@{k}_interval"]
+        shown = "unknown, nothing could be scored" if value is None else f"{value:.4f}  [{low:.4f}, {high:.4f}]"
+        result.append(f"pass@{k:<4}{shown}")
+    how = "greedy" if summary["temperature"] == 0 else f"temperature {summary['temperature']:g}"
+    quantiles = summary["length_quantiles"]
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in summary["verdicts"].items() if count)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in summary["reasons"].items())
+    speed = summary["tokens_per_second"]
+    return [
+        *result,
+        f"samples {summary['problems']} problems x {summary['samples_per_problem']}, {how}: {counts}",
+        f"reasons {reasons}",
+        f"length  mean {summary['mean_length']:.1f}, median {quantiles['0.5']}, 90 % {quantiles['0.9']}, "
+        f"longest {summary['max_length']} tokens; truncated {100 * summary['truncated']:.1f} %",
+        f"speed   {speed or 0:,.0f} tokens a second ({summary['engine']})",
+    ]

@@ -34,7 +34,7 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
-def wilson_interval(num_right: float, num_total: int) -> tuple[float, float]:
+def wilson_interval(num_right: float, num_total: float) -> tuple[float, float]:
     """The 95 % interval of Wilson (1927) for a share; within [0, 1] also for 0 and all.
 
     Example:
@@ -51,11 +51,44 @@ def wilson_interval(num_right: float, num_total: int) -> tuple[float, float]:
     return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % normal interval of a mean over problems; the mean itself for fewer than two."""
+def clustered_interval(values: Sequence[float], num_samples: int) -> tuple[float, float]:
+    r"""The 95 % interval of a mean over problems whose values lie in [0, 1], however samples agree within a problem.
+
+    Wilson's interval at the effective number of independent samples, :math:`n_e = p (1 - p) / (s^2 / n)`: the spread s
+    between problems decides, not the number of samples. With one sample a problem s^2 = p (1 - p), and this is Wilson's
+    interval. n_e is at least n, also where all values are 0 or 1 and there is no spread, and at most ``num_samples``.
+
+    Args:
+        values: one for each problem, such as its pass@k.
+        num_samples: of all problems together.
+
+    Raises:
+        ValueError: no values, or fewer samples than values.
+
+    Reference: Wilson (1927); Kish, "Survey Sampling" (1965), section 8.2, for the effective sample size.
+
+    Example:
+        >>> clustered_interval([1.0] * 50 + [0.0] * 50, 100) == wilson_interval(50, 100)
+        True
+    """
     count = len(values)
+    if count < 1 or num_samples < count:
+        raise ValueError(f"num_samples must be at least the number of values, which is at least 1, got {num_samples}")
     mean = sum(values) / count
-    if count < 2:
-        return mean, mean
-    reach = Z95 * math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    return max(0.0, mean - reach), min(1.0, mean + reach)
+    variance = sum((value - mean) ** 2 for value in values) / count
+    spread = mean * (1.0 - mean)
+    effective = float(num_samples) if variance <= 0.0 else count * spread / variance
+    if spread <= 0.0:
+        effective = float(count)
+    effective = min(max(effective, float(count)), float(num_samples))
+    return wilson_interval(mean * effective, effective)
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the values does not exceed.
+
+    Example:
+        >>> quantile([1, 2, 3, 4], 0.5), quantile([1, 2, 3, 4], 0.9)
+        (2, 4)
+    """
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -26,10 +26,14 @@ _NUM_COLOURS = 6  # report.css defines c0 ... c5; further curves repeat them das
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line of a panel. `label` may hold outside text; `values` has one entry for every step."""
+    """One line of a panel, and a band around it if there is one.
+
+    `label` may hold outside text; `values` and both sides of `band` have one entry for every step.
+    """
 
     label: str
     values: Values
+    band: tuple[Values, Values] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +47,14 @@ class Panel:
     share: bool = False  # values are shares of one, shown as percentages
 
 
-def draw_panel(panel: Panel, steps: Sequence[int]) -> str:
+def draw_panel(panel: Panel, steps: Sequence[int], *, limit: int = MAX_POINTS, attributes: str = "") -> str:
     """Draw a panel as an HTML figure.
 
     Args:
         panel: its curves; each has a value or None for each step, and at least one has a value.
         steps: increasing, at least one.
+        limit: points that are drawn.
+        attributes: more of the figure's own, escaped.
 
     Returns:
         The figure: title, legend, axes, curves, and what the pointer shows (for report.js) as data attributes.
@@ -59,13 +65,20 @@ def draw_panel(panel: Panel, steps: Sequence[int]) -> str:
         True
     """
     present = [value for curve in panel.curves for value in curve.values if value is not None]
+    sides = [side for curve in panel.curves if curve.band for side in curve.band]
     across = step_scale(steps)
-    up = value_scale(present, may_be_log=panel.may_be_log, share=panel.share)
+    up = value_scale(
+        [*present, *(value for side in sides for value in side if value is not None)],
+        may_be_log=panel.may_be_log,
+        share=panel.share,
+    )
     # What this axis cannot show is missing for the drawing, though not for the caption.
     drawable = [[value if up.fits(value) else None for value in curve.values] for curve in panel.curves]
-    kept = thin(drawable, MAX_POINTS)
-    lines = "".join(
-        _line(curve, values, n, kept, [across.place(step) for step in steps], up, share=panel.share)
+    kept = thin(drawable, limit)
+    places = [across.place(step) for step in steps]
+    bands = "".join(_band(curve.band, n, kept, places, up) for n, curve in enumerate(panel.curves) if curve.band)
+    lines = bands + "".join(
+        _line(curve, values, n, kept, places, up, share=panel.share)
         for n, (curve, values) in enumerate(zip(panel.curves, drawable, strict=True))
     )
     num_unfit = sum(not up.fits(value) for value in present)
@@ -75,7 +88,7 @@ def draw_panel(panel: Panel, steps: Sequence[int]) -> str:
     note = f'<p class="note">{escape("; ".join(notes).capitalize())}.</p>' if notes else ""
     kept_steps = ",".join(str(steps[i]) for i in kept)
     axis = f'data-from="{across.low!r}" data-to="{across.high!r}" data-low="{up.low!r}" data-high="{up.high!r}"'
-    return f"""<figure class="panel">
+    return f"""<figure class="panel"{attributes}>
 <figcaption><h3>{escape(panel.title)}</h3>{_legend(panel)}<p>{escape(panel.says)}</p></figcaption>
 <div class="chart">
 {_value_labels(up)}
@@ -137,11 +150,7 @@ def _line(
     stretches = unbroken(values, kept)
     parts = []
     for stretch in stretches:
-        points = [
-            f"{_WIDTH * places[i]:.1f} {_HEIGHT * (1 - up.place(value)):.1f}"
-            for i in stretch
-            if (value := values[i]) is not None
-        ]
+        points = [_point(places[i], up.place(value)) for i in stretch if (value := values[i]) is not None]
         # A point between two gaps is a line of no length, which the round cap makes a dot.
         parts.append("M" + "L".join(points) + ("h0" if len(points) == 1 else ""))
     factor, unit = (100, "%") if share else (1, "")
@@ -151,6 +160,23 @@ def _line(
         f'<path class="line {_colour(n)}{lone}" d="{"".join(parts)}" vector-effect="non-scaling-stroke"'
         f' data-label="{plain(curve.label)}" data-unit="{unit}" data-values="{",".join(texts)}"/>\n'
     )
+
+
+def _band(band: tuple[Values, Values], n: int, kept: Sequence[int], places: Sequence[float], up: Scale) -> str:
+    """The area between two sides, where both have a value that this axis can show."""
+    low, high = band
+    both = [a if up.fits(a) and up.fits(b) else None for a, b in zip(low, high, strict=True)]
+    parts = []
+    for stretch in unbroken(both, kept):
+        ends = [(i, low[i], high[i]) for i in stretch]
+        there = [_point(places[i], up.place(value)) for i, _, value in ends if value is not None]
+        back = [_point(places[i], up.place(value)) for i, value, _ in reversed(ends) if value is not None]
+        parts.append("M" + "L".join(there + back) + "Z")
+    return f'<path class="band {_colour(n)}" d="{"".join(parts)}"/>\n'
+
+
+def _point(across: float, up: float) -> str:
+    return f"{_WIDTH * across:.1f} {_HEIGHT * (1 - up):.1f}"
 
 
 def _colour(n: int) -> str:

@@ -59,7 +59,7 @@ def _article(prompt: str, answer: str | None, group: list[Sample]) -> str:
     expected = "" if answer is None else f'<p class="expected">Expected <code>{shown(cut(answer, 200)[0])}</code></p>'
     sides = "".join(_side(when, [sample for sample in group if sample.when == when]) for when in ("before", "after"))
     return (
-        f'<article class="sample"><div class="prompt"><h4>Prompt</h4>{_verbatim(prompt)}{expected}</div>'
+        f'<article class="sample"><div class="prompt"><h4>Prompt</h4>{verbatim(prompt)}{expected}</div>'
         f'<div class="pair">{sides}</div></article>'
     )
 
@@ -69,14 +69,15 @@ def _side(when: str, samples: list[Sample]) -> str:
         return f'<section class="{when}"><h4>{when.capitalize()}</h4><p class="note">No sample.</p></section>'
     parts = []
     for sample in samples[:_PER_SIDE]:
-        parts.append(f"<h4>{when.capitalize()} {_verdict(sample)}</h4>{_verbatim(sample.completion)}")
+        parts.append(f"<h4>{when.capitalize()} {verdict(sample)}</h4>{verbatim(sample.completion)}")
     left = len(samples) - _PER_SIDE
     if left > 0:
         parts.append(f'<p class="note">{left:,} more of this prompt in samples.jsonl.</p>')
     return f'<section class="{when}">{"".join(parts)}</section>'
 
 
-def _verdict(sample: Sample) -> str:
+def verdict(sample: Sample) -> str:
+    """A sample's verdict and reward as a short piece of HTML."""
     reason = shown(cut(sample.reason, 200)[0])
     if sample.reward is None:
         return f'<span class="verdict none">not scored: {reason}</span>'
@@ -84,7 +85,8 @@ def _verdict(sample: Sample) -> str:
     return f'<span class="verdict {kind}">{mark} {reason}, reward {number(sample.reward)}</span>'
 
 
-def _verbatim(text: str) -> str:
+def verbatim(text: str) -> str:
+    """A text as it is, cut where it is too long, with a note that says so."""
     kept, note = cut(text, _TEXT_LIMIT)
     body = shown(kept) if kept else "<i>empty</i>"
     return f'<pre dir="ltr">{body}</pre>' + (

@@ -7,14 +7,12 @@ names the hashes of the one style sheet and the one script it carries. All outsi
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from html import escape
-from importlib import resources
 from pathlib import Path
 from string import Template
 
 from mirrorpo.files import write_text_atomic
+from mirrorpo.reporting.assets import asset, source_hash
 from mirrorpo.reporting.charts import MAX_POINTS, draw_before_after, draw_panel
 from mirrorpo.reporting.examples import sample_section
 from mirrorpo.reporting.panels import plan_panels
@@ -66,13 +64,13 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _page(summary: Summary, metrics: Metrics, samples: tuple[Sample, ...], recipe: str) -> str:
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = asset("report.css"), asset("report.js")
     conclusion = conclude(summary, metrics)
-    return Template(_asset("report.template.html")).substitute(
+    return Template(asset("report.template.html")).substitute(
         style=style,
         script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+        style_hash=source_hash(style),
+        script_hash=source_hash(script),
         generator=plain(f"mirrorpo {summary.mirrorpo_version}"),
         title=plain(f"{summary.objective} on {summary.task}"),
         heading=f"{shown(summary.objective)} <span>on {shown(summary.task)}</span>",
@@ -88,15 +86,6 @@ def _page(summary: Summary, metrics: Metrics, samples: tuple[Sample, ...], recip
         again=_again(summary, recipe),
         metrics=_metric_table(metrics),
     )
-
-
-def _asset(name: str) -> str:
-    return resources.files("mirrorpo.reporting").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """What a Content-Security-Policy calls the source of an inline style or script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def _evaluated(summary: Summary) -> bool:

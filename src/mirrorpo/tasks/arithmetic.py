@@ -15,7 +15,8 @@ difficulty  expressions                                    distinct         larg
 =========== ============================================== ================ ====================
 
 Whether a problem is for testing is read off a digest of its text: about one in eight is, for every difficulty, size
-and seed. So no training problem of any seed is a test problem of any other.
+and seed. So no training problem of any seed is a test problem of any other. Validation problems, to choose by, are
+those on the test side that a seed draws after its first 1 000: in no training split, and in no test split of the seed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Difficulty = Literal["easy", "medium", "hard"]
 
 MAX_TRAIN_SIZE = 10_000
 MAX_TEST_SIZE = 1_000
+MAX_VALIDATION_SIZE = 512
 
 # From and to, both included, of a, b and c in the table above.
 _RANGES = {
@@ -51,6 +53,7 @@ class Arithmetic:
         difficulty: "easy" (one operation), "medium" (two, small numbers) or "hard" (two, larger numbers).
         train_size: number of training problems, 1 to 10 000.
         test_size: number of test problems, 1 to 1 000.
+        validation_size: number of validation problems, 1 to 512.
         seed: which problems are drawn, and their order; any non-negative integer. Problems depend on nothing else:
             neither on the machine, nor on Python's version, nor on a global random state.
 
@@ -65,23 +68,30 @@ class Arithmetic:
     name = "arithmetic"
 
     def __init__(
-        self, *, difficulty: str = "medium", train_size: int = 8192, test_size: int = 512, seed: int = 0
+        self,
+        *,
+        difficulty: str = "medium",
+        train_size: int = 8192,
+        test_size: int = 512,
+        validation_size: int = 512,
+        seed: int = 0,
     ) -> None:
         if difficulty not in get_args(Difficulty):
             legal = ", ".join(repr(level) for level in get_args(Difficulty))
             raise ValueError(f"difficulty is {difficulty!r}; legal values: {legal}")
         _require_int("train_size", train_size, low=1, high=MAX_TRAIN_SIZE)
         _require_int("test_size", test_size, low=1, high=MAX_TEST_SIZE)
+        _require_int("validation_size", validation_size, low=1, high=MAX_VALIDATION_SIZE)
         _require_int("seed", seed, low=0, high=None)
         self.difficulty = difficulty
         self.seed = seed
-        self._sizes: dict[Split, int] = {"train": train_size, "test": test_size}
+        self._sizes: dict[Split, int] = {"train": train_size, "validation": validation_size, "test": test_size}
 
     def rows(self, split: Split) -> list[Row]:
         """Draw the problems of a split: distinct, always the same, always in the same order.
 
         Args:
-            split: "train" or "test".
+            split: "train", "validation" or "test".
 
         Returns:
             One dict per problem: ``prompt``, the question, and ``answer``, the integer as text.
@@ -91,15 +101,16 @@ class Arithmetic:
             [{'prompt': '27-4=?', 'answer': '23'}, {'prompt': '68+35=?', 'answer': '103'}]
         """
         if split not in self._sizes:
-            raise ValueError(f"split is {split!r}; legal values: 'train', 'test'")
+            raise ValueError(f"split is {split!r}; legal values: {', '.join(map(repr, self._sizes))}")
+        skipped = MAX_TEST_SIZE if split == "validation" else 0
         found: dict[str, int] = {}
         index = 0
-        while len(found) < self._sizes[split]:
+        while len(found) < skipped + self._sizes[split]:
             text, answer = _problem(self.difficulty, self.seed, index)
             index += 1
-            if is_test_problem(text) == (split == "test"):
+            if is_test_problem(text) == (split != "train"):
                 found[text] = answer  # drawn twice, it keeps its first place
-        return [{"prompt": text, "answer": str(answer)} for text, answer in found.items()]
+        return [{"prompt": text, "answer": str(answer)} for text, answer in list(found.items())[skipped:]]
 
     def grade(self, completion: str, row: Row) -> Grade:
         """Compare what follows ``####`` with the answer.

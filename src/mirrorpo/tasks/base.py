@@ -12,7 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from mirrorpo.grade import Grade, Row
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 
 @runtime_checkable
@@ -26,7 +26,10 @@ class Task(Protocol):
     name: str
 
     def rows(self, split: Split) -> list[Row]:
-        """The problems of a split, always in the same order; train and test share none."""
+        """The problems of a split, always in the same order; no two splits share one.
+
+        "validation", unseen problems to choose by, is not in every task.
+        """
         ...
 
     def grade(self, completion: str, row: Row) -> Grade:

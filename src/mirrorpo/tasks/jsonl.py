@@ -25,6 +25,8 @@ class Jsonl:
         prompt: name of the field with the user's message.
         answer: name of the field with the answer; with a reward function of your own it may be absent.
         reward: ``exact``, ``numeric`` or ``"module:function"`` (see `mirrorpo.rewards.UserReward`).
+        on_reward_error: ``raise``, or ``skip`` a completion on which a reward function of your own fails.
+        reward_seconds: its time limit for a completion.
         test_path: a second file, all of it for testing.
         train_size: at most so many training rows, from the top.
         test_size: at most so many test rows, from the top.
@@ -43,13 +45,17 @@ class Jsonl:
         prompt: str = "prompt",
         answer: str = "answer",
         reward: str = "exact",
+        on_reward_error: str = "raise",
+        reward_seconds: float | None = 60.0,
         test_path: str | None = None,
         train_size: int | None = None,
         test_size: int | None = 512,
     ) -> None:
         if reward not in VERIFIERS and ":" not in reward:
             raise unknown_name("reward", reward, [*VERIFIERS, "module:function"])
-        self._user_reward = UserReward(reward) if reward not in VERIFIERS else None
+        self._user_reward = None
+        if reward not in VERIFIERS:
+            self._user_reward = UserReward(reward, on_error=on_reward_error, seconds=reward_seconds)
         self._verify = VERIFIERS.get(reward)
         rows = read_rows(Path(path), prompt, answer if self._verify else None)
         held_out = [row for row in rows if is_test_prompt(row["prompt"])]

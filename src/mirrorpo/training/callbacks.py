@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,40 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from mirrorpo.errors import RunError
+from mirrorpo.files import write_text_atomic
+
 METRICS_FILE = "metrics.jsonl"
 # Names under which TRL logs the same number a second time.
 _TWICE = ("rewards/", "clip_ratio/", "train_", "num_tokens", "epoch", "total_flos")
 
 
-def trim_metrics(path: Path, last_step: int) -> None:
-    """Drops the lines after ``last_step`` (and a torn last line), so that a resumed run writes no step twice."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def trim_metrics(path: Path, last_step: int) -> float:
+    """Drops the lines after ``last_step`` (and a torn last line), so that a resumed run writes no step twice.
+
+    Returns:
+        The seconds that the kept steps took.
+
+    Raises:
+        RunError: lines up to ``last_step`` are missing.
+    """
+    kept, seconds, steps = [], 0.0, []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
         try:
-            step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+            values = json.loads(line)
+            step, spent = int(values["step"]), float(values.get("seconds") or 0.0)
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
             break  # torn by a kill: everything before it is whole
         if step <= last_step:
             kept.append(line)
-    from mirrorpo.files import write_text_atomic
-
-    write_text_atomic(path, "".join(line + "\n" for line in kept))
+            steps.append(step)
+            seconds += spent
+    if steps != list(range(1, last_step + 1)):
+        raise RunError(f"{path}: has not one line for each of the {last_step} steps of the checkpoint")
+    if kept or path.exists():
+        write_text_atomic(path, "".join(line + "\n" for line in kept))
+    return seconds
 
 
 class MetricsWriter(TrainerCallback):
@@ -65,6 +80,9 @@ class MetricsWriter(TrainerCallback):
         self.last = line
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+            if control.should_save:  # a checkpoint must not outlive the lines that lead to it
+                file.flush()
+                os.fsync(file.fileno())
 
 
 class ProgressBar(TrainerCallback):

@@ -8,8 +8,9 @@ from typing import Any
 
 from trl.trainer.grpo_config import GRPOConfig
 
-from mirrorpo._checks import unknown_name
+from mirrorpo._checks import check_number, unknown_name
 from mirrorpo.objective import Objective
+from mirrorpo.objective_file import read_spec
 from mirrorpo.presets import objective_from
 from mirrorpo.trust_region import Interval
 
@@ -35,12 +36,18 @@ class MirrorConfig(GRPOConfig):
     """TRL's ``GRPOConfig`` with one more field.
 
     Args:
-        objective: a preset's name (``mirrorpo list objectives``) or a mapping with the key ``preset`` and overrides,
-            as in ``mirrorpo.objective``. It decides region, penalty, level, advantage and aggregation; TRL's own
-            fields for these (``loss_type``, ``epsilon``, ``scale_rewards``, ...) are set to match and refuse another
-            value.
+        objective: a preset's name (``mirrorpo list objectives``), a mapping with the key ``preset`` and overrides as in
+            ``mirrorpo.objective``, or the path of a file that holds one. It decides region, penalty, level, advantage
+            and aggregation; TRL's own fields for these (``loss_type``, ``epsilon``, ``scale_rewards``, ...) are set to
+            match and refuse another value.
         gradient_share_every: optimiser steps between measurements of the penalty's share of the gradient norm (two
             extra backward passes each); 0 for never.
+        on_nonfinite: "raise" ends the run at the first number that is not finite; "skip" leaves out the tokens, else
+            the optimiser step (`mirrorpo.training.nonfinite`), and counts them.
+        max_nonfinite: with "skip", more such optimiser steps than this end the run.
+        on_reward_error: "raise" ends the run when a reward function fails (an exception, too slow, a wrong number of
+            rewards, NaN); "skip" leaves out the completions concerned. None as a reward is no failure: it means skip.
+        reward_seconds: time limit of a call of a reward function.
         fast: ``auto``: completions are packed and their prompts shared where model and settings allow it (a line in
             the log says why if not); ``off``: always padded, as in TRL. The numbers are the same.
         token_budget: most tokens in a packed row. A micro-batch of more is read in several rows, and their activations
@@ -59,10 +66,23 @@ class MirrorConfig(GRPOConfig):
 
     objective: dict | str = field(
         default="grpo",
-        metadata={"help": "Preset of mirrorpo.objective, or a mapping with 'preset' and overrides."},
+        metadata={"help": "Preset, mapping with 'preset' and overrides, or an objective file."},
     )
     gradient_share_every: int = field(
         default=100, metadata={"help": "Steps between measurements of the penalty's share of the gradient norm."}
+    )
+    on_nonfinite: str = field(
+        default="raise",
+        metadata={"help": "A log-probability, advantage, reward, loss or gradient that is not finite: raise or skip."},
+    )
+    max_nonfinite: int = field(
+        default=10, metadata={"help": "With skip: optimiser steps in which something may be left out."}
+    )
+    on_reward_error: str = field(
+        default="raise", metadata={"help": "A reward function that fails: raise, or skip what it failed on."}
+    )
+    reward_seconds: float | None = field(
+        default=None, metadata={"help": "Time limit of a reward function's call; None for none."}
     )
     fast: str = field(
         default="auto",
@@ -77,6 +97,12 @@ class MirrorConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        for name, legal in (("on_nonfinite", ("raise", "skip")), ("on_reward_error", ("raise", "skip"))):
+            if getattr(self, name) not in legal:
+                raise ValueError(f"{name} must be 'raise' or 'skip', got {getattr(self, name)!r}")
+        check_number("max_nonfinite", self.max_nonfinite, 0)
+        if self.reward_seconds is not None:
+            check_number("reward_seconds", self.reward_seconds, 0, open_low=True)
         chosen = self.resolved_objective()
         implied = implied_settings(chosen)
         for item in fields(self):
@@ -114,7 +140,7 @@ class MirrorConfig(GRPOConfig):
 
     def resolved_objective(self) -> Objective:
         """The objective that ``objective`` and ``beta`` describe."""
-        spec: dict[str, Any] = {"preset": self.objective} if isinstance(self.objective, str) else dict(self.objective)
+        spec = read_spec(self.objective)
         chosen = objective_from(spec)
         own = chosen.penalties[0].coefficient if chosen.penalties else 0.0
         if self.beta is None or self.beta == own:

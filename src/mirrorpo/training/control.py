@@ -23,20 +23,21 @@ class PenaltyState:
 
     Attributes:
         factor: the current factor.
+        observed: the divergences of this optimiser step's micro-batches so far.
     """
 
     def __init__(self, control: Control | None) -> None:
         self.control = control
         self.factor = 1.0 if control is None else control.factor_at(0.0)
-        self._observed: list[float] = []
+        self.observed: list[float] = []
 
     def observe(self, divergence: float) -> None:
         """A micro-batch's divergence, the same on every rank."""
-        self._observed.append(divergence)
+        self.observed.append(divergence)
 
     def step(self, progress: float) -> None:
         """The end of an optimiser step, at a share of the run in (0, 1]."""
-        observed, self._observed = self._observed, []
+        observed, self.observed = self.observed, []
         if self.control is None:
             return
         if self.control.kind == "adaptive":
@@ -47,9 +48,10 @@ class PenaltyState:
 
 
 def save_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module | None) -> None:
-    """Writes the factor, and the reference's weights where they change during the run, into a checkpoint."""
+    """Writes into a checkpoint the factor, what it waits for, and a reference that changes during the run."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(folder / _STATE_FILE, json.dumps({"factor": state.factor}) + "\n")
+    kept = {"factor": state.factor, "observed": state.observed}
+    write_text_atomic(folder / _STATE_FILE, json.dumps(kept) + "\n")
     if averaged_reference is not None:
         tensors = {name: p.detach().contiguous() for name, p in averaged_reference.named_parameters()}
         save_file(tensors, folder / _REFERENCE_FILE)
@@ -59,7 +61,8 @@ def load_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module 
     """Reads back what ``save_state`` wrote; raises if the file of a reference that changes is missing."""
     path = folder / _STATE_FILE
     if path.exists():
-        state.factor = float(json.loads(path.read_text(encoding="utf-8"))["factor"])
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        state.factor, state.observed = float(kept["factor"]), [float(value) for value in kept["observed"]]
     if averaged_reference is not None:
         tensors = load_file(folder / _REFERENCE_FILE)
         for name, parameter in averaged_reference.named_parameters():

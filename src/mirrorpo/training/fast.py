@@ -147,7 +147,8 @@ class PackedPath:
     def last_tokens(self) -> int:
         """Tokens in the longest row of the last micro-batch that was trained on."""
         assert self.last is not None
-        return max(row.segments.length for row in pack(*self.last[1:], self.token_budget).rows)
+        _, ids, attention, keep = self.last
+        return max(row.segments.length for row in pack(ids, attention, keep, self.token_budget).rows)
 
     @property
     def last_shortest(self) -> int:
@@ -158,9 +159,9 @@ class PackedPath:
     def read_last(self, token_budget: int) -> None:
         """Reads it again, forward and backward, under another budget."""
         assert self.last is not None
-        causal, *batch = self.last
+        causal, ids, attention, keep = self.last
         with torch.enable_grad(), self.accelerator.autocast():
-            hidden_states(causal, pack(*batch, token_budget)).sum().backward()
+            hidden_states(causal, pack(ids, attention, keep, token_budget)).sum().backward()
 
     def head(self, causal: PreTrainedModel) -> Head:
         """The model's head at the sampling temperature; its parameters are the model's own."""

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mirrorpo.errors import InputError
 from mirrorpo.files import write_text_atomic
 from mirrorpo.training.callbacks import METRICS_FILE
-from mirrorpo.training.recipe import Recipe
+from mirrorpo.training.checkpoints import CheckpointError, Found, clean, newest_whole, set_aside
+from mirrorpo.training.recipe import Recipe, load_recipe
 
 RECIPE_FILE = "recipe.yaml"
 SUMMARY_FILE = "summary.json"
 SAMPLES_FILE = "samples.jsonl"
 BEFORE_FILE = "before.json"
 LOCK_FILE = ".lock"
+# What a writer that was killed leaves (see mirrorpo.files).
+_LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
 class RunFolder:
@@ -43,33 +46,50 @@ class RunFolder:
             raise InputError(f"--out {path}: already holds a run; give another folder, or --resume to continue it")
         if resume and not holds_run:
             raise InputError(f"--resume: {path} holds no run")
-        if not holds_run and path.exists() and any(entry.name != LOCK_FILE for entry in path.iterdir()):
+        if not holds_run and path.exists() and any(_is_foreign(entry) for entry in path.iterdir()):
             raise InputError(f"--out {path}: is not empty and holds no run; give another folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / LOCK_FILE).open("w")
+            # Nothing may lead out of the folder: what is written in it stays in it.
+            link = next((entry.name for entry in path.iterdir() if entry.is_symlink()), None)
+            if link is not None:
+                raise InputError(f"--out {path}: {link} is a symbolic link, a run folder holds none")
+            self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise InputError(f"--out {path}: another process is running in this folder") from None
-        try:
+            self._take_lock()
+            for entry in path.iterdir():
+                if _LEFT_BEHIND.fullmatch(entry.name):
+                    entry.unlink()
             if resume:
                 self._check_same(recipe)
             else:
                 write_text_atomic(path / RECIPE_FILE, recipe.to_yaml())
+        except OSError as error:
+            self.close()
+            raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
         except BaseException:
             self.close()
             raise
 
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+            raise InputError(
+                f"--out {self.path}: another process ({pid or 'unknown'}) is running in this folder"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
     def _check_same(self, recipe: Recipe) -> None:
-        kept = yaml.safe_load((self.path / RECIPE_FILE).read_text(encoding="utf-8"))
+        kept = load_recipe(self.path / RECIPE_FILE).model_dump(mode="json")
         asked = recipe.model_dump(mode="json")
         for group, values in asked.items():
             for key, value in values.items():
-                before = (kept.get(group) or {}).get(key)
+                before = kept[group].get(key)
                 if before != value:
                     raise InputError(
                         f"--resume: {group}.{key} is {value!r}, the run in {self.path} has {before!r}; "
@@ -91,10 +111,24 @@ class RunFolder:
         """Whether the run has its summary."""
         return (self.path / SUMMARY_FILE).exists()
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint (the trainer's state is the last file that is written into one)."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(found, key=lambda p: int(p.name.partition("-")[2]), default=None)
+    def resume_point(self) -> Found:
+        """The newest checkpoint without a fault; damaged ones that are newer are taken out of the way.
+
+        Raises:
+            CheckpointError: there are checkpoints, and each is damaged.
+        """
+        clean(self.path)
+        clean(self.checkpoints)
+        found = newest_whole(self.checkpoints)
+        if found.path is None and found.damaged:
+            path, fault = found.damaged[0]
+            raise CheckpointError(
+                f"{self.path}: every checkpoint is damaged ({path.name}: {fault}); "
+                f"remove {self.checkpoints} to start anew"
+            )
+        for path, _ in found.damaged:
+            set_aside(path)
+        return found
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file whole or not at all."""
@@ -107,4 +141,22 @@ class RunFolder:
 
     def close(self) -> None:
         """Gives the lock back."""
-        self._lock.close()
+        os.close(self._lock)
+
+
+class FollowedFolder(RunFolder):
+    """The folder of a run as the processes beside the main one see it: they write nothing of its own in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Left to the main process."""
+
+    def close(self) -> None:
+        """There is no lock to give back."""
+
+
+def _is_foreign(entry: Path) -> bool:
+    """Whether somebody else put it there."""
+    return entry.name != LOCK_FILE and not _LEFT_BEHIND.fullmatch(entry.name)

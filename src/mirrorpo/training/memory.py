@@ -1,69 +1,183 @@
-"""Out of memory: which token budget would have fitted? The first of a half, a quarter, ... of the row that does."""
+"""How much memory would a run take? An estimate from the model's config alone: no weights are loaded.
+
+=============== ======================================================================================================
+part            bytes (P parameters, P' of them trained, w bytes a weight, w' a trained weight, c a computed number)
+=============== ======================================================================================================
+weights         w P, and with LoRA w' P' for the adapter
+gradients       w' P'
+optimiser       2 w' P': AdamW's two averages
+reference       w P, if the objective has a penalty and all parameters are trained (an adapter is switched off instead)
+casts           2 P, if float32 weights are used in bfloat16: copies that live during a pass
+activations     n S (L a), or with checkpointing n S (L 4 H + a): n sequences of S tokens, L layers, hidden size H, and
+                a = 2 (4 + w + c) H + (4 + c) (Q + K) + 4 c Q + 4 c I a token and layer: norms, norms of query and key,
+                attention, feed-forward (Q, K: query and key sizes; I: inner size)
+logits          4 bytes n C V for each of logits, their log-softmax and its gradient, and once more for each anchor that
+                is compared over the vocabulary; nothing otherwise: the fused head keeps no logits
+cache           2 c L K a token: keys and values of a step's completions, all at once (vLLM: in turns, in its own share)
+=============== ======================================================================================================
+
+Peak: weights, gradients, optimiser and reference, plus the larger of update (casts, activations, logits) and generation
+(cache). The device's context, fragmentation and the buffers of its libraries (1 to 2 GB) come on top.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
-if TYPE_CHECKING:
-    from mirrorpo.training.fast import PackedPath
+from mirrorpo.errors import InputError
+from mirrorpo.models import resolve_model
+from mirrorpo.training.recipe import Recipe
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# What the public configs of the models in the shipped recipes say, for a plan without network.
+_QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+_QWEN3 |= {"vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": True, "dtype": "bfloat16"}
+KNOWN: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen3-0.6B": {**_QWEN3, "hidden_size": 1024, "intermediate_size": 3072},
+    "Qwen/Qwen3-1.7B": {**_QWEN3, "hidden_size": 2048, "intermediate_size": 6144},
+}
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error is a failed allocation; a CPU's allocator has no class of its own, only a sentence."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the estimate needs to know of a model.
+
+    Attributes:
+        parameters, trained: counted on a model without memory; ``trained`` is the adapter's with LoRA.
+        layers, hidden, inner, query, key, vocabulary: sizes (query: heads times head size; key: likewise).
+        context: the longest sequence.
+        weight_bytes, trained_bytes: of one number.
+        source: where the sizes come from.
+    """
+
+    parameters: int
+    trained: int
+    layers: int
+    hidden: int
+    inner: int
+    query: int
+    key: int
+    vocabulary: int
+    context: int
+    weight_bytes: int
+    trained_bytes: int
+    source: str
 
 
-@contextmanager
-def budget_advice(path: PackedPath, model: nn.Module) -> Iterator[None]:
-    """A failed allocation while a packed micro-batch is trained on becomes an error that says which budget fits.
+def model_facts(recipe: Recipe) -> ModelFacts:
+    """Sizes of the recipe's model, from its config.
 
-    The micro-batch is read again, forward and backward, with budgets of half its longest row, a quarter, ... until one
-    fits; the gradients of the failed step are dropped.
+    Raises:
+        InputError: the config cannot be read and the model is none of ``KNOWN``; an adapter that does not fit it.
+    """
+    config, source = _config(recipe.model.path)
+    text = config.get_text_config()
+    parameters, trained = _count(recipe, config)
+    dtype = recipe.model.dtype
+    if dtype == "auto":
+        dtype = str(text.dtype or "float32").removeprefix("torch.")
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads  # older configs leave it to be derived
+    return ModelFacts(
+        parameters=parameters,
+        trained=trained,
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        inner=text.intermediate_size,
+        query=heads * head,
+        key=text.num_key_value_heads * head,
+        vocabulary=text.vocab_size,
+        context=text.max_position_embeddings,
+        weight_bytes=_BYTES[dtype],
+        trained_bytes=_BYTES[dtype] if recipe.model.lora is None else 4,  # peft keeps an adapter in float32
+        source=source,
+    )
+
+
+def _config(path: str) -> tuple[Any, str]:
+    from transformers import AutoConfig, Qwen3Config
+
+    try:
+        return AutoConfig.from_pretrained(resolve_model(path)), "its config"
+    except (OSError, ValueError) as error:
+        if path in KNOWN:
+            return Qwen3Config(**KNOWN[path]), "sizes kept here: the hub cannot be reached"
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model.path {path!r}: its config cannot be read ({reason})") from error
+
+
+def _count(recipe: Recipe, config: Any) -> tuple[int, int]:
+    from transformers import AutoModelForCausalLM
+
+    from mirrorpo.training.run import lora_config
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+        parameters = sum(p.numel() for p in model.parameters())
+        lora = lora_config(recipe)
+        if lora is None:
+            return parameters, parameters
+        from peft import get_peft_model
+
+        try:
+            adapted = get_peft_model(model, lora)
+        except ValueError as error:
+            raise InputError(f"model.lora: {' '.join(str(error).split())[:300]}") from error
+    return parameters, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def memory(recipe: Recipe, model: ModelFacts, longest_prompt: int) -> dict[str, int]:
+    """Bytes of each part of the table above, on one device of one process.
 
     Args:
-        path: whose last micro-batch it was.
-        model: the policy.
+        recipe: what would run.
+        model: sizes.
+        longest_prompt: tokens.
+
+    Returns:
+        The parts, ``update`` and ``generation`` (peaks of the two phases), ``total`` without vLLM's share, and
+        ``device``: the least memory of a device that has room for that and for vLLM's share.
+
+    Example:
+        >>> from mirrorpo.training.recipe import recipe_from
+        >>> recipe = recipe_from({"task": {"name": "arithmetic"}, "objective": {"preset": "prob_l2_grpo"}})
+        >>> facts = model_facts(recipe)
+        >>> memory(recipe, facts, 10)["reference"] == 4 * facts.parameters
+        True
     """
-    failed: RuntimeError | None = None
-    try:
-        yield
-    except RuntimeError as error:
-        if path.last is None or not is_out_of_memory(error) or "chunk=" in str(error):
-            raise  # not ours, or advised on already
-        failed = error.with_traceback(None)  # its frames hold the activations
-    if failed is None:
-        return
-    model.zero_grad(set_to_none=True)
-    tokens, shortest = path.last_tokens, path.last_shortest
-    budget = fitting_budget(path.read_last, tokens, shortest)
-    model.zero_grad(set_to_none=True)
-    advice = (
-        f"token_budget={budget} fits"
-        if budget is not None
-        else "no token_budget fits: use a smaller per_device_train_batch_size, activation_checkpointing or LoRA"
-    )
-    raise torch.OutOfMemoryError(f"out of memory with packed rows of {tokens} tokens; {advice}") from failed
-
-
-def fitting_budget(read: Callable[[int], None], tokens: int, shortest: int) -> int | None:
-    """The first of tokens / 2, tokens / 4, ... that ``read`` survives; None if none of at least ``shortest`` does."""
-    budget = tokens // 2
-    while budget >= shortest:
-        try:
-            read(budget)
-            return budget
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        budget //= 2
-    return None
-
-
-__all__ = ["budget_advice", "fitting_budget", "is_out_of_memory"]
+    train, objective = recipe.train, recipe.objective.build()
+    w, w1 = model.weight_bytes, model.trained_bytes
+    c = 2 if train.precision == "bfloat16" else w
+    lora = recipe.model.lora is not None
+    length = longest_prompt + train.max_completion_length
+    rows = train.micro_batch_size or train.batch_size // train.updates_per_batch
+    layer = 2 * (4 + w + c) * model.hidden + (4 + c) * (model.query + model.key) + 4 * c * model.query
+    layer += 4 * c * model.inner
+    kept = model.layers * 4 * model.hidden + layer if train.gradient_checkpointing else model.layers * layer
+    over_vocabulary = sum(p.estimator in ("exact", "top_k") for p in objective.penalties[:1])
+    logits = (3 + over_vocabulary + objective.region.needs_logits) if objective.needs_logits else 0
+    parts = {
+        "weights": w * model.parameters + (w1 * model.trained if lora else 0),
+        "gradients": w1 * model.trained,
+        "optimiser": 2 * w1 * model.trained,
+        "reference": w * model.parameters if objective.needs_reference and not lora else 0,
+        "casts": 2 * model.parameters if c == 2 and w == 4 else 0,
+        "activations": rows * length * kept,
+        "logits": 4 * rows * train.max_completion_length * model.vocabulary * logits,
+        "cache": 2 * c * model.layers * model.key * train.batch_size * length,
+    }
+    fixed = parts["weights"] + parts["gradients"] + parts["optimiser"] + parts["reference"]
+    update = fixed + parts["casts"] + parts["activations"] + parts["logits"]
+    colocated = train.use_vllm and train.vllm.mode == "colocate"
+    generation = fixed if train.use_vllm else fixed + parts["cache"]
+    total = max(update, generation)
+    device: float = total
+    if colocated:
+        share = train.vllm.memory_share
+        engine = 2 * model.parameters + 2 * 2 * model.layers * model.key * length  # its weights, one sequence's cache
+        beside = max(update, fixed / (1 - share)) if train.vllm.sleep else total / (1 - share)
+        device = max(beside, engine / share)
+    return {**parts, "update": update, "generation": generation, "total": total, "device": round(device)}

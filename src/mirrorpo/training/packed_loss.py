@@ -45,10 +45,11 @@ def packed_loss(
     hidden = None if packing is None else path.hidden(causal, packing)
     if packing is None or hidden is None:
         return None
-    trainer._raise_unless_finite({"logp": hidden}, None)
-    kept = mask.reshape(-1).bool()[packing.slots] if "tool_mask" in inputs else slice(None)
+    if not bool(hidden.detach().isfinite().all()):
+        return None  # the padded path says which tokens it is, and raises or leaves them out
+    kept = slice(None) if mask is inputs["completion_mask"] else mask.reshape(-1).bool()[packing.slots]
     if isinstance(kept, Tensor) and not bool(kept.any()):
-        return None  # only what tools wrote: a zero with a gradient, as the padded path gives it
+        return None  # nothing counts: a zero with a gradient, as the padded path gives it
     reference = None
     if any(p.estimator in LOGITS_ESTIMATORS for p in objective.penalties):
         reference = _reference(trainer, packing, kept)
@@ -71,6 +72,8 @@ def packed_loss(
         entropy_weight=trainer.entropy_weight(training),
         penalty_scale=trainer.penalty_state.factor,
     )
+    if not bool(output.loss.detach().isfinite()):
+        return None  # finite hidden states, but logits that are not: as above
     return output, Scored(logp=logp, entropy=entropy)
 
 

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mirrorpo.errors import InputError
 from mirrorpo.objective import Objective
+from mirrorpo.objective_file import read_spec
+from mirrorpo.plain_yaml import parse_yaml, read_text
 from mirrorpo.presets import objective_from
 from mirrorpo.tasks.gsm8k import INSTRUCTION as GSM8K_INSTRUCTION
 from mirrorpo.tasks.mbpp import INSTRUCTION as MBPP_INSTRUCTION
-
-MAX_RECIPE_BYTES = 1_000_000
-
-
-class Part(BaseModel):
-    """A frozen group of keys that knows no others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from mirrorpo.training.inherit import with_bases
+from mirrorpo.training.specs import EvalSpec, Part, VllmSpec
 
 
 class ArithmeticSpec(Part):
@@ -34,6 +29,7 @@ class ArithmeticSpec(Part):
     difficulty: Literal["easy", "medium", "hard"] = "medium"
     train_size: int = Field(default=8192, ge=1, le=10_000, description="training problems")
     test_size: int = Field(default=512, ge=1, le=1_000, description="unseen problems")
+    validation_size: int = Field(default=512, ge=1, le=512, description="unseen problems to choose by")
     seed: int = Field(default=0, ge=0, description="which problems are drawn")
 
 
@@ -45,6 +41,10 @@ class JsonlSpec(Part):
     prompt: str = Field(default="prompt", description="field with the user's message")
     answer: str = Field(default="answer", description="field with the answer")
     reward: str = Field(default="exact", description="exact, numeric or module:function")
+    on_reward_error: Literal["raise", "skip"] = Field(
+        default="raise", description="your reward function fails: the run ends, or the completion is left out"
+    )
+    reward_seconds: float = Field(default=60.0, gt=0.0, le=86_400, description="its time limit for a completion")
     test_path: str | None = Field(default=None, description="a second file for testing; else one row in ten")
     train_size: int | None = Field(default=None, ge=1, description="at most so many training rows")
     test_size: int | None = Field(default=512, ge=1, description="at most so many test rows")
@@ -106,6 +106,9 @@ class ModelSpec(Part):
     path: str = Field(default="builtin:tiny", min_length=1, description="builtin:tiny, a folder or a hub name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     lora: LoraSpec | None = None
+    chat_template: dict[str, bool | int | float | str] = Field(
+        default={}, description="options of the tokenizer's chat template, such as enable_thinking: false"
+    )
 
 
 class ObjectiveSpec(BaseModel):
@@ -114,6 +117,12 @@ class ObjectiveSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
     preset: str = Field(default="dr_grpo", description="a name of `mirrorpo list objectives`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, data: Any) -> Any:
+        """A text is an objective file, or a preset's name; the resolved recipe holds what it says."""
+        return read_spec(data) if isinstance(data, str) else data
 
     @model_validator(mode="after")
     def _builds(self) -> ObjectiveSpec:
@@ -152,6 +161,10 @@ class TrainSpec(Part):
     keep: int = Field(default=2, ge=1, description="checkpoints kept")
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the forward and backward pass")
+    on_nonfinite: Literal["raise", "skip"] = Field(
+        default="raise", description="a number that is not finite ends the run, or its tokens or step are left out"
+    )
+    max_nonfinite: int = Field(default=10, ge=0, description="with skip: optimiser steps with something left out")
     gradient_checkpointing: bool = False
     fast: Literal["auto", "off"] = Field(
         default="auto", description="auto: completions packed, prompts shared, where supported; off: padded"
@@ -160,6 +173,7 @@ class TrainSpec(Part):
         default=None, ge=1, description="most tokens in a packed row: less memory, more time; empty: a micro-batch"
     )
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
+    vllm: VllmSpec = Field(default=VllmSpec(), description="how, if use_vllm is true")
 
     @property
     def batch_size(self) -> int:
@@ -192,16 +206,6 @@ class ReferenceSpec(Part):
     rate: float = Field(default=0.01, gt=0.0, le=1.0, description="share of the policy in each update (averaged)")
 
 
-class EvalSpec(Part):
-    """The evaluation before and after."""
-
-    problems: int = Field(default=512, ge=0, description="unseen problems; 0: no evaluation")
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0, description="0: greedy")
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    batch_size: int = Field(default=256, ge=1, description="completions generated at once")
-    seed: int = Field(default=1234, ge=0, le=2**31 - 1)
-
-
 class Recipe(Part):
     """A whole experiment."""
 
@@ -230,87 +234,54 @@ class Recipe(Part):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data only: no tags, no anchors (a few lines of aliases can describe gigabytes), no key twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise InputError(f"line {self.peek_event().start_mark.line + 1}: YAML aliases are not accepted in a recipe")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise InputError(f"line {node.start_mark.line + 1}: key {twice!r} stands twice")
-        return super().construct_mapping(node, deep)
+RecipeKind = TypeVar("RecipeKind", bound=Recipe)
 
 
-# YAML 1.1 reads 1e-4 as a text; everybody means the number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The data of a YAML text.
-
-    Raises:
-        InputError: not YAML, or YAML beyond plain data; one line.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{where}: not valid YAML ({reason})") from None
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), kind: type[RecipeKind] = Recipe) -> RecipeKind:
     """A recipe file with ``key=value`` overrides.
 
     Args:
         path: the YAML file.
         overrides: such as ``train.steps=5``; the value is read as YAML.
+        kind: a recipe with further groups of keys.
 
     Returns:
         The checked recipe.
 
     Raises:
-        InputError: no such file, not YAML, an unknown key (the nearest valid one is named), a value out of range.
+        InputError: no such file or base, not YAML, an unknown key (the nearest valid one is named), a value out of
+            range.
 
     Example:
         >>> load_recipe(Path("recipes/arithmetic.yaml"), ["train.steps=5"]).train.steps  # doctest: +SKIP
         5
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such recipe file")
-    data = path.read_bytes()
-    if len(data) > MAX_RECIPE_BYTES:
-        raise InputError(f"{path}: a recipe has at most {MAX_RECIPE_BYTES:,} bytes, this has {len(data):,}")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return recipe_from(parse_yaml(text, str(path)), overrides, str(path))
+    return recipe_from(with_bases(_read(path), path, _read), overrides, str(path), kind)
 
 
-def recipe_from(data: Any, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+def _read(path: Path) -> Any:
+    """The data of one recipe file, its ``base`` not looked at."""
+    return parse_yaml(read_text(path, "recipe"), str(path))
+
+
+def recipe_from(
+    data: Any, overrides: Sequence[str] = (), where: str = "recipe", kind: type[RecipeKind] = Recipe
+) -> RecipeKind:
     """A recipe from plain data; see ``load_recipe``."""
     if not isinstance(data, dict):
-        raise InputError(f"{where}: must be a mapping with the keys {', '.join(Recipe.model_fields)}")
+        raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{where}: {explain(error, Recipe)}") from None
+        raise InputError(f"{where}: {explain(error, kind)}") from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply") from None
 
 
-def _apply(data: dict[Any, Any], override: str) -> None:
+def apply_override(data: dict[Any, Any], override: str) -> None:
+    """Sets one ``key=value`` in plain data; raises ``InputError`` for what is none, or leads through a value."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -370,5 +341,11 @@ def _fields_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
         "mbpp": MbppSpec,
         "sandbox": SandboxSpec,
         "lora": LoraSpec,
+        "vllm": VllmSpec,
+    }
+    groups |= {  # the groups of a recipe that has more of them
+        name: field.annotation
+        for name, field in root.model_fields.items()
+        if name not in groups and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     }
     return list((groups.get(str(loc[-1]), root) if loc else root).model_fields)

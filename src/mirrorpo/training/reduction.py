@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirrorpo.diagnostics import ratio_quantiles
+
+# Tokens of a rank that enter the quantiles over all ranks; of more, an even subsample.
+MAX_GATHERED_TOKENS = 8192
+
 
 def reduce_metrics(accelerator: Any, metrics: dict[str, Tensor], num_tokens: Tensor) -> dict[str, float]:
     """Python numbers, the same on every rank, with one transfer from the device.
@@ -37,3 +42,21 @@ def reduce_metrics(accelerator: Any, metrics: dict[str, Tensor], num_tokens: Ten
             number = (column * counts).sum() / total
         reduced[name] = number.item()
     return reduced
+
+
+@torch.no_grad()
+def quantiles_over_ranks(accelerator: Any, log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
+    """Quantiles of w over the tokens of all ranks: those of single ranks have no average that means anything.
+
+    Args:
+        accelerator: accelerate's ``Accelerator``.
+        log_ratio: (B, T), log w of this rank's tokens; T may differ between ranks.
+        mask: (B, T), 0 drops a token.
+
+    Returns:
+        ``ratio/q01/mean`` and its siblings, the same on every rank.
+    """
+    ratio = torch.where(mask.bool(), log_ratio.detach().float().exp(), torch.nan).reshape(-1)
+    ratio = ratio[:: max(1, -(-ratio.numel() // MAX_GATHERED_TOKENS))]
+    everyone = accelerator.gather(accelerator.pad_across_processes(ratio, dim=0, pad_index=torch.nan))
+    return {name: value.item() for name, value in ratio_quantiles(everyone, ~everyone.isnan()).items()}

@@ -11,35 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
-from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from mirrorpo.advantages import advantages as group_advantages
 from mirrorpo.objective import Objective, Output
+from mirrorpo.training.budget import budget_advice
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.fast import PackedPath
 from mirrorpo.training.grouping import regroup
 from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids, score_from_logits
-from mirrorpo.training.memory import budget_advice
+from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.packed_loss import packed_loss
-from mirrorpo.training.reduction import reduce_metrics
+from mirrorpo.training.reduction import quantiles_over_ranks, reduce_metrics
 from mirrorpo.training.reference import check_reference
+from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
+from mirrorpo.training.reward import BackgroundReward, background, begin_rewards
+from mirrorpo.training.reward_guard import guarded
+from mirrorpo.training.watch import Watch
+from mirrorpo.training.world import check_equal, trainer_settings
 
 logger = logging.get_logger(__name__)
 
-_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# Where the texts stand in what TRL's `_generate` returns.
+_COMPLETIONS = 3
+# The penalty's share of the gradient is measured once more, early, when the policy has left its reference.
+_EARLY_LOOK = 5
 
 
-class NonFiniteError(FloatingPointError):
-    """A tensor of the loss is NaN or infinite; the message names it and the step."""
-
-
-class MirrorTrainer(GRPOTrainer):
+class MirrorTrainer(ResumableTrainer):
     """``trl.GRPOTrainer`` that optimises a ``mirrorpo`` objective.
 
     Takes everything that ``GRPOTrainer`` takes; ``args`` is a ``MirrorConfig``.
@@ -52,7 +54,8 @@ class MirrorTrainer(GRPOTrainer):
         **kwargs: as in TRL (``train_dataset``, ``processing_class``, ``peft_config``, ``callbacks``, ...).
 
     Raises:
-        ValueError: ``args`` is no ``MirrorConfig``; a reference that is the policy itself or never was its start.
+        ValueError: ``args`` is no ``MirrorConfig``; a reference that is the policy itself or never was its start;
+            settings that differ between the processes of a run.
 
     Example:
         >>> from mirrorpo.training import MirrorConfig, MirrorTrainer
@@ -85,9 +88,20 @@ class MirrorTrainer(GRPOTrainer):
             args.adopt(objective)
         self.policy_objective = args.resolved_objective() if objective is None else objective
         self._rewards_per_func: Tensor | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._background: list[BackgroundReward] = []
+        self._step_total: Tensor | float = 0.0
+        self.nonfinite = NonFinite(args.on_nonfinite, args.max_nonfinite)
+        if reward_funcs is not None:
+            functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+            self._background = background(functions)
+            reward_funcs = [guarded(function, args.on_reward_error, args.reward_seconds) for function in functions]
         self.penalty_state = PenaltyState(self.policy_objective.control)
+        check_equal(trainer_settings(args, self.policy_objective))
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
+        self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
+        self.add_callback(self.watch)
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled)
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
@@ -107,11 +121,7 @@ class MirrorTrainer(GRPOTrainer):
         if self.ref_model is None:
             return
         # Sharded parameters cannot be compared one by one; there the copy is at least a load of its own.
-        if self.accelerator.distributed_type in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        ):
+        if self.accelerator.distributed_type in UNSHARDED:
             unwrap = self.accelerator.unwrap_model
             check_reference(unwrap(self.model), unwrap(self.ref_model))
 
@@ -121,16 +131,29 @@ class MirrorTrainer(GRPOTrainer):
         with budget_advice(self.packed, self.model):
             loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
+            self._settle_nonfinite()
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Before the rest: the trainer's state, written last, marks a checkpoint as complete.
-        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.accelerator.is_main_process:
-            averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-            save_state(folder, self.penalty_state, averaged)
-        super()._save_checkpoint(model, trial)
+    def _settle_nonfinite(self) -> None:
+        if not self.nonfinite.skips:
+            return
+        unit = "tokens" if self.policy_objective.aggregation == "token_mean" else "sequences"
+        total = float(self._step_total) * self.accelerator.num_processes
+        step = self.state.global_step + 1
+        for name, value in self.nonfinite.settle(self.model, self.accelerator, total, unit, step).items():
+            self._metrics["train"][name].append(value)
+
+    def _progress(self) -> dict[str, Any]:
+        return {**super()._progress(), "nonfinite": self.nonfinite.events}
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
+        super()._take_up(kept)
+        self.nonfinite.events = kept["nonfinite"]
+
+    def _save_more(self, folder: Path) -> None:
+        averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+        save_state(folder, self.penalty_state, averaged)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -140,12 +163,22 @@ class MirrorTrainer(GRPOTrainer):
 
     # Rewards and advantages
 
+    def _generate(self, prompts: list[Any]) -> Any:
+        output = super()._generate(prompts)
+        begin_rewards(self._background, self._rows, output[_COMPLETIONS])  # beside the forward passes that follow
+        return output
+
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
+        rewards = self.nonfinite.leave_out_rewards(rewards, self.reward_func_names, self.state.global_step + 1)
         self._rewards_per_func = rewards
+        self._metrics["train" if self.model.training else "eval"]["unscored/frac"].append(
+            rewards.isnan().all(dim=1).float().mean().item()
+        )
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
         output = super()._generate_and_score_completions(inputs)
         penalty = self._reward_penalty(output) if self.policy_objective.placement == "reward" else None
         output["advantages"] = self._advantages(output["advantages"], penalty)
@@ -165,7 +198,7 @@ class MirrorTrainer(GRPOTrainer):
             return inputs
         assert self._buffered_inputs is not None
         self._buffered_inputs = regroup(self._buffered_inputs, self.args.gradient_accumulation_steps)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
     def _may_regroup(self) -> bool:
         """Whether groups may be put together in micro-batches: where no number depends on who shares one."""
@@ -175,7 +208,8 @@ class MirrorTrainer(GRPOTrainer):
             or self._entropy_bonus_enabled  # a token mean within it
             or (control is not None and control.kind == "adaptive")  # the same
         )
-        whole_windows = self.args.steps_per_generation % self.args.gradient_accumulation_steps == 0
+        # A window that reaches into the next rollout batch has no fixed set of completions.
+        whole_windows = (self.args.steps_per_generation or 1) % self.args.gradient_accumulation_steps == 0
         return self.packed.reason is None and not self._is_vlm and whole_windows and not by_micro_batch
 
     def _reward_penalty(self, output: dict[str, Any]) -> Tensor:
@@ -222,31 +256,31 @@ class MirrorTrainer(GRPOTrainer):
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
         training = self.model.training
-        self._raise_unless_finite(
-            {
-                "logp_old": inputs.get("old_per_token_logps"),
-                "logp_ref": inputs.get("ref_per_token_logps"),
-                "advantages": inputs["advantages"],
-            },
-            mask,
-        )
+        step = self.state.global_step + 1
+        old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
+        mask = self.nonfinite.usable({"logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}, mask, step)
+        num_tokens = self._num_tokens(inputs, training)
+        if training:
+            self._step_total = (
+                mask.shape[0] * self.current_gradient_accumulation_steps if num_tokens is None else num_tokens
+            )
         found = packed_loss(self, model, inputs, mask)
-        output, scored = self._padded_loss(model, inputs, mask) if found is None else found
-        self._raise_unless_finite({"loss": output.loss}, None)
+        output, scored, mask = self._padded_loss(model, inputs, mask) if found is None else (*found, mask)
+        self.nonfinite.check_loss(output.loss, step)
         self._record_gradient_share(model, output)
         loss = output.loss * self._share(training)
-        self._record(output, scored, mask, "train" if training else "eval")
+        self._record(output, scored, old, mask, "train" if training else "eval")
         return loss if found is not None else self._with_bonuses(loss, scored, mask, training)
 
-    def _padded_loss(self, model: nn.Module, inputs: dict[str, Any], mask: Tensor) -> tuple[Output, Scored]:
-        """Loss, metrics and scores of a micro-batch as TRL lays it out."""
+    def _padded_loss(self, model: nn.Module, inputs: dict[str, Any], mask: Tensor) -> tuple[Output, Scored, Tensor]:
+        """Loss, metrics, scores and usable tokens of a micro-batch as TRL lays it out."""
         scored = self._score(model, inputs)
-        self._raise_unless_finite({"logp": scored.logp}, mask)
-        old = inputs.get("old_per_token_logps")
+        mask = self.nonfinite.usable({"logp": scored.logp}, mask, self.state.global_step + 1)
+        old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
         output = self.policy_objective(
             logp=scored.logp,
             logp_old=old,
-            logp_ref=inputs.get("ref_per_token_logps"),
+            logp_ref=ref,
             advantages=inputs["advantages"],
             mask=mask,
             max_completion_length=self.max_completion_length,
@@ -259,7 +293,7 @@ class MirrorTrainer(GRPOTrainer):
             entropy=scored.entropy,
             penalty_scale=self.penalty_state.factor,
         )
-        return output, scored
+        return output, scored, mask
 
     def _share(self, training: bool) -> float:
         # `token_mean` has the whole step's tokens in its denominator already; the others average within a micro-batch.
@@ -377,24 +411,12 @@ class MirrorTrainer(GRPOTrainer):
 
     # Checks and metrics
 
-    def _raise_unless_finite(self, tensors: dict[str, Tensor | None], mask: Tensor | None) -> None:
-        present = {name: t.detach() for name, t in tensors.items() if t is not None}
-        finite = {
-            name: torch.isfinite(t if mask is None or t.shape != mask.shape else torch.where(mask.bool(), t, 0.0)).all()
-            for name, t in present.items()
-        }
-        if not bool(torch.stack(list(finite.values())).all()):
-            names = ", ".join(name for name, ok in finite.items() if not bool(ok))
-            raise NonFiniteError(
-                f"step {self.state.global_step + 1}: {names} is not finite; the last checkpoint is intact"
-            )
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not math.isfinite(float(norm)):
-            raise NonFiniteError(
-                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}; the last checkpoint is intact"
-            )
+        # With float16 the scaler meets infinite gradients as a matter of course, and skips the step by itself.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            self.nonfinite.drop_gradient(model, float(norm), self.state.global_step + 1)
+            self._metrics["train"]["nonfinite/dropped/frac"][-1] = 1.0
         return norm
 
     @property
@@ -404,10 +426,11 @@ class MirrorTrainer(GRPOTrainer):
         if (
             not objective.penalties
             or objective.placement != "loss"
-            or self.accelerator.distributed_type not in _UNSHARDED
+            or self.accelerator.distributed_type not in UNSHARDED
         ):
             return False  # sharded gradients have no norm of their own
-        return every > 0 and self.model.training and self.state.global_step % every == 0
+        step = self.state.global_step
+        return every > 0 and self.model.training and (step % every == 0 or step == _EARLY_LOOK)
 
     def _record_gradient_share(self, model: nn.Module, output: Output) -> None:
         """Every n optimiser steps: the penalty's share of the gradient norm, from two extra backward passes."""
@@ -417,14 +440,18 @@ class MirrorTrainer(GRPOTrainer):
         norms = []
         for part in (output.policy_loss, output.penalty_loss):
             grads = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
-            norms.append(torch.stack([g.detach().float().norm() for g in grads if g is not None]).norm())
+            # of the gradient that the step would take: the mean over ranks
+            present = (self.accelerator.reduce(g.detach().float(), "mean") for g in grads if g is not None)
+            norms.append(torch.stack([g.norm() for g in present]).norm())  # pyright: ignore[reportAttributeAccessIssue]
         share = norms[1] / (norms[0] + norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
         self._metrics["train"]["penalty_gradient_share"].append(share.item())
 
-    def _record(self, output: Output, scored: Scored, mask: Tensor, mode: str) -> None:
+    def _record(self, output: Output, scored: Scored, old: Tensor | None, mask: Tensor, mode: str) -> None:
         tokens = mask.sum()
         metrics = dict(output.metrics)
         values = reduce_metrics(self.accelerator, metrics, tokens)
+        if old is not None and self.accelerator.num_processes > 1:
+            values |= quantiles_over_ranks(self.accelerator, scored.logp - old, mask)
         if self.policy_objective.penalties:
             first = self.policy_objective.penalties[0]
             values["coefficient"] = first.coefficient * self.penalty_state.factor

@@ -1,0 +1,126 @@
+"""How does prime-rl optimise an objective of this library? As its custom loss, called once for each sequence.
+
+.. code-block:: toml
+
+    [trainer.loss]
+    type = "custom"
+    import_path = "mirrorpo.integrations.prime_rl.loss"
+    kwargs = { objective = "objective.yaml" }
+
+The documented call (PrimeIntellect-ai/prime-rl, ``docs/algorithms.md``, "Custom Loss", read at commit 004274ec): the
+function gets ``LossInputs`` with flat tensors of one sequence, prompt included, (seq,): ``trainer_logprobs``,
+``inference_logprobs``, ``advantages``, ``loss_mask``, and since the component losses ``ref_logprobs`` and
+``loss_weights`` (both may be None). It returns ``LossOutputs(loss, metrics)`` with the SUM over the tokens of the mask;
+prime-rl adds the sequences and divides by the number of tokens of all ranks. So ``token_mean`` is what it can express.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor
+
+from mirrorpo.integrations.shared import Reach, check_expressible
+from mirrorpo.objective import Objective
+from mirrorpo.objective_file import read_objective
+
+REACH = Reach(
+    framework="prime-rl",
+    aggregations={"token_mean": "its only denominator"},
+    advantages={"dr_grpo": "orchestrator.train.algo.type = grpo: the reward minus the group's mean"},
+    reward_placement=False,
+)
+_NEEDED = ("trainer_logprobs", "inference_logprobs", "advantages", "loss_mask")
+_OPTIONAL = ("ref_logprobs", "loss_weights")
+
+
+def loss(inputs: Any, objective: str | Mapping[str, Any]) -> Any:
+    r"""A sequence's contribution to the loss: :math:`\sum_t m_t (\text{policy}_t + \text{penalty}_t)\, c_t`.
+
+    The trust region is around the policy that sampled (``inference_logprobs``): prime-rl hands no other.
+
+    Args:
+        inputs: prime-rl's ``LossInputs``, tensors (seq,).
+        objective: an objective file, its text in braces, a mapping (a TOML table) or a preset's name.
+
+    Returns:
+        prime-rl's ``LossOutputs``: the summed loss, and the metrics under ``mirrorpo/``.
+
+    Raises:
+        InputError: an objective that prime-rl cannot express.
+        TypeError: ``LossInputs`` has other fields than those that are documented.
+        ValueError: a penalty without reference log-probabilities.
+
+    Reference: prime-rl, docs/algorithms.md, "Custom Loss"; tests/integrations/test_prime_rl.py.
+    """
+    chosen = _objective(objective if isinstance(objective, str) else json.dumps(objective))
+    given = _fields(inputs)
+    ref = given["ref_logprobs"]
+    if chosen.needs_reference and ref is None:
+        raise ValueError(
+            f"objective {chosen.name!r} has a penalty and prime-rl sent no ref_logprobs: use an algorithm that scores "
+            "with a reference, or coefficient: 0"
+        )
+    weights = given["loss_weights"]
+    terms = chosen.terms(
+        logp=_row(given["trainer_logprobs"]),
+        logp_old=_row(given["inference_logprobs"]),
+        logp_ref=None if ref is None else _row(ref),
+        advantages=_row(given["advantages"]),
+        mask=_row(given["loss_mask"]),
+    )
+    per_token = terms.loss if weights is None else terms.loss * _row(weights)
+    total = per_token.masked_fill(~terms.mask, 0.0).sum()
+    outputs = import_module(type(inputs).__module__).LossOutputs
+    return outputs(loss=total, metrics={f"mirrorpo/{name}": value for name, value in terms.metrics().items()})
+
+
+def _fields(inputs: Any) -> dict[str, Tensor | None]:
+    """What prime-rl sent, by name; a field that a version does not have is None."""
+    names = {field.name for field in dataclasses.fields(inputs)}
+    missing = [name for name in _NEEDED if name not in names]
+    if missing:
+        raise TypeError(
+            f"prime-rl's LossInputs has no {missing[0]!r} (it has {', '.join(sorted(names))}): its custom-loss call "
+            "moved; see tests/integrations/test_prime_rl.py for the one that is supported"
+        )
+    return {name: getattr(inputs, name) if name in names else None for name in (*_NEEDED, *_OPTIONAL)}
+
+
+def _row(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x.unsqueeze(0)
+
+
+@lru_cache(maxsize=8)
+def _objective(source: str) -> Objective:
+    return check_expressible(read_objective(source), REACH)
+
+
+def settings(source: str, objective: Objective) -> str:
+    """prime-rl's TOML for an objective file.
+
+    Raises:
+        InputError: what prime-rl cannot express.
+    """
+    check_expressible(objective, REACH)
+    lines = [
+        "[trainer.loss]",
+        'type = "custom"',
+        'import_path = "mirrorpo.integrations.prime_rl.loss"',
+        f"kwargs = {{ objective = {_quoted(source)} }}",
+        "",
+        "[orchestrator.train.algo]",
+        'type = "grpo"',
+    ]
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

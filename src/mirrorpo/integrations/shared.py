@@ -1,0 +1,94 @@
+"""What do the adapters have in common? What a hook can express, and rows of unequal length as one (B, T) batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mirrorpo.errors import InputError
+from mirrorpo.objective import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What the hooks of a framework can express.
+
+    Attributes:
+        framework: its name, for messages.
+        aggregations: our aggregation to the framework's setting that has the same denominator.
+        advantages: our advantage to the framework's settings that compute it.
+        reward_placement: whether a penalty can be subtracted from the rewards.
+    """
+
+    framework: str
+    aggregations: Mapping[str, str]
+    advantages: Mapping[str, str]
+    reward_placement: bool
+
+
+def check_expressible(objective: Objective, reach: Reach) -> Objective:
+    """The objective, if the framework can run all of it.
+
+    Raises:
+        InputError: names the part that it cannot express, and what it can.
+    """
+    name = reach.framework
+    logits = "its hook gets the log-probabilities of the sampled tokens, no logits"
+    if objective.region.needs_logits:
+        raise InputError(
+            f"{name} cannot express region {objective.region.name!r}: {logits}. Legal: a region at the sampled token, "
+            "such as ratio, kl3, binary_tv, binary_kl or any divergence; or train with TRL"
+        )
+    for p in objective.penalties:
+        if p.estimator in ("exact", "top_k"):
+            raise InputError(
+                f"{name} cannot express estimator {p.estimator!r} of divergence {p.divergence.name!r}: {logits}. "
+                "Legal: sampled, weighted, score; or train with TRL"
+            )
+    if objective.control is not None:
+        raise InputError(
+            f"{name} cannot express control {objective.control.kind!r}: its hook is not told the step. "
+            "Legal: a constant coefficient; or train with TRL"
+        )
+    if objective.placement == "reward" and not reach.reward_placement:
+        raise InputError(
+            f"{name} cannot express placement 'reward': its hook sees no rewards. Legal: placement 'loss'; "
+            "or train with TRL or verl"
+        )
+    for key, value, legal in (
+        ("aggregation", objective.aggregation, reach.aggregations),
+        ("advantage", objective.advantage, reach.advantages),
+    ):
+        if value not in legal:
+            raise InputError(
+                f"{name} cannot express {key} {value!r}. Legal: "
+                + ", ".join(f"{ours} ({theirs})" for ours, theirs in legal.items())
+            )
+    return objective
+
+
+def pad_rows(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of unequal length (T_i,) as (B, T), 0 where a row has ended.
+
+    Example:
+        >>> import torch
+        >>> pad_rows([torch.ones(2), torch.ones(1)])
+        tensor([[1., 1.],
+                [1., 0.]])
+    """
+    return pad_sequence(list(rows), batch_first=True)
+
+
+def flat_rows(batch: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The inverse of ``pad_rows``, side by side: (B, T) to (sum of lengths,).
+
+    Example:
+        >>> import torch
+        >>> flat_rows(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), [2, 1])
+        tensor([1., 2., 3.])
+    """
+    return torch.cat([row[:length] for row, length in zip(batch, lengths, strict=True)])

@@ -1,0 +1,188 @@
+"""How does slime optimise an objective of this library? As its custom loss, called once for each micro-batch.
+
+.. code-block:: text
+
+    --loss-type custom_loss
+    --custom-loss-function-path mirrorpo.integrations.slime.loss_function
+    --custom-megatron-init-path mirrorpo.integrations.slime.check      (stops a wrong setting before the first rollout)
+    MIRRORPO_OBJECTIVE=objective.yaml in the environment of the job
+
+The documented call (THUDM/slime, ``slime/backends/megatron_utils/loss.py``, read at commit 00c2d6db):
+``loss, metrics = function(args, batch, logits, sum_of_sample_mean)``. ``logits`` are (1, T, V) of the packed batch;
+``batch`` holds one tensor for each sample, (response length,), under ``advantages``, ``log_probs`` (the rollout policy,
+scored by the trainer), ``rollout_log_probs``, ``ref_log_probs``, ``loss_masks``. ``sum_of_sample_mean`` takes the
+samples' tokens side by side and sums the samples' means (the tokens, with ``--calculate-per-token-loss``); slime then
+divides by the samples (the tokens) of the whole step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mirrorpo.errors import InputError
+from mirrorpo.integrations.shared import Reach, check_expressible, flat_rows, pad_rows
+from mirrorpo.objective import Objective, TokenTerms
+from mirrorpo.objective_file import read_objective
+
+VARIABLE = "MIRRORPO_OBJECTIVE"
+REACH = Reach(
+    framework="slime",
+    aggregations={
+        "sequence_mean": "the default",
+        "token_mean": "--calculate-per-token-loss",
+        "constant": "the default, and --rollout-max-response-len as its constant",
+    },
+    advantages={"grpo": "--advantage-estimator grpo", "dr_grpo": "the same, --disable-grpo-std-normalization"},
+    reward_placement=False,
+)
+
+
+def check(args: Any) -> Objective:
+    """The objective of ``MIRRORPO_OBJECTIVE``, if slime's arguments ask for the same.
+
+    Args:
+        args: slime's arguments.
+
+    Returns:
+        The objective.
+
+    Raises:
+        InputError: no objective, one that slime cannot express, or an argument that contradicts it; names the argument
+            and the value that it needs.
+    """
+    objective = _objective(os.environ.get(VARIABLE, ""))
+    per_token = objective.aggregation == "token_mean"
+    wanted = {
+        "context_parallel_size": 1,  # a sample would lie on several ranks; levels and geometric means need it whole
+        "calculate_per_token_loss": per_token,
+        "grpo_std_normalization": objective.advantage == "grpo",
+        "kl_coef": 0,  # a second penalty, in the rewards
+    }
+    if objective.needs_reference:
+        wanted["use_kl_loss"] = True  # slime scores with the reference only then; its own KL term is not run
+    given = vars(args)
+    for name, value in wanted.items():
+        if given[name] != value:
+            raise InputError(
+                f"slime: {name} must be {value!r} for objective {objective.name!r} "
+                f"({objective.aggregation} aggregation, {objective.advantage} advantages), got {given[name]!r}"
+            )
+    return objective
+
+
+@lru_cache(maxsize=8)
+def _objective(source: str) -> Objective:
+    if not source:
+        raise InputError(f"{VARIABLE} is not set: give an objective file, its text in braces, or a preset's name")
+    return check_expressible(read_objective(source), REACH)
+
+
+def loss_function(
+    args: Any, batch: dict[str, Any], logits: Tensor, sum_of_sample_mean: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective's loss of a micro-batch, averaged by slime.
+
+    Args:
+        args: slime's arguments.
+        batch: of samples; see the module.
+        logits: (1, T, V), float32.
+        sum_of_sample_mean: slime's average of (sum of response lengths,).
+
+    Returns:
+        The loss, and detached scalars by name.
+
+    Raises:
+        InputError: as in ``check``.
+        ValueError: a penalty without reference log-probabilities.
+
+    Reference: slime, ``loss_function`` in slime/backends/megatron_utils/loss.py; tests/integrations/test_slime.py.
+    """
+    objective = check(args)
+    scored = import_module("slime.backends.megatron_utils.loss").get_log_probs_and_entropy
+    _, found = scored(
+        logits,
+        args=args,
+        unconcat_tokens=batch["unconcat_tokens"],
+        total_lengths=batch["total_lengths"],
+        response_lengths=batch["response_lengths"],
+        with_entropy=True,
+    )
+    terms = _terms(objective, args, batch, found)
+    lengths = batch["response_lengths"]
+
+    def average(x: Tensor) -> Tensor:
+        return sum_of_sample_mean(flat_rows(x, lengths))
+
+    per_token, entropy = terms.loss, pad_rows(found["entropy"])
+    if objective.aggregation == "constant":
+        per_token = per_token * (_denominators(batch) / args.rollout_max_response_len)
+    loss = average(per_token)
+    if args.entropy_coef:
+        loss = loss - args.entropy_coef * average(entropy)
+    if terms.policy.numel() == 0:
+        loss = loss + 0 * logits.sum()  # every rank must take part in the backward pass
+    # slime divides what it logs as it divides the loss: a mean over tokens must come as the sum of its share.
+    count = average(torch.ones_like(terms.policy))
+    ours = terms.metrics(entropy.detach())
+    metrics = {f"mirrorpo/{name}": value * count for name, value in ours.items() if name.endswith(_MEANS)}
+    return loss, {"loss": loss.detach(), **metrics}
+
+
+_MEANS = ("/mean", "/frac")
+
+
+def _terms(objective: Objective, args: Any, batch: dict[str, Any], found: dict[str, list[Tensor]]) -> TokenTerms:
+    old = batch["rollout_log_probs"] if args.use_rollout_logprobs else batch.get("log_probs")
+    ref = batch.get("ref_log_probs")
+    if objective.needs_reference and not ref:
+        raise ValueError(
+            f"objective {objective.name!r} has a penalty and slime sent no ref_log_probs: give --use-kl-loss and "
+            "--ref-load, or coefficient: 0"
+        )
+    return objective.terms(
+        logp=pad_rows(found["log_probs"]),
+        logp_old=pad_rows(old) if old else None,
+        logp_ref=pad_rows(ref) if ref else None,
+        advantages=pad_rows(batch["advantages"]),
+        mask=pad_rows(batch["loss_masks"]),
+    )
+
+
+def _denominators(batch: dict[str, Any]) -> Tensor:
+    """(B, 1): what ``sum_of_sample_mean`` divides each sample by."""
+    sums = batch.get("rollout_mask_sums")
+    if sums is None:
+        sums = [mask.sum() for mask in batch["loss_masks"]]
+    return (
+        torch.stack([torch.as_tensor(s, device=batch["loss_masks"][0].device) for s in sums]).clamp(min=1).unsqueeze(1)
+    )
+
+
+def settings(source: str, objective: Objective) -> str:
+    """slime's arguments for an objective file.
+
+    Raises:
+        InputError: what slime cannot express.
+    """
+    check_expressible(objective, REACH)
+    lines = [
+        f"export {VARIABLE}='{source}'",
+        "--loss-type custom_loss",
+        "--custom-loss-function-path mirrorpo.integrations.slime.loss_function",
+        "--custom-megatron-init-path mirrorpo.integrations.slime.check",
+        "--advantage-estimator grpo",
+    ]
+    if objective.advantage == "dr_grpo":
+        lines.append("--disable-grpo-std-normalization")
+    if objective.aggregation == "token_mean":
+        lines.append("--calculate-per-token-loss")
+    if objective.needs_reference:
+        lines.append("--use-kl-loss --kl-loss-coef 0")
+    return "\n".join(lines)

@@ -1,0 +1,133 @@
+"""Which of verl's settings say the same as an objective? And what does a ``mirrorpo:`` name mean? Needs no verl."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from mirrorpo.divergences import ESTIMATORS
+from mirrorpo.errors import InputError
+from mirrorpo.integrations.shared import Reach, check_expressible
+from mirrorpo.objective import Objective, Penalty
+from mirrorpo.objective_file import SUFFIXES, read_objective, read_spec
+from mirrorpo.plain_yaml import parse_yaml
+from mirrorpo.presets import PRESETS
+from mirrorpo.trust_region import resolve_divergence
+
+PREFIX = "mirrorpo:"
+REACH = Reach(
+    framework="verl",
+    aggregations={
+        "token_mean": "token-mean",
+        "sequence_mean": "seq-mean-token-mean",
+        "constant": "seq-mean-token-sum-norm",
+    },
+    advantages={
+        "grpo": "adv_estimator=grpo",
+        "dr_grpo": "adv_estimator=grpo, norm_adv_by_std_in_grpo=False",
+        "rloo": "adv_estimator=rloo",
+    },
+    reward_placement=True,
+)
+_HOOK_ESTIMATORS = ("sampled", "weighted", "score")
+
+
+def loss_objective(name: str) -> Objective:
+    """The objective of a policy loss's name, ``mirrorpo:`` and a preset, a file or a text in braces."""
+    return read_objective(name.removeprefix(PREFIX))
+
+
+@lru_cache(maxsize=16)
+def penalties_of(name: str) -> tuple[Penalty, ...]:
+    """The penalties of a KL penalty's name.
+
+    Args:
+        name: ``mirrorpo:`` and a divergence's name, ``{divergence: ..., estimator: ...}``, or an objective.
+
+    Returns:
+        An objective's penalties with their coefficients, or one divergence with coefficient 1 (verl has its own).
+
+    Raises:
+        InputError: a name or key that does not exist, an estimator that needs logits, an objective without penalty.
+    """
+    if is_objective(name):
+        return _penalties_of_objective(name)
+    spec = _mapping(name)
+    unknown = sorted(set(spec) - {"divergence", "estimator"})
+    if unknown or "divergence" not in spec:
+        raise InputError(
+            f"{name}: has the keys {sorted(spec)}. Legal: divergence, estimator (the coefficient is verl's); or preset "
+            "and the overrides of an objective"
+        )
+    estimator = spec.get("estimator", "sampled")
+    if estimator not in _HOOK_ESTIMATORS:
+        why = "needs logits, which verl's hook does not get" if estimator in ESTIMATORS else "does not exist"
+        raise InputError(f"{name}: estimator {estimator!r} {why}. Legal: {', '.join(_HOOK_ESTIMATORS)}")
+    try:
+        d = resolve_divergence(spec["divergence"])
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from None
+    return (Penalty(divergence=d, estimator=estimator, coefficient=1.0),)
+
+
+def is_objective(name: str) -> bool:
+    """Whether a KL penalty's name is an objective, with coefficients of its own, and not a divergence only."""
+    return name.endswith(SUFFIXES) or name.removeprefix(PREFIX) in PRESETS or "preset" in _mapping(name)
+
+
+def _mapping(name: str) -> dict[str, Any]:
+    text = name.removeprefix(PREFIX).strip()
+    spec: Any = parse_yaml(text, name) if text.startswith("{") else {"divergence": text}
+    if not isinstance(spec, dict):
+        raise InputError(f"{name}: must be a divergence, or a mapping with the keys divergence and estimator")
+    return spec
+
+
+def _penalties_of_objective(name: str) -> tuple[Penalty, ...]:
+    objective = check_expressible(loss_objective(name), REACH)
+    if not objective.penalties:
+        raise InputError(f"{name}: objective {objective.name!r} has no penalty: give divergence and coefficient")
+    return objective.penalties
+
+
+def overrides(source: str, objective: Objective) -> list[str]:
+    """verl's command-line settings for an objective file, one argument each; workers need no file.
+
+    Args:
+        source: what ``read_spec`` takes.
+        objective: the same, built.
+
+    Returns:
+        ``key=value`` for ``python -m verl.trainer.main_ppo``.
+
+    Raises:
+        InputError: what verl cannot express.
+    """
+    check_expressible(objective, REACH)
+    actor = "actor_rollout_ref.actor"
+    name = f"'{PREFIX}{json.dumps(read_spec(source))}'"
+    lines = [
+        f"{actor}.policy_loss.loss_mode={name}",
+        f"{actor}.loss_agg_mode={REACH.aggregations[objective.aggregation]}",
+        "algorithm.adv_estimator=" + ("rloo" if objective.advantage == "rloo" else "grpo"),
+        f"algorithm.norm_adv_by_std_in_grpo={objective.advantage == 'grpo'}",
+    ]
+    if objective.aggregation == "constant":
+        lines.append(f"{actor}.loss_scale_factor=${{data.max_response_length}}")
+    in_loss = objective.needs_reference and objective.placement == "loss"
+    in_reward = objective.needs_reference and objective.placement == "reward"
+    lines += [
+        f"{actor}.use_kl_loss={in_loss}",
+        f"algorithm.use_kl_in_reward={in_reward}",
+        "algorithm.rollout_correction.bypass_mode=False",  # it puts a loss of its own in place of any other
+    ]
+    if in_loss:
+        lines += [f"{actor}.kl_loss_coef=1.0", f"{actor}.kl_loss_type={name}"]
+    if in_reward:
+        lines += [
+            f"algorithm.kl_penalty={name}",
+            "algorithm.kl_ctrl.type=fixed",
+            "algorithm.kl_ctrl.kl_coef=1.0",
+        ]
+    return lines

@@ -1,0 +1,124 @@
+"""What do ``mirrorpo study`` and ``mirrorpo report`` do? The steps of each, without a word about the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mirrorpo.errors import InputError
+from mirrorpo.reporting import write_curve, write_report
+from mirrorpo.reporting.text import duration, plural
+from mirrorpo.studies.gather import gather, is_run, is_study, study_collection
+from mirrorpo.studies.recipe import Study
+from mirrorpo.studies.report import as_json, write_study_report
+from mirrorpo.studies.run import check_arms, estimate, open_pool, open_study, run_study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of a study: the report's headline, its files, all numbers, and whether there was nothing to report."""
+
+    headline: str
+    written: tuple[str, ...]
+    numbers: Mapping[str, Any]
+    nothing_finished: bool
+
+
+def study(
+    plan: Study,
+    out: Path,
+    console: Console,
+    *,
+    resume: bool,
+    retry_failed: bool,
+    workers: int | None,
+    threads: int | None,
+    ray: str | None,
+    command: str,
+) -> Outcome:
+    """Run what is missing of a study, then write its report.
+
+    Raises:
+        InputError: study or folder cannot be used; nothing was run.
+    """
+    check_arms(plan)
+    with open_study(plan, out, resume, command) as record, open_pool(workers, threads, ray) as pool:
+        run_study(plan, out, record, pool, console, command=command, retry_failed=retry_failed)
+    collection = study_collection(out)
+    if not collection.runs:
+        reasons = "; ".join(dict.fromkeys(failure.reason for failure in collection.failed))
+        failed = f"all {plural(len(collection.failed), 'run')} failed: {reasons}"
+        return Outcome(headline=failed, written=(), numbers={"headline": failed}, nothing_finished=True)
+    written = tuple(str(path) for path in write_study_report(collection, out))
+    numbers = as_json(collection)
+    return Outcome(
+        headline=numbers["headline"].replace("\u00a0", " "), written=written, numbers=numbers, nothing_finished=False
+    )
+
+
+def dry_run(plan: Study, workers: int | None, threads: int | None, ray: str | None, console: Console) -> dict[str, Any]:
+    """How many runs, how long, how much disk; nothing stays behind."""
+    check_arms(plan)
+    with open_pool(workers, threads, ray) as pool:
+        return estimate(plan, pool, console)
+
+
+def plan_in_words(plan: Mapping[str, Any]) -> str:
+    """The estimate for a reader."""
+    lines = (
+        f"{plural(plan['runs'], 'run')}: {plan['arms']} arms x {plural(plan['seeds'], 'seed')}, "
+        f"{plural(plan['workers'], 'worker')} with {plural(plan['threads'], 'thread')} each",
+        f"about {duration(plan['seconds'])}: {plan['seconds_a_step']:.2f} s a step, "
+        f"{plan['seconds_around_steps']:.1f} s around the steps of a run (responses may grow in training: then longer)",
+        f"about {plan['megabytes']:.1f} MB on disk",
+    )
+    return "\n".join(lines).replace("\u00a0", " ")
+
+
+def report(
+    folders: Sequence[Path], out: Path | None, *, baseline: str | None, target: float | None, allow_mixed: bool
+) -> list[str]:
+    """Draw each folder's report again, or with ``out`` one that compares them all.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: a folder holds neither run nor study, or they cannot be compared; one line.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+    if out is None:
+        for name, value in (("baseline", baseline), ("target", target)):
+            if value is not None:
+                raise InputError(f"--{name}: has no effect without --out, which compares the folders in one report")
+        return [str(path) for folder in folders for path in _again(folder, allow_mixed)]
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, not a folder")
+    if is_run(out) or is_study(out):
+        raise InputError(f"--out {out}: holds a run or a study of its own; give another folder")
+    if target is not None and not target > 0:
+        raise InputError(f"--target {target}: must be greater than 0")
+    collection = gather(folders, baseline=baseline, target=target, allow_mixed=allow_mixed)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
+    return [str(path) for path in write_study_report(collection, out)]
+
+
+def _again(folder: Path, allow_mixed: bool) -> list[Path]:
+    if is_study(folder):
+        return write_study_report(study_collection(folder, allow_mixed=allow_mixed), folder)
+    try:
+        return [write_curve(folder), write_report(folder)]
+    except (ValueError, FileNotFoundError) as error:
+        raise InputError(str(error)) from error
+
+
+__all__ = ["Outcome", "dry_run", "plan_in_words", "report", "study"]

@@ -1,0 +1,203 @@
+"""How do the arms differ from the baseline? Every number of a report, from the runs of a collection.
+
+A measure is one number a run: accuracy after training (the question a study asks first), response length, area under
+the learning curve, steps to the target, exact KL from the start. Each is compared over the seeds that arm and baseline
+share; Holm's correction runs over the arms, one measure at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mirrorpo.studies.learning import area_under_curve, median_steps, restricted, steps_to_target
+from mirrorpo.studies.runs import Collection, FinishedRun
+from mirrorpo.studies.statistics import (
+    LEVEL,
+    Interval,
+    detectable_effect,
+    holm,
+    improvement_probability,
+    interquartile_mean,
+    mean_interval,
+    permutation_p,
+    variance_ratio,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """An arm against the baseline, over their common seeds.
+
+    Attributes:
+        seeds: in common.
+        mean: mean difference, arm minus baseline, with its interval.
+        p: of the paired permutation test.
+        p_holm: corrected over the arms.
+        improvement: probability that a run of the arm is above one of the baseline.
+        detectable: the smallest effect that would have been found (80 % power, Holm's first step).
+        variance: Var(arm) / Var(baseline) with its 95 % interval.
+        variance_wide: the same at the level that holds for all arms at once (Bonferroni).
+    """
+
+    seeds: tuple[int, ...]
+    mean: Interval
+    p: float
+    p_holm: float
+    improvement: Interval
+    detectable: float
+    variance: Interval
+    variance_wide: Interval
+
+    @property
+    def significant(self) -> bool:
+        """At 5 %, after Holm's correction."""
+        return self.p_holm <= 1 - LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """One measure of one arm over its seeds; ``difference`` is None for the baseline and without a common seed."""
+
+    values: Mapping[int, float]
+    mean: Interval
+    sd: float  # nan for one seed
+    median: float
+    iqm: float
+    difference: Difference | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """How many runs reached the target, and when; ``median`` is None where half or more did not."""
+
+    reached: int
+    total: int
+    median: float | None
+    horizon: int
+    steps: Mapping[int, int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Measure name to arm to numbers; an arm is absent from a measure that none of its runs has."""
+
+    measures: Mapping[str, Mapping[str, Spread]]
+    arrivals: Mapping[str, Arrival]
+    num_comparisons: int
+
+    @property
+    def accuracy(self) -> Mapping[str, Spread]:
+        """The first question."""
+        return self.measures["accuracy"]
+
+
+_OF: dict[str, Callable[[FinishedRun], float | None]] = {
+    "accuracy": lambda run: run.accuracy,
+    "length": lambda run: run.summary.after.mean_length,
+    "area": lambda run: area_under_curve(run.rewards),
+    "divergence": lambda run: run.divergence,
+}
+
+
+def compare(collection: Collection) -> Comparison:
+    """Compare every arm with the baseline.
+
+    Args:
+        collection: the baseline has at least one run.
+
+    Returns:
+        All numbers.
+    """
+    arms = {name: runs for name, runs in collection.arms.items() if runs}
+    values = {
+        measure: {name: _values(runs, of) for name, runs in arms.items() if _values(runs, of)}
+        for measure, of in _OF.items()
+    }
+    horizon = min((run.metrics.steps[-1] for runs in arms.values() for run in runs if run.metrics.steps), default=0)
+    arrivals = {name: _arrival(runs, collection.target, horizon) for name, runs in arms.items()}
+    values["steps"] = {
+        name: dict(zip(found.steps, restricted(list(found.steps.values()), horizon), strict=True))
+        for name, found in arrivals.items()
+    }
+    return Comparison(
+        measures={name: spreads(found, collection.baseline) for name, found in values.items() if found},
+        arrivals=arrivals,
+        num_comparisons=max(1, len(arms) - 1),
+    )
+
+
+def _values(runs: Sequence[FinishedRun], of: Callable[[FinishedRun], float | None]) -> dict[int, float]:
+    return {run.seed: value for run in runs if (value := of(run)) is not None}
+
+
+def _arrival(runs: Sequence[FinishedRun], target: float, horizon: int) -> Arrival:
+    steps: dict[int, int | None] = {}
+    for run in runs:
+        found = steps_to_target(run.metrics.steps, run.rewards, target)
+        steps[run.seed] = None if found is None or found > horizon else found
+    reached = sum(step is not None for step in steps.values())
+    median = median_steps(list(steps.values()))
+    return Arrival(reached=reached, total=len(steps), median=median, horizon=horizon, steps=steps)
+
+
+def spreads(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Spread]:
+    """One measure of all arms, each against the baseline.
+
+    Args:
+        values: arm to seed to value; an arm has at least one.
+        baseline: an arm; without values of its own there are no differences.
+
+    Returns:
+        Arm to numbers.
+
+    Example:
+        >>> found = spreads({"a": {0: 0.5, 1: 0.7}, "b": {0: 0.6, 1: 0.9, 2: 1.0}}, "a")
+        >>> found["b"].difference.seeds, round(found["b"].difference.mean.estimate, 2)
+        ((0, 1), 0.15)
+    """
+    base = values.get(baseline, {})
+    shared = {
+        name: tuple(sorted(set(own) & set(base)))
+        for name, own in values.items()
+        if name != baseline and set(own) & set(base)
+    }
+    pairs = {
+        name: (np.array([values[name][s] for s in seeds]), np.array([base[s] for s in seeds]))
+        for name, seeds in shared.items()
+    }
+    p_values = {name: permutation_p(x - y) for name, (x, y) in pairs.items()}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    count = max(1, len(pairs))
+    differences = {
+        name: Difference(
+            seeds=shared[name],
+            mean=mean_interval(x - y),
+            p=p_values[name],
+            p_holm=corrected[name],
+            improvement=improvement_probability(x, y),
+            detectable=detectable_effect(x - y, count),
+            variance=variance_ratio(x, y),
+            variance_wide=variance_ratio(x, y, 1 - (1 - LEVEL) / count),
+        )
+        for name, (x, y) in pairs.items()
+    }
+    return {name: _spread(own, differences.get(name)) for name, own in values.items()}
+
+
+def _spread(values: Mapping[int, float], difference: Difference | None) -> Spread:
+    found = np.array([values[seed] for seed in sorted(values)])
+    return Spread(
+        values=dict(sorted(values.items())),
+        mean=mean_interval(found),
+        sd=float(found.std(ddof=1)) if len(found) > 1 else math.nan,
+        median=float(np.median(found)),
+        iqm=interquartile_mean(found),
+        difference=difference,
+    )
+
+
+__all__ = ["Arrival", "Comparison", "Difference", "Spread", "compare", "spreads"]

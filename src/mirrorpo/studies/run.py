@@ -1,0 +1,285 @@
+"""How does a study run? Its jobs side by side in workers, each recorded as it finishes; then the report.
+
+A study folder holds ``study.yaml`` (resolved), ``study.sqlite`` (what is finished or failed), ``runs/ARM/seedN/`` (run
+folders without weights, unless ``keep_models``), and the report's files. Killed at any moment it resumes: recorded runs
+are not repeated, and a run that was under way goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mirrorpo.errors import InputError
+from mirrorpo.files import write_text_atomic
+from mirrorpo.reporting.reading import read_metrics
+from mirrorpo.studies.progress import Progress
+from mirrorpo.studies.recipe import Job, Study
+from mirrorpo.training.run import prepare, versions
+from mirrorpo.workers import Job as WorkerJob
+from mirrorpo.workers import JobError, LocalPool, Record
+from mirrorpo.workers.local import threads_each
+
+STUDY_FILE = "study.yaml"
+RECORD_FILE = "study.sqlite"
+RUNS_FOLDER = "runs"
+_FUNCTION = "mirrorpo.studies.job:run_job"
+_MAX_DEATHS = 2  # workers that one run may cost: it is tried once more
+_TIMED_STEPS = 2
+
+
+@contextmanager
+def open_study(study: Study, out: Path, resume: bool, command: str) -> Iterator[Record]:
+    """The record of a study's folder, locked while it is open.
+
+    Args:
+        study: written to ``study.yaml``, or compared with it on resume.
+        out: the folder; created if needed.
+        resume: go on with the study that the folder holds.
+        command: how it was started; the first one stays.
+
+    Raises:
+        InputError: the folder holds a study (without ``resume``), holds none (with it) or another one, holds other
+            files, was begun with another version, cannot be written, or is in use.
+    """
+    holds_study = (out / STUDY_FILE).is_file()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, not a folder")
+    if holds_study and not resume:
+        raise InputError(f"--out {out}: already holds a study; give another folder, or --resume to continue it")
+    if resume and not holds_study:
+        raise InputError(f"--resume: {out} holds no study")
+    if not holds_study and out.exists() and any(entry.name != ".lock" for entry in out.iterdir()):
+        raise InputError(f"--out {out}: is not empty and holds no study; give another folder")
+    if holds_study:
+        _check_same(study, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"--out {out}: another process is running in this folder") from None
+        record = _open_record(out / RECORD_FILE, command)
+        try:
+            if not holds_study:
+                write_text_atomic(out / STUDY_FILE, study.to_yaml())
+            yield record
+        finally:
+            record.close()
+
+
+def _open_record(path: Path, command: str) -> Record:
+    try:
+        record = Record(path)
+        record.settle("command", command)
+        begun = record.settle("versions", versions())
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    now = versions()
+    if begun["mirrorpo"] != now["mirrorpo"]:
+        record.close()
+        raise InputError(
+            f"--resume: the study was begun with mirrorpo {begun['mirrorpo']}, this is {now['mirrorpo']}: runs of "
+            "mixed versions are not compared"
+        )
+    return record
+
+
+def _check_same(study: Study, out: Path) -> None:
+    from mirrorpo.studies.runs import flat
+    from mirrorpo.training.recipe import parse_yaml
+
+    kept = flat(parse_yaml((out / STUDY_FILE).read_text(encoding="utf-8"), str(out / STUDY_FILE)))
+    asked = flat(parse_yaml(study.to_yaml(), "study"))
+    for key in sorted(set(kept) | set(asked)):
+        if kept.get(key) != asked.get(key):
+            raise InputError(
+                f"--resume: {key} is {asked.get(key)!r:.80}, the study in {out} has {kept.get(key)!r:.80}; "
+                "a resumed study keeps its settings"
+            )
+
+
+def check_arms(study: Study) -> None:
+    """What only shows when task and model are loaded, once for each arm, before anything is run.
+
+    Raises:
+        InputError: names the arm and the key.
+    """
+    seen: set[tuple[str, str, int, int]] = set()
+    for arm, recipe in study.arms.items():
+        parts = (str(recipe.task), recipe.model.path, recipe.train.prompts_per_step, recipe.eval.problems)
+        if recipe.eval.problems == 0:
+            raise InputError(f"arms.{arm}: eval.problems: must be at least 1 in a study, got 0")
+        if parts in seen:
+            continue
+        seen.add(parts)
+        try:
+            prepare(recipe)
+        except InputError as error:
+            raise InputError(f"arms.{arm}: {error}") from error
+
+
+def statuses(record: Record) -> dict[str, dict[str, Any]]:
+    """Run to its last recorded result; a run that was tried again after it had failed has several."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, done in record.results().items():  # oldest first
+        found[key.partition("#")[0]] = done.result
+    return found
+
+
+def run_study(
+    study: Study, out: Path, record: Record, pool: Any, console: Console, *, command: str, retry_failed: bool = False
+) -> None:
+    """Run what is missing.
+
+    Args:
+        study: what to run.
+        out: its folder.
+        record: of the folder; gains each run in the moment that it ends.
+        pool: runs the jobs; see ``open_pool``.
+        console: for progress.
+        command: how the study was started, for the runs' summaries.
+        retry_failed: try runs again that are recorded as failed.
+    """
+    known = statuses(record)
+    jobs = {job.name: job for job in study.jobs()}
+    missing = [
+        job for name, job in jobs.items() if name not in known or (retry_failed and known[name]["status"] == "failed")
+    ]
+    tries = {name: sum(key.partition("#")[0] == name for key in record.results()) for name in jobs}
+    waiting = {
+        f"{job.name}#{tries[job.name] + 1}" if tries[job.name] else job.name: _worker_job(
+            study, job, out / RUNS_FOLDER / job.name, pool.num_threads, command, tries[job.name]
+        )
+        for job in missing
+    }
+    with Progress(console, list(jobs.values()), {job.name for job in missing}, out / RUNS_FOLDER) as progress:
+        while waiting:
+            try:
+                for done in pool.run(list(waiting.values())):
+                    record.add(done.job.key, done.job.digest, done.result, done.seconds, done.deaths)
+                    del waiting[done.job.key]
+                    progress.finished(jobs[done.job.key.partition("#")[0]], done.result)
+            except JobError as error:
+                # The run's workers kept dying (run_job itself reports every exception): the others go on.
+                key = next((key for key in waiting if str(error).startswith(f"job {key}:")), None)
+                if key is None:
+                    raise
+                result = {"status": "failed", "attempts": _MAX_DEATHS, "reason": str(error)}
+                record.add(key, waiting[key].digest, result)
+                del waiting[key]
+                progress.finished(jobs[key.partition("#")[0]], result)
+
+
+def _worker_job(study: Study, job: Job, folder: Path, threads: int, command: str, tries: int) -> WorkerJob:
+    payload = {
+        "recipe": job.recipe.model_dump(mode="json"),
+        "folder": str(folder.resolve()),
+        "threads": threads,
+        "keep_models": study.keep_models,
+        "measure_divergence": study.measure_divergence,
+        "command": command,
+    }
+    return WorkerJob(key=f"{job.name}#{tries + 1}" if tries else job.name, function=_FUNCTION, payload=payload)
+
+
+def open_pool(num_workers: int | None, num_threads: int | None, ray: str | None = None) -> Any:
+    """Workers for runs, a context manager.
+
+    Args:
+        num_workers: side by side; None: one a GPU, without any one a core.
+        num_threads: of torch in each; None: the cores divided.
+        ray: None for processes of this machine; ``local`` starts Ray here, ``auto`` or an address joins a cluster,
+            whose nodes must see the study's folder under the same path.
+    """
+    workers = num_workers or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    threads = threads_each(workers) if num_threads is None else num_threads
+    if ray is None:
+        return LocalPool(workers, threads, _MAX_DEATHS)
+    from mirrorpo.workers.on_ray import RayPool
+
+    return RayPool(None if ray == "local" else ray, workers, threads, _MAX_DEATHS)
+
+
+def estimate(study: Study, pool: Any, console: Console) -> dict[str, Any]:
+    """How many runs, how long, how much disk: from two steps of the baseline in every worker at once.
+
+    Args:
+        study: what would run.
+        pool: what would run it.
+        console: for the notice that it is being timed.
+
+    Returns:
+        Plain numbers; ``seconds`` and ``megabytes`` are of the whole study.
+
+    Raises:
+        InputError: the timed run failed.
+    """
+    jobs = study.jobs()
+    console.print(f"timing {_TIMED_STEPS} steps of {study.baseline} in {pool.num_workers} workers ...", highlight=False)
+    recipe = study.arms[study.baseline]
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": _TIMED_STEPS})})
+    folder = Path(tempfile.mkdtemp(prefix="mirrorpo-study-"))
+    try:
+        timed = [
+            _worker_job(study, Job(arm="timing", seed=n, recipe=short), folder / str(n), pool.num_threads, "", 0)
+            for n in range(pool.num_workers)
+        ]
+        started = time.monotonic()
+        results = [done.result for done in pool.run(timed)]
+        wall = time.monotonic() - started
+        failed = next((result for result in results if result["status"] == "failed"), None)
+        if failed is not None:
+            raise InputError(f"arms.{study.baseline}: {failed['reason']}")
+        steps = [read_metrics(folder / str(n)).columns["seconds"][-1] or 0.0 for n in range(pool.num_workers)]
+        size = _size(folder) / pool.num_workers
+        lines = _size(folder, "metrics.jsonl") / pool.num_workers / _TIMED_STEPS
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    step = sum(steps) / len(steps)
+    around = max(0.0, sum(result["seconds"] for result in results) / len(results) - _TIMED_STEPS * step)
+    start = max(0.0, wall - max(result["seconds"] for result in results))
+    total = sum(around + step * job.recipe.train.steps for job in jobs)
+    disk = sum(size + lines * (job.recipe.train.steps - _TIMED_STEPS) for job in jobs)
+    return {
+        "runs": len(jobs),
+        "arms": len(study.arms),
+        "seeds": len({job.seed for job in jobs}),
+        "workers": pool.num_workers,
+        "threads": pool.num_threads,
+        "seconds_a_step": round(step, 3),
+        "seconds_around_steps": round(around, 2),
+        "seconds": round(start + total / min(pool.num_workers, len(jobs)), 1),
+        "megabytes": round(disk / 1e6, 2),
+    }
+
+
+def _size(folder: Path, name: str = "*") -> int:
+    return sum(path.stat().st_size for path in folder.rglob(name) if path.is_file())
+
+
+__all__ = [
+    "RECORD_FILE",
+    "RUNS_FOLDER",
+    "STUDY_FILE",
+    "check_arms",
+    "estimate",
+    "open_pool",
+    "open_study",
+    "run_study",
+    "statuses",
+]

@@ -1,0 +1,290 @@
+"""What must a checkpoint hold so that a resumed run equals the unbroken one, bit for bit? All that the next step reads.
+
+transformers keeps weights, optimiser, scheduler and random states. A step of TRL also reads completions that were
+generated for several optimiser steps, counters that say which of them is due, the order of the data in later epochs,
+and sums of metrics that are not logged yet. They are kept here, without pickle (``mirrorpo.training.statefile``), in a
+checkpoint that is written beside, checksummed and renamed (``mirrorpo.training.checkpoints``).
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType
+from safetensors import SafetensorError
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from mirrorpo.training.checkpoints import (
+    MANIFEST_FILE,
+    CheckpointError,
+    all_checkpoints,
+    clean,
+    fault_of,
+    newest_whole,
+    publish,
+    rotate,
+    seal,
+    step_of,
+    writing_folder,
+)
+from mirrorpo.training.statefile import has_state, read_state, write_state
+
+# Here every process holds the whole model and optimiser; sharded ones are saved by their own libraries.
+UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_OPTIMIZER, _SCALER = "optimizer", "scaler"
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+
+
+class _Restore(TrainerCallback):
+    """transformers sets its sums to zero after it has loaded a checkpoint: this is the first seam behind that."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_progress()
+
+
+class ResumableTrainer(GRPOTrainer):
+    """``trl.GRPOTrainer`` whose checkpoints are complete, verified and free of pickle."""
+
+    args: GRPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: nn.Module  # pyright: ignore[reportIncompatibleVariableOverride]
+    _sampler: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._writing: Path | None = None
+        self._to_push: str | None = None
+        self._kept: dict[str, Any] | None = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(_Restore(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a checkpoint with a fault is refused, and ``True`` takes the newest one without.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or its weights are pickled.
+        """
+        root = Path(str(self.args.output_dir))
+        if resume_from_checkpoint is True:
+            found = newest_whole(root).path
+            # A folder of checkpoints that TRL's own trainer wrote has no manifests.
+            written = any((path / MANIFEST_FILE).exists() for path in all_checkpoints(root))
+            if written and found is None:
+                raise CheckpointError(f"{root}: every checkpoint is damaged ({fault_of(all_checkpoints(root)[0])})")
+            resume_from_checkpoint = True if found is None else str(found)
+        if isinstance(resume_from_checkpoint, str):
+            refuse_pickle(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Takes the weights of a finished training, which has no step left."""
+        refuse_pickle(checkpoint)
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = step_of(checkpoint)
+
+    # Writing
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if trial is not None:
+            super()._save_checkpoint(model, trial)  # a search has a folder for each trial, and is not resumed
+            return
+        root, step = Path(str(self.args.output_dir)), self.state.global_step
+        self._writing = writing_folder(root, step)
+        target = root / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        try:
+            self._write_checkpoint(model, self._writing / target.name, target)
+        except (OSError, SafetensorError) as error:
+            if self.args.should_save:
+                clean(root)
+            whole = newest_whole(root).path
+            raise CheckpointError(
+                f"step {step}: the checkpoint cannot be written ({' '.join(str(error).split())}); "
+                + (f"the last good one is {whole}" if whole else "there is none before it")
+            ) from error
+        finally:
+            self._writing = None
+        if self._to_push is not None:
+            super()._push_from_checkpoint(str(target))
+            self._to_push = None
+
+    def _write_checkpoint(self, model: Any, folder: Path, target: Path) -> None:
+        if self.args.should_save:
+            clean(target.parent)
+            folder.mkdir(parents=True)
+            self._save_more(folder)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, None)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._name_best(folder, target.parent)
+            seal(folder, self.state.global_step)
+            publish(folder, target)
+            clean(target.parent)
+            best = self.state.best_model_checkpoint
+            if self.args.save_total_limit is not None:
+                rotate(target.parent, self.args.save_total_limit, [target, *([Path(best)] if best else [])])
+        self.accelerator.wait_for_everyone()
+
+    def _name_best(self, folder: Path, root: Path) -> None:
+        """transformers looks for the best checkpoint beside this one, which has not its final place yet."""
+        if self.state.best_global_step:
+            best = root / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _save_more(self, folder: Path) -> None:
+        """For subclasses: what else the main process keeps."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._writing is None else str(self._writing)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._writing is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+        else:
+            self._to_push = checkpoint_folder  # once it has its name
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, for nobody's use
+            (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.accelerator.distributed_type not in UNSHARDED:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            optimizer, scheduler = self._optimizer_and_scheduler()
+            state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            write_state(Path(output_dir), _OPTIMIZER, state)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self.accelerator.scaler is not None and self.args.should_save:
+            write_state(Path(output_dir), _SCALER, self.accelerator.scaler.state_dict())
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        write_state(Path(output_dir), self._rank_name(), {"random": random_states(), "progress": self._progress()})
+
+    def _rank_name(self) -> str:
+        return f"rank-{self.accelerator.process_index}"
+
+    def _progress(self) -> dict[str, Any]:
+        due = self._step % ((self.args.steps_per_generation or 1) * self.num_iterations)
+        return {
+            "step": self._step,
+            "buffer": self._buffered_inputs if due else None,  # else the next step generates anew
+            "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
+            "step_time": self._current_train_step_time,
+            "loss": self._tr_loss,
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+        }
+
+    # Reading
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not has_state(Path(checkpoint), _OPTIMIZER):
+            super()._load_optimizer_and_scheduler(checkpoint)  # sharded, or TRL's own: with weights_only
+            return
+        optimizer, scheduler = self._optimizer_and_scheduler()
+        state = read_state(Path(checkpoint), _OPTIMIZER)
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+
+    def _optimizer_and_scheduler(self) -> tuple[Any, Any]:
+        return self.optimizer, self.lr_scheduler
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not has_state(Path(checkpoint), _SCALER):
+            super()._load_scaler(checkpoint)
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(read_state(Path(checkpoint), _SCALER))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not has_state(Path(checkpoint), self._rank_name()):
+            super()._load_rng_state(checkpoint)
+        else:
+            set_random_states(read_state(Path(checkpoint), self._rank_name())["random"])
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        epochs, steps = super()._init_training_state(*args, **kwargs)
+        sampler = self._sampler
+        if sampler is not None and sampler.shuffle:
+            # Its generator is seeded once: the order of a later epoch comes after those of all earlier ones.
+            for _ in range(epochs):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return epochs, steps
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        folder = None if resume_from_checkpoint is None else Path(str(resume_from_checkpoint))
+        if folder is not None and has_state(folder, self._rank_name()):
+            self._kept = read_state(folder, self._rank_name())["progress"]
+        return prepared
+
+    def restore_progress(self) -> None:
+        """Takes up counters, buffer and sums where the checkpoint left them."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            self._take_up(kept)
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
+        self._step = kept["step"]
+        self._buffered_inputs = _to(kept["buffer"], self.args.device)
+        for mode, values in kept["metrics"].items():
+            self._metrics[mode].clear()
+            self._metrics[mode].update(values)
+        self._current_train_step_time = kept["step_time"]
+        self._tr_loss = kept["loss"].to(self.args.device)
+        self._total_loss_scalar = kept["total_loss"]
+        self._globalstep_last_logged = kept["last_logged"]
+
+
+def refuse_pickle(checkpoint: Path) -> None:
+    """Raises ``CheckpointError`` if a checkpoint's manifest does not agree with it, or its weights are pickled."""
+    if (checkpoint / MANIFEST_FILE).exists():
+        fault = fault_of(checkpoint)
+        if fault is not None:
+            raise CheckpointError(f"{checkpoint} is damaged: {fault}")
+    for name in _PICKLES:
+        if (checkpoint / name).exists():
+            raise CheckpointError(f"{checkpoint / name} is a pickle, which may run any code: give safetensors")
+
+
+def random_states() -> dict[str, Any]:
+    """Those of Python, numpy, torch and, if there is one, this process's CUDA device."""
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Puts back what ``random_states`` took."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _to(tree: Any, device: torch.device) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {key: _to(item, device) for key, item in tree.items()}
+    return [_to(item, device) for item in tree] if isinstance(tree, list) else tree

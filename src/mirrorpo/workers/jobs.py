@@ -1,0 +1,113 @@
+"""What is a job? A key, a function by its import path, and a payload of plain data; its result is plain data too.
+
+The function runs in a process that lives long: what it keeps in its module (a loaded model) is there for the next job.
+Jobs are idempotent: a job whose worker died is simply run again, so its result may depend on nothing but the payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mirrorpo._checks import import_attribute
+from mirrorpo.workers.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One piece of work.
+
+    Attributes:
+        key: its name in the record; unique within a run.
+        function: ``"module:attribute"``, called with the payload.
+        payload: plain data (JSON).
+    """
+
+    key: str
+    function: str
+    payload: Any
+
+    @property
+    def digest(self) -> str:
+        """Of function and payload: tells a job from another one of the same key."""
+        text = json.dumps([self.function, self.payload], sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A finished job: its result, the seconds it took in its worker, and how often a worker had died over it before."""
+
+    job: Job
+    result: Any
+    seconds: float
+    deaths: int = 0
+
+
+class JobError(RuntimeError):
+    """A job cannot be finished: it raised, or its workers kept dying. The message names the job."""
+
+
+class Pool(Protocol):
+    """Runs jobs side by side."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        """Yields each job as it finishes, in any order; raises ``JobError`` for the first that cannot."""
+        ...
+
+    def close(self) -> None:
+        """Ends the workers."""
+        ...
+
+
+def call(function: str, payload: Any) -> tuple[Any, str | None]:
+    """Runs a job where it stands: (result, None), or (None, what went wrong)."""
+    try:  # untrusted: the function may be the user's, and a worker must outlive it
+        result = import_attribute(function, "job function")(payload)
+        json.dumps(result, allow_nan=False)  # what cannot be recorded is refused here, where the function is known
+        return result, None
+    except Exception as error:  # noqa: BLE001  (handed to the coordinator, which raises it)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split())
+        return None, f"{type(error).__name__}: {text} ({where.filename.rpartition('/')[2]}, line {where.lineno})"
+
+
+def run_recorded(
+    pool: Pool, jobs: Sequence[Job], record: Record, on_done: Callable[[Done], None] = lambda done: None
+) -> dict[str, Any]:
+    """Results of all jobs by key, in the order of ``jobs``; only those without a recorded result are run.
+
+    Args:
+        pool: runs them.
+        jobs: with distinct keys.
+        record: holds what is finished; gains each result in the moment that it arrives.
+        on_done: called after a new result was recorded.
+
+    Raises:
+        JobError: a job failed for good, or the record holds another job under the same key. What was finished before
+            stays recorded.
+        ValueError: a key twice.
+    """
+    keys = [job.key for job in jobs]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"job key {twice!r} stands twice")
+    known = record.results()
+    for job in jobs:
+        if job.key in known and known[job.key].digest != job.digest:
+            raise JobError(f"job {job.key}: {record.path} holds the result of another job under this key")
+    missing = [job for job in jobs if job.key not in known]
+    results = {key: known[key].result for key in keys if key in known}
+    if missing:
+        for done in pool.run(missing):
+            record.add(done.job.key, done.job.digest, done.result, done.seconds, done.deaths)
+            results[done.job.key] = done.result
+            on_done(done)
+    return {key: results[key] for key in keys}
+
+
+__all__ = ["Done", "Job", "JobError", "Pool", "call", "run_recorded"]

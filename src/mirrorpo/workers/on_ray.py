@@ -1,0 +1,143 @@
+"""Who runs the jobs on a cluster? Ray actors, one job each at a time; an actor or node that dies is replaced."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mirrorpo.errors import InputError
+from mirrorpo.workers.jobs import Done, Job, JobError, call
+
+
+class RayPool:
+    """Actors of a Ray cluster.
+
+    Args:
+        address: as in ``ray.init``: None starts Ray on this machine, ``auto`` finds a running cluster,
+            ``ray://HOST:PORT`` is a client.
+        num_workers: actors.
+        num_threads: of each actor's numerical libraries, and the CPUs that Ray reserves for it.
+        max_deaths: how many actors a job may cost before it counts as deadly.
+        num_gpus: that Ray reserves for each actor; None: 1 where the cluster has any.
+
+    Raises:
+        InputError: Ray is not installed, or the cluster cannot be reached.
+        ValueError: a number below 1.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        num_workers: int,
+        num_threads: int = 1,
+        max_deaths: int = 3,
+        num_gpus: float | None = None,
+    ) -> None:
+        for name, value in (("num_workers", num_workers), ("num_threads", num_threads), ("max_deaths", max_deaths)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        try:
+            import ray
+        except ImportError as error:
+            raise InputError("--ray: needs the extra 'ray': pip install 'mirrorpo[ray]'") from error
+        self._ray = ray
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            _connect(ray, address, num_workers * num_threads)
+        gpus = num_gpus
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+        options = {"num_cpus": num_threads, "num_gpus": gpus, "max_restarts": 0}
+        self._actor = ray.remote(**options)(_Actor)
+        self.num_workers, self.num_threads, self.max_deaths = num_workers, num_threads, max_deaths
+        self._idle: list[Any] = []
+        self._busy: dict[Any, tuple[Any, Job]] = {}  # the answer's reference to actor and job
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        """See ``mirrorpo.workers.jobs.Pool``."""
+        waiting = deque(jobs)
+        deaths: dict[str, int] = {}
+        try:
+            while waiting or self._busy:
+                while waiting and len(self._busy) < self.num_workers:
+                    actor = self._idle.pop() if self._idle else self._actor.remote(self.num_threads)
+                    job = waiting.popleft()
+                    self._busy[actor.run.remote(job.function, job.payload)] = (actor, job)
+                (answer,), _ = self._ray.wait(list(self._busy), num_returns=1)
+                actor, job = self._busy.pop(answer)
+                try:
+                    result, error, seconds = self._ray.get(answer)
+                except self._ray.exceptions.RayActorError as gone:
+                    deaths[job.key] = deaths.get(job.key, 0) + 1
+                    if deaths[job.key] >= self.max_deaths:
+                        reason = " ".join(str(gone).split())[:300]
+                        raise JobError(f"job {job.key}: {deaths[job.key]} actors died over it ({reason})") from None
+                    waiting.appendleft(job)
+                    continue
+                self._idle.append(actor)
+                if error is not None:
+                    raise JobError(f"job {job.key}: {error}")
+                yield Done(job=job, result=result, seconds=seconds, deaths=deaths.get(job.key, 0))
+        finally:
+            for actor, _ in self._busy.values():  # a failed or abandoned run
+                self._ray.kill(actor)
+            self._busy.clear()
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the idle actors, on whatever node."""
+        return self._ray.get([actor.process_id.remote() for actor in self._idle])
+
+    def close(self) -> None:
+        """Ends the actors, and Ray if this pool started or joined it."""
+        for actor in self._idle:
+            self._ray.kill(actor)
+        self._idle.clear()
+        if self._ours:
+            self._ray.shutdown()
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _connect(ray: Any, address: str | None, num_cpus: int) -> None:
+    import sys
+    from pathlib import Path
+
+    # Actors import the job's function as this process would: from a checkout, from the user's own folder.
+    paths = [str(Path(path).resolve()) for path in sys.path if path and Path(path).is_dir()]
+    settings: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": ":".join(paths)}}}
+    if address is None:
+        settings |= {"num_cpus": num_cpus, "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"--ray {address}: no cluster there ({reason})") from error
+
+
+class _Actor:
+    """What runs jobs, in a process of Ray's."""
+
+    def __init__(self, num_threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(num_threads)
+
+    def run(self, function: str, payload: Any) -> tuple[Any, str | None, float]:
+        started = time.monotonic()
+        result, error = call(function, payload)
+        return result, error, time.monotonic() - started
+
+    def process_id(self) -> int:
+        import os
+
+        return os.getpid()
+
+
+__all__ = ["RayPool"]

@@ -1,0 +1,109 @@
+"""The adapter, called as prime-rl documents its custom loss: arguments, shapes, normalisation."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mirrorpo
+import prime_rl_call
+from framework_batch import LENGTHS, PROMPTS, Batch, assert_same, batch, gradient
+from mirrorpo.errors import InputError
+from mirrorpo.integrations.__main__ import main
+from mirrorpo.integrations.prime_rl import loss
+from mirrorpo.presets import PRESETS
+
+BASE = {"advantage": "dr_grpo", "aggregation": "token_mean"}
+
+
+def through(b: Batch, spec: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    total, metrics = prime_rl_call.step(loss, {"objective": spec}, **vars(b), lengths=LENGTHS, prompts=PROMPTS, **more)
+    return total.detach(), gradient(total, b.logp), metrics
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_through_prime_rl_is_ours_called_directly(preset: str) -> None:
+    spec = {"preset": preset, **BASE}
+    b = batch()
+    ours = mirrorpo.objective_from(spec)(**vars(b))
+    value, slope, metrics = through(b, spec)
+    assert_same((ours.loss.detach(), gradient(ours.loss, b.logp)), (value, slope))
+    assert metrics["mirrorpo/ratio/mean"] > 0
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "weighted", "score"])
+def test_every_estimator_at_the_tokens_arrives(estimator: str) -> None:
+    spec = {"preset": "dr_grpo", **BASE, "divergence": "js", "coefficient": 0.2, "estimator": estimator}
+    b = batch()
+    ours = mirrorpo.objective_from(spec)(**vars(b)).loss
+    assert_same((ours.detach(), gradient(ours, b.logp)), through(b, spec)[:2])
+
+
+def test_the_weights_of_the_component_multiply_the_tokens_and_their_denominator() -> None:
+    spec = {"preset": "dr_grpo", **BASE}
+    b = batch()
+    weights = torch.rand(b.mask.shape, dtype=torch.float64) * b.mask
+    terms = mirrorpo.objective_from(spec).terms(**vars(b))
+    ours = torch.where(b.mask, terms.loss * weights, 0.0).sum() / weights.sum()
+    assert_same((ours.detach(), gradient(ours, b.logp)), through(b, spec, weights=weights)[:2])
+
+
+def test_an_objective_file_a_table_and_a_text_mean_the_same(tmp_path: Path) -> None:
+    spec = {"preset": "dr_grpo", **BASE, "region": {"name": "kl3", "radius": 0.03}}
+    file = tmp_path / "objective.yaml"
+    file.write_text("preset: dr_grpo\naggregation: token_mean\nregion: {name: kl3, radius: 0.03}\n")
+    b = batch()
+    values = [through(b, given)[0] for given in (spec, str(file), json.dumps(spec))]
+    assert values[0] == values[1] == values[2]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"preset": "dr_grpo"}, "prime-rl cannot express aggregation 'constant'. Legal: token_mean"),
+        ({"preset": "dapo"}, "prime-rl cannot express advantage 'grpo'. Legal: dr_grpo"),
+        ({"preset": "dr_grpo", **BASE, "region": {"name": "top_k", "radius": 1.0}}, "cannot express region 'top_k'"),
+        (
+            {"preset": "dr_grpo", **BASE, "divergence": "js", "coefficient": 1.0, "placement": "reward"},
+            "cannot express placement 'reward'.*train with TRL or verl",
+        ),
+        ({"preset": "dr_grpoo"}, "unknown objective preset"),
+        ({"coefficient": 1.0}, "needs the key 'preset'"),
+    ],
+)
+def test_what_prime_rl_cannot_express_is_named(
+    spec: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        through(batch(), spec)
+    assert main(["prime-rl", json.dumps(spec)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_penalty_without_reference_log_probabilities_is_no_zero_penalty() -> None:
+    b = batch()
+    b.logp_ref = None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match="prime-rl sent no ref_logprobs"):
+        through(b, {"preset": "grpo", **BASE})
+
+
+def test_a_call_that_moved_is_named() -> None:
+    @dataclass
+    class LossInputs:
+        logprobs: torch.Tensor
+
+    with pytest.raises(TypeError, match=r"no 'trainer_logprobs' \(it has logprobs\).*test_prime_rl.py"):
+        loss(LossInputs(torch.zeros(2)), "{preset: dr_grpo, aggregation: token_mean}")
+
+
+def test_the_command_writes_toml_that_names_the_function(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prime-rl", '{"preset": "dr_grpo", "aggregation": "token_mean"}']) == 0
+    written = tomllib.loads(capsys.readouterr().out)
+    assert written["trainer"]["loss"]["import_path"] == f"{loss.__module__}.{loss.__name__}"
+    assert through(batch(), spec=written["trainer"]["loss"]["kwargs"]["objective"])[0].isfinite()

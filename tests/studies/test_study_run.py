@@ -1,0 +1,270 @@
+"""A study records each run at once, repeats none, survives failures, and gives every arm the same start."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from mirrorpo.errors import InputError
+from mirrorpo.studies.gather import study_collection
+from mirrorpo.studies.job import ATTEMPTS, run_job
+from mirrorpo.studies.recipe import Study, study_from
+from mirrorpo.studies.report import write_study_report
+from mirrorpo.studies.run import open_study, run_study, statuses
+from mirrorpo.workers import Done, Job, JobError
+from simulated import write_simulated
+from test_cli import refused, run
+
+BASE = {
+    "task": {"name": "arithmetic", "difficulty": "hard"},
+    "train": {
+        "steps": 2, "prompts_per_step": 2, "group_size": 4, "updates_per_batch": 2, "max_completion_length": 40,
+        "learning_rate": 3e-4,
+    },
+    "eval": {"problems": 8},
+}  # fmt: skip
+ARMS = ("dr_grpo", "grpo", "cispo")
+SILENT = Console(quiet=True)
+
+
+def plan(num_seeds: int = 2) -> Study:
+    return study_from({"base": BASE, "arms": list(ARMS), "seeds": list(range(num_seeds)), "baseline": "dr_grpo"})
+
+
+class Here:
+    """A pool that simulates each run in this process; ``decide`` may raise or return another result."""
+
+    num_threads = num_workers = 1
+
+    def __init__(self, decide: Callable[[str], dict[str, Any] | None] = lambda key: None) -> None:
+        self.decide, self.keys = decide, []
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        for job in jobs:
+            self.keys.append(job.key)
+            result = self.decide(job.key)
+            if result is None:
+                recipe = job.payload["recipe"]
+                preset, seed = recipe["objective"]["preset"], recipe["train"]["seed"]
+                write_simulated(Path(job.payload["folder"]), preset, seed, 0.5 + 0.01 * seed, steps=2)
+                result = {"status": "finished", "attempts": 1, "seconds": 1.0, "accuracy_after": 0.5}
+            yield Done(job=job, result=result, seconds=1.0)
+
+
+def go(out: Path, pool: Here, *, resume: bool = False, retry_failed: bool = False, num_seeds: int = 2) -> None:
+    study = plan(num_seeds)
+    with open_study(study, out, resume, "mirrorpo study x") as record:
+        run_study(study, out, record, pool, SILENT, command="mirrorpo study x", retry_failed=retry_failed)
+
+
+def kept(out: Path) -> dict[str, dict[str, Any]]:
+    with open_study(plan(), out, True, "") as record:
+        return statuses(record)
+
+
+def test_every_run_is_recorded_in_the_moment_that_it_ends(tmp_path: Path) -> None:
+    def stop_at_the_third(key: str) -> None:
+        if key == "cispo/seed0":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, Here(stop_at_the_third))
+    with sqlite3.connect(tmp_path / "study.sqlite") as database:
+        keys = [key for (key,) in database.execute("SELECT key FROM results")]
+    database.close()
+    assert keys == ["dr_grpo/seed0", "grpo/seed0"]
+
+
+def test_resume_repeats_no_run(tmp_path: Path) -> None:
+    test_every_run_is_recorded_in_the_moment_that_it_ends(tmp_path)
+    pool = Here()
+    go(tmp_path, pool, resume=True)
+    assert pool.keys == ["cispo/seed0", "dr_grpo/seed1", "grpo/seed1", "cispo/seed1"]
+    again = Here()
+    go(tmp_path, again, resume=True)
+    assert again.keys == []
+    assert len(study_collection(tmp_path).runs) == 6
+
+
+def failing(key: str) -> dict[str, Any] | None:
+    return {"status": "failed", "attempts": 2, "reason": "ValueError: <b>x"} if key.startswith("grpo/seed1") else None
+
+
+def test_a_failed_run_is_left_out_openly_and_its_seed_stays_for_the_others(tmp_path: Path) -> None:
+    go(tmp_path, Here(failing))
+    found = study_collection(tmp_path)
+    assert [(f.arm, f.seed, f.reason) for f in found.failed] == [("grpo", 1, "ValueError: <b>x")]
+    assert [len(runs) for runs in found.arms.values()] == [2, 1, 2]
+    text = write_study_report(found, tmp_path)[1].read_text(encoding="utf-8")
+    assert "1 run failed twice and stand in no number: grpo seed 1" in text.replace("\u00a0", " ")
+    assert "the seeds that both arms have" in text
+
+
+def test_a_failed_run_is_tried_again_only_when_asked(tmp_path: Path) -> None:
+    go(tmp_path, Here(failing))
+    again = Here()
+    go(tmp_path, again, resume=True)
+    assert again.keys == []
+    go(tmp_path, again, resume=True, retry_failed=True)
+    assert again.keys == ["grpo/seed1#2"]
+    assert kept(tmp_path)["grpo/seed1"]["status"] == "finished"
+    assert not study_collection(tmp_path).failed
+
+
+def test_a_run_that_kills_its_workers_ends_neither_the_study_nor_the_other_runs(tmp_path: Path) -> None:
+    def deadly(key: str) -> None:
+        if key == "grpo/seed0":
+            raise JobError("job grpo/seed0: 2 workers died over it, the last by signal SIGKILL")
+
+    go(tmp_path, Here(deadly))
+    assert kept(tmp_path)["grpo/seed0"]["status"] == "failed"
+    assert sum(result["status"] == "finished" for result in kept(tmp_path).values()) == 5
+
+
+def test_a_run_that_raises_is_tried_once_more_and_then_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        raise RuntimeError("no\nmemory")
+
+    monkeypatch.setattr("mirrorpo.studies.job.train", fail)
+    job = plan().jobs()[0]
+    payload = {
+        "recipe": job.recipe.model_dump(mode="json"), "folder": str(tmp_path / "a" / "b"), "threads": 1,
+        "keep_models": False, "measure_divergence": True, "command": "",
+    }  # fmt: skip
+    assert run_job(payload) == {"status": "failed", "attempts": 2, "reason": "RuntimeError: no memory"}
+    assert len(calls) == ATTEMPTS == 2
+
+
+def test_a_folder_in_the_wrong_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no study"):
+        go(tmp_path / "absent", Here(), resume=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(InputError, match="is not empty and holds no study"):
+        go(tmp_path / "full", Here())
+    go(tmp_path / "study", Here())
+    with pytest.raises(InputError, match="already holds a study"):
+        go(tmp_path / "study", Here())
+    with pytest.raises(InputError, match=r"--resume: arms\.cispo\.seeds is \[0, 1, 2\]"):
+        go(tmp_path / "study", Here(), resume=True, num_seeds=3)
+    with (
+        open_study(plan(), tmp_path / "study", True, ""),
+        pytest.raises(InputError, match="another process is running"),
+    ):
+        go(tmp_path / "study", Here(), resume=True)
+
+
+def test_a_study_is_not_resumed_with_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go(tmp_path, Here())
+    monkeypatch.setattr("mirrorpo.studies.run.versions", lambda: {"mirrorpo": "9.9"})
+    with pytest.raises(InputError, match=r"begun with mirrorpo .*, this is 9\.9: runs of mixed versions"):
+        go(tmp_path, Here(), resume=True)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    go(tmp_path, Here())
+    (tmp_path / "study.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(InputError, match=r"study\.sqlite: is no record of jobs"):
+        study_collection(tmp_path)
+
+
+# ---- the command, with real workers and real training
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two arms, one seed, two steps each, in a worker process."""
+    folder = tmp_path_factory.mktemp("real")
+    spec = {"base": BASE, "arms": ["dr_grpo", "grpo"], "seeds": [3], "baseline": "dr_grpo"}
+    (folder / "study.yaml").write_text(yaml.safe_dump(spec))
+    done = run("study", str(folder / "study.yaml"), "--out", str(folder / "out"), "--workers", "1")
+    assert done.stdout.splitlines()[0] == "One seed: nothing can be concluded."
+    assert "2/2 runs  grpo seed 3: accuracy" in done.stderr
+    return folder / "out"
+
+
+def test_every_arm_starts_from_the_same_policy_and_the_same_rollouts(real: Path) -> None:
+    first = []
+    for arm in ("dr_grpo", "grpo"):
+        folder = real / "runs" / arm / "seed3"
+        line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+        summary = json.loads((folder / "summary.json").read_text())
+        first.append((line["reward"], line["completions/mean_length"], summary["accuracy_before"]))
+    assert first[0] == first[1]
+
+
+def test_a_run_of_a_study_keeps_its_numbers_and_drops_its_weights(real: Path) -> None:
+    folder = real / "runs" / "grpo" / "seed3"
+    names = {entry.name for entry in folder.iterdir()}
+    assert {"recipe.yaml", "metrics.jsonl", "summary.json", "samples.jsonl", "divergence.json"} <= names
+    assert not names & {"model", "checkpoints"}
+    measured = json.loads((folder / "divergence.json").read_text())
+    assert measured["reverse_kl"] > 0
+    assert measured["tokens"] > 0
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 500_000
+
+
+def test_the_report_command_draws_a_study_again_and_compares_its_runs(real: Path, tmp_path: Path) -> None:
+    (real / "report.html").unlink()
+    written = json.loads(run("report", str(real), "--json").stdout)
+    assert [Path(path).name for path in written] == ["report.html", "report.md", "runs.csv"]
+    runs = [str(real / "runs" / arm / "seed3") for arm in ("grpo", "dr_grpo")]
+    run("report", *runs, "--out", str(tmp_path / "both"))
+    assert "No run" not in (tmp_path / "both" / "report.md").read_text()
+    assert (tmp_path / "both" / "runs.csv").read_text().splitlines()[1].startswith("grpo,3,finished")
+
+
+def test_a_finished_study_resumes_to_its_report_without_a_run(real: Path) -> None:
+    done = run("study", str(real.parent / "study.yaml"), "--out", str(real), "--resume", "--workers", "1", "--json")
+    assert json.loads(done.stdout)["runs"] == 2
+    assert "accuracy" not in done.stderr
+
+
+def test_a_dry_run_tells_runs_time_and_disk_and_writes_nothing(real: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    spec = str(real.parent / "study.yaml")
+    done = run("study", spec, "seeds=[0,1,2]", "--out", str(out), "--dry-run", "--workers", "1", "--json")
+    found = json.loads(done.stdout)
+    assert (found["runs"], found["arms"], found["seeds"]) == (6, 2, 3)
+    assert found["seconds"] >= 6 * 2 * found["seconds_a_step"]
+    assert 0 < found["megabytes"] < 5
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "piece"),
+    [
+        (["study", "absent.yaml", "--out", "x"], "absent.yaml: no such recipe file"),
+        (["study", "arithmetic", "--out", "x"], "is a recipe, not a study"),
+        (["study", "arithmetic"], "--out: give the study's folder"),
+        (["study", "arithmetic", "--out", "x", "--retry-failed"], "--retry-failed: needs --resume"),
+        (["report", "absent"], "no such folder"),
+        (["report", ".", "--baseline", "x"], "--baseline: has no effect without --out"),
+        (["report", ".", "--out", "x", "--target", "-1"], "--target -1.0: must be greater than 0"),
+        (["report", ".", "--out", "x"], ".: is neither a run folder nor a study folder"),
+    ],
+)
+def test_a_bad_command_line_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: list[str], piece: str) -> None:
+    assert piece in refused(*arguments, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_arm_that_cannot_be_prepared_is_named_before_anything_runs(real: Path, tmp_path: Path) -> None:
+    spec = str(real.parent / "study.yaml")
+    out = str(tmp_path / "out")
+    message = refused("study", spec, "base.model.path=./absent", "--out", out)
+    assert "arms.dr_grpo: model.path './absent'" in message
+    assert "eval.problems: must be at least 1" in refused("study", spec, "base.eval.problems=0", "--out", out)
+    assert not (tmp_path / "out").exists()

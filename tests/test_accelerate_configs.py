@@ -1,0 +1,106 @@
+"""accelerate reads the shipped configurations, and what they ask for is what their first lines say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+from mirrorpo.errors import InputError
+from mirrorpo.training import run, world
+from mirrorpo.training.recipe import Recipe, recipe_from
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "accelerate"
+EXPECTED = {
+    "gpus": {},
+    "fsdp2": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    },
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    },
+}
+
+
+def environment(name: str) -> dict[str, str]:
+    """What ``accelerate launch --config_file`` hands to each process."""
+    file = str(FOLDER / f"{name}.yaml")
+    args = launch_command_parser().parse_args(["--config_file", file, "-m", "mirrorpo.cli"])
+    args, _, _ = _validate_launch_command(args)
+    assert args.num_processes == 8
+    assert args.mixed_precision == "no"
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ""
+        return prepare_deepspeed_cmd_env(args)[1]
+    assert args.use_fsdp or args.multi_gpu
+    return prepare_multi_gpu_env(args)
+
+
+def recipe(**more: object) -> Recipe:
+    return recipe_from({"task": {"name": "arithmetic"}, **more})
+
+
+def test_every_configuration_is_tested() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_accelerate_reads_the_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = environment(name)
+    assert EXPECTED[name].items() <= found.items()
+    for key in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"):
+        monkeypatch.delenv(key, raising=False)
+        if key in found:
+            monkeypatch.setenv(key, found[key])
+    assert world.shards_parameters() == (name in ("fsdp2", "zero3"))
+    if world.shards_parameters():
+        with pytest.raises(InputError, match=r"eval\.problems: must be 0 with FSDP and ZeRO-3.*got 512"):
+            run.check_processes(recipe())
+    run.check_processes(recipe(eval={"problems": 0}))
+
+
+@pytest.mark.parametrize(
+    ("processes", "train", "reason"),
+    [
+        (3, {}, "the 256 completions of an update .* must divide by the 3 processes"),
+        (2, {"micro_batch_size": 256}, "train.micro_batch_size: must divide the 128 completions per process, got 256"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_before_a_folder_is_made(
+    processes: int, train: dict[str, int], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "world_size", lambda: processes)
+    with pytest.raises(InputError, match=reason):
+        run.check_processes(recipe(train=train))
+
+
+def test_processes_that_were_given_different_recipes_are_told_which_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_another(value: object) -> list[object]:
+        if not isinstance(value, dict):
+            return [value, value]
+        return [value, {**value, "train.seed": 1}]
+
+    monkeypatch.setattr(world, "gather", with_another)
+    with pytest.raises(InputError, match=r"train.seed must be the same on all 2 processes.* process 1: 1"):
+        run.check_processes(recipe())
+
+
+def test_what_fails_on_one_process_ends_the_others_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(world, "gather", lambda value: ["--out run: is a file, not a folder", value])
+    with pytest.raises(SystemExit) as ended:
+        world.together(lambda: 1, main_only=True)
+    assert ended.value.code == 2
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        world.together(lambda: 1)

@@ -1,0 +1,151 @@
+"""What a plan says is what a run does: counts from the recipe, memory from the trainer's own tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mirrorpo.models import builtin_path
+from mirrorpo.recipes import shipped_recipes
+from mirrorpo.training.memory import KNOWN, memory, model_facts
+from mirrorpo.training.plan import plan, render
+from mirrorpo.training.recipe import load_recipe, recipe_from
+from mirrorpo.training.run import build_trainer, prepare
+from rewards.data import GSM8K, rows_of
+from test_cli import refused, run
+
+SMALL = ("train.steps=1", "train.prompts_per_step=2", "train.group_size=4", "train.max_completion_length=6")
+
+
+def test_a_plan_counts_what_the_recipe_says() -> None:
+    data = {
+        "task": {"name": "arithmetic", "train_size": 160},
+        "objective": {"preset": "prob_l2_grpo"},
+        "train": {
+            "steps": 20, "prompts_per_step": 16, "group_size": 8, "updates_per_batch": 4, "passes_per_batch": 2,
+            "micro_batch_size": 16, "schedule": "cosine", "warmup_ratio": 0.1, "max_completion_length": 10,
+        },
+        "eval": {"problems": 30, "samples": 2},
+    }  # fmt: skip
+    result = plan(recipe_from(data))
+    assert result["task"] == {"name": "arithmetic", "train_problems": 160, "test_problems": 30}
+    assert result["prompts"]["completions_a_step"] == 128
+    assert result["prompts"]["times_each_problem"] == 20 * 16 / 160
+    # The tiny model's tokens are bytes; its chat template puts three marks around the question.
+    rows = prepare(recipe_from(data)).train_rows
+    lengths = [len(row["prompt"]) + 3 for row in rows]
+    assert result["prompts"]["longest_tokens"] == max(lengths)
+    assert result["prompts"]["mean_tokens"] == pytest.approx(sum(lengths) / 160, abs=0.05)
+    assert result["tokens"]["generated_a_step_at_most"] == 128 * 10
+    assert result["tokens"]["generated_in_all_at_most"] == 128 * 10 * 20
+    updates = result["updates"]
+    assert (updates["updates_a_step"], updates["updates"], updates["warmup_updates"]) == (8, 160, 16)
+    assert (updates["completions_an_update"], updates["completions_at_once"]) == (32, 16)
+    assert result["objective"].startswith("prob_l2_grpo: clip surrogate, region ratio")
+    assert "frozen copy" in result["reference"]
+    assert "30 problems x 2" in render(result)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("objective.preset=prob_l2_grpo",),
+        ("objective.preset=dr_grpo",),
+        ("objective.preset=prob_l2_grpo", "model.lora.r=4"),
+        ("objective.preset=dr_grpo", "model.dtype=bfloat16"),
+        ("objective.preset=dr_grpo", "model.dtype=bfloat16", "model.lora.r=4"),
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_weights_gradients_optimiser_and_reference_take_what_the_plan_says(
+    overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    recipe = recipe_from({"task": {"name": "arithmetic", "train_size": 8}}, [*SMALL, *overrides])
+    parts = memory(recipe, model_facts(recipe), 10)
+    trainer = build_trainer(prepare(recipe), tmp_path, [])
+    gradients: list[int] = []
+    trainer.create_optimizer()
+    optimizer: Any = trainer.optimizer
+    optimizer.register_step_pre_hook(
+        lambda opt, *_: gradients.append(sum(nbytes(p.grad) for g in opt.param_groups for p in g["params"]))
+    )
+    trainer.train()
+    assert parts["weights"] == sum(nbytes(p) for p in trainer.model.parameters())
+    assert parts["gradients"] == gradients[0]
+    state = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]
+    assert parts["optimiser"] == sum(nbytes(v) for v in state)
+    reference = trainer.ref_model
+    assert parts["reference"] == (0 if reference is None else sum(nbytes(p) for p in reference.parameters()))
+
+
+def nbytes(tensor: Any) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_activations_are_what_a_forward_pass_keeps_to_a_fifth(precision: str) -> None:
+    recipe = recipe_from(
+        {"task": {"name": "arithmetic"}},
+        ["train.micro_batch_size=8", "train.max_completion_length=100", f"train.precision={precision}"],
+    )
+    parts = memory(recipe, model_facts(recipe), 28)
+    model = AutoModelForCausalLM.from_pretrained(builtin_path("tiny"))
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # by storage: a view keeps nothing of its own
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
+        model.model(input_ids=torch.zeros((8, 128), dtype=torch.long))
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - parts["casts"]
+    assert 0.8 <= parts["activations"] / measured <= 1.2, (parts["activations"], measured)
+
+
+def test_the_sizes_kept_for_a_plan_without_network_are_those_of_the_published_models() -> None:
+    # The model cards: 0.6 and 1.7 billion parameters, without the embedding 0.44 and 1.4 billion.
+    for path, total, rest in (("Qwen/Qwen3-0.6B", 0.6e9, 0.44e9), ("Qwen/Qwen3-1.7B", 1.7e9, 1.4e9)):
+        recipe = recipe_from({"task": {"name": "arithmetic"}, "model": {"path": path}})
+        facts = model_facts(recipe)
+        assert facts.parameters == pytest.approx(total, rel=0.02)
+        embedding = facts.vocabulary * facts.hidden
+        assert facts.parameters - embedding == pytest.approx(rest, rel=0.01)
+    assert {load_recipe(p).model.path for n, p in shipped_recipes().items() if "gsm8k" in n} <= set(KNOWN)
+
+
+def test_the_plan_of_a_shipped_recipe_needs_neither_weights_nor_network_and_writes_nothing(tmp_path: Path) -> None:
+    rows_of(GSM8K)
+    arguments = ("train", "gsm8k/prob_l2_grpo_1.7b", f"task.path={GSM8K}", "--plan")
+    result = json.loads(run(*arguments, "--json", cwd=tmp_path).stdout)
+    assert result["model"]["parameters"] == 1_720_574_976
+    # Four numbers of 4 bytes a parameter (weight, gradient, two averages), and the reference.
+    assert sum(result["memory"][k] for k in ("weights", "gradients", "optimiser", "reference")) == 20 * 1_720_574_976
+    assert 30e9 < result["memory"]["total"] < result["memory"]["device"] < 80e9
+    text = run(*arguments, cwd=tmp_path).stdout
+    assert "objective   prob_l2_grpo: clip surrogate" in text
+    assert "cosine after 80 updates of warm-up" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_model_leaves_the_memory_open_and_says_why(tmp_path: Path) -> None:
+    arguments = ("train", "arithmetic", "model.path=nobody/nothing", "--plan")
+    result = json.loads(run(*arguments, "--json", cwd=tmp_path).stdout)
+    assert result["memory"] is None
+    assert any(note.startswith("memory is unknown: the model is not on this machine") for note in result["notes"])
+    assert "memory is unknown" in run(*arguments, cwd=tmp_path).stdout
+    assert "model.path './absent'" in refused("train", "arithmetic", "model.path=./absent", "--plan", cwd=tmp_path)
+
+
+def test_a_plan_refuses_what_the_run_would_refuse(tmp_path: Path) -> None:
+    assert "context is 4096" in refused("train", "arithmetic", "train.max_completion_length=4090", "--plan")
+    assert "training rows" in refused("train", "arithmetic", "train.prompts_per_step=9000", "--plan")
+    assert "Set task.path" in refused("train", "gsm8k/dr_grpo_0.6b", "--plan")
+    assert "--out: missing" in refused("train", "arithmetic")

@@ -1,0 +1,148 @@
+"""The sampler's mismatch is corrected as TRL defines it: recorded log-probabilities, TRL's trainer and ours, one loss.
+
+vLLM itself needs a GPU. What it hands to TRL, completions with the log-probabilities under which it drew them, is
+recorded here and played back through TRL's own code to both trainers.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from mirrorpo.errors import InputError
+from mirrorpo.training import MirrorConfig, MirrorTrainer
+from mirrorpo.training.recipe import recipe_from
+from mirrorpo.training.run import trainer_config
+from trl_pair import PAIRS, dataset, loss_and_gradient, settings, trainer
+
+MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+OBJECTIVES = ("grpo", "dr_grpo with k3", "dapo", "gspo", "cispo")
+LOW, HIGH = 0.8, 1.3
+
+
+class Recorded:
+    """What vLLM gave: token ids, and of each token its log-probability; ``logprobs[i][t]`` is a list of one."""
+
+    def __init__(self, seed: int = 0) -> None:
+        g = torch.Generator().manual_seed(seed)
+        lengths = (12, 5, 1, 8, 12, 3, 7, 2)
+        self.completions = [torch.randint(32, 120, (n,), generator=g).tolist() for n in lengths]
+        self.noise = [(0.15 * torch.randn(n, generator=g)).tolist() for n in lengths]
+        self.logprobs: list[list[list[float]]] = []
+
+    def sync_weights(self) -> None:
+        """Nothing to send."""
+
+    def generate(self, **_: Any) -> tuple[Any, list[list[int]], list[list[list[float]]], Any]:
+        return None, self.completions, self.logprobs, None
+
+
+def pair(folder: Path, name: str, mode: str) -> tuple[Any, Any, Recorded]:
+    objective, theirs = PAIRS[name]
+    more = {
+        "vllm_importance_sampling_mode": mode,
+        "vllm_importance_sampling_clip_min": LOW,
+        "vllm_importance_sampling_clip_max": HIGH,
+    }
+    built = (
+        trainer(GRPOTrainer, GRPOConfig(**settings(folder, **more), **{"use_bias_correction_kl": False, **theirs})),
+        trainer(MirrorTrainer, MirrorConfig(**settings(folder, **more), objective=objective)),
+    )
+    recorded = Recorded()
+    for one in built:
+        one.current_gradient_accumulation_steps = 1
+        one.use_vllm, one.vllm_generation, one._last_loaded_step = True, recorded, 0
+        one.model.train()
+    # Log-probabilities of a sampler that is near the model: its own, and noise.
+    recorded.logprobs = [[[-1.0] for _ in row] for row in recorded.completions]
+    first = generate(built[0])
+    own, mask = first["old_per_token_logps"], first["completion_mask"]
+    recorded.logprobs = [
+        [[min(-1e-3, own[row, t].item() + noise)] for t, noise in enumerate(noises)]
+        for row, noises in enumerate(recorded.noise)
+    ]
+    recorded.logprobs[3][2] = [math.nan]  # vLLM could not say: no correction there
+    assert mask.sum(-1).tolist() == [len(row) for row in recorded.completions]
+    return *built, recorded
+
+
+def generate(built: Any) -> dict[str, Any]:
+    rows = [dict(row) for row in dataset(2) for _ in range(4)]
+    return built._generate_and_score_completions(rows)
+
+
+def by_hand(inputs: dict[str, Any], mode: str) -> torch.Tensor:
+    """The weight of each token, (B, T), written out."""
+    old, sampler = inputs["old_per_token_logps"], inputs["sampling_per_token_logps"]
+    weights = torch.ones_like(old)
+    for row, length in enumerate(inputs["completion_mask"].sum(-1).tolist()):
+        difference = [0.0 if math.isnan(s) else o - s for o, s in zip(old[row], sampler[row].tolist(), strict=True)]
+        total = sum(float(d) for d in difference[:length])
+        for t in range(old.shape[1]):
+            log = total if mode.startswith("sequence") else float(difference[t]) if t < length else 0.0
+            ratio = math.exp(log)
+            if mode.endswith("truncate"):
+                weights[row, t] = min(max(ratio, LOW), HIGH)
+            else:
+                weights[row, t] = ratio if LOW <= ratio <= HIGH else 0.0
+    return weights
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_correction_gives_the_loss_and_gradient_of_trl(name: str, mode: str, tmp_path: Path) -> None:
+    theirs, ours, _ = pair(tmp_path, name, mode)
+    inputs, again = generate(theirs), generate(ours)
+    weight = again["importance_sampling_ratio"]
+    assert torch.equal(weight, inputs["importance_sampling_ratio"])
+    assert (weight.expand_as(again["completion_ids"]) - by_hand(again, mode)).abs().max() < 1e-5
+    assert len(weight.unique()) > 2  # something is corrected, and something held or left out
+    inputs["advantages"] = again["advantages"]  # ours are its own; here the loss is compared
+    their_loss, their_gradient = loss_and_gradient(theirs, inputs)
+    our_loss, our_gradient = loss_and_gradient(ours, again)
+    assert their_gradient.abs().max() > 1e-5
+    scale = max(1.0, their_gradient.abs().max().item())
+    assert abs(our_loss - their_loss) < 1e-6
+    assert (our_gradient - their_gradient).abs().max() < 1e-6 * scale
+
+
+def test_the_weight_is_on_the_policy_term_and_not_on_the_penalty(tmp_path: Path) -> None:
+    _, ours, _ = pair(tmp_path, "grpo", "token_truncate")
+    inputs = generate(ours)
+    with_weight, _ = loss_and_gradient(ours, inputs)
+    values = {name: values[-1] for name, values in ours._metrics["train"].items()}
+    ours.vllm_importance_sampling_correction = False
+    without, _ = loss_and_gradient(ours, inputs)
+    plain = {name: values[-1] for name, values in ours._metrics["train"].items()}
+    assert with_weight != without
+    assert values["penalty_loss/mean"] == plain["penalty_loss/mean"]
+    assert values["policy_loss/mean"] != plain["policy_loss/mean"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"correction": "none", "ratio_max": 2.0}, "ratio_max and ratio_min have no effect with correction 'none'"),
+        ({"ratio_min": 4.0}, "ratio_min must be at most ratio_max, 3, got 4"),
+        ({"correction": "token"}, "train.vllm.correction"),
+    ],
+)
+def test_a_correction_that_means_nothing_is_refused(spec: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        recipe_from({"task": {"name": "arithmetic"}, "train": {"vllm": spec}})
+
+
+def test_a_recipe_says_which_correction_is_used(tmp_path: Path) -> None:
+    data = {"task": {"name": "arithmetic"}, "train": {"vllm": {"correction": "token_truncate", "ratio_max": 2.0}}}
+    config = trainer_config(recipe_from(data), tmp_path)
+    assert config.vllm_importance_sampling_mode == "token_truncate"
+    assert config.vllm_importance_sampling_clip_max == 2.0
+    data["train"] = {"vllm": {"correction": "none"}}
+    assert not trainer_config(recipe_from(data), tmp_path).vllm_importance_sampling_correction
+    assert trainer_config(recipe_from({"task": {"name": "arithmetic"}}), tmp_path).vllm_importance_sampling_correction

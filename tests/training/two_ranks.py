@@ -1,0 +1,97 @@
+"""What each of two processes runs in test_two_processes.py: ``accelerate launch ... two_ranks.py CASES FOLDER``.
+
+``measure`` is also what the test runs in one process, on the whole batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from mirrorpo.training import MirrorConfig, MirrorTrainer
+from mirrorpo.training.world import rank, world_size
+from trl_pair import batch, fill, settings, trainer
+
+ROWS = 8
+AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    **{name: {"preset": "grpo", "coefficient": 0.5, "aggregation": name} for name in AGGREGATIONS},
+    "sequence level": {"preset": "prob_l2_gspo", "coefficient": 1.0},
+    "exact": {"preset": "dapo", "divergence": "js", "coefficient": 0.5, "estimator": "exact"},
+}
+LAYOUTS = ("ragged", "an empty rank")
+
+
+def cases() -> list[tuple[str, str]]:
+    return [(objective, layout) for objective in OBJECTIVES for layout in LAYOUTS]
+
+
+def measure(objective: str, layout: str, folder: Path, *, shard: bool = False) -> dict[str, Any]:
+    """Loss, gradient (the mean over processes) and metrics of one batch; this process takes its share of the rows.
+
+    With ``shard`` the parameters lie on both processes (FSDP2: torch's ``fully_shard``; accelerate's own FSDP asks for
+    an accelerator and is not used on CPU).
+    """
+    processes = world_size()
+    config = MirrorConfig(
+        **settings(folder, per_device_train_batch_size=ROWS // processes, gradient_share_every=0 if shard else 1),
+        objective=OBJECTIVES[objective],
+    )
+    built: Any = trainer(MirrorTrainer, config)
+    built.current_gradient_accumulation_steps = 1
+    inputs = batch(rows=ROWS)
+    if layout == "an empty rank":
+        inputs["completion_mask"][ROWS // 2 :] = 0
+    inputs = fill(inputs, built)
+    inputs["num_items_in_batch"] = inputs["completion_mask"].sum()  # TRL sums it over the processes
+    mine = slice(rank() * ROWS // processes, (rank() + 1) * ROWS // processes)
+    inputs = {name: value[mine] if value.dim() else value for name, value in inputs.items()}
+    model = sharded(built.model) if shard else built.accelerator.prepare(built.model)
+    model.train()
+    loss = built._compute_loss(model, inputs)
+    built.accelerator.backward(loss)
+    grads = [p.grad for p in built.model.parameters() if p.grad is not None]
+    grads = [(g.full_tensor() if isinstance(g, DTensor) else g).reshape(-1) for g in grads]
+    return {
+        "loss": built.accelerator.reduce(loss.detach(), "mean"),
+        "gradient": torch.cat(grads),
+        "metrics": {name: values[-1] for name, values in built._metrics["train"].items()},
+        "parameters": type(next(built.model.parameters())).__name__,
+        "type": str(built.accelerator.distributed_type),
+    }
+
+
+def sharded(model: Any) -> Any:
+    """FSDP2: every layer, and the rest."""
+    mesh = init_device_mesh("cpu", (world_size(),))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def unequal(folder: Path) -> str:
+    """The error of a trainer whose processes were given different settings."""
+    config = MirrorConfig(**settings(folder, learning_rate=1e-3 * (1 + rank())), objective="grpo")
+    try:
+        trainer(MirrorTrainer, config)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def main(folder: Path) -> None:
+    found: dict[Any, Any] = {case: measure(*case, folder) for case in cases()}
+    found |= {("FSDP2", name): measure(name, "ragged", folder, shard=True) for name in OBJECTIVES}
+    found["unequal"] = unequal(folder)
+    torch.save(found, folder / f"rank-{rank()}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
