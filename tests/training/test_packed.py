@@ -245,6 +245,16 @@ def test_whole_runs_end_in_the_same_weights(objective: str, more: dict[str, int]
     assert not packs[0]
 
 
+@pytest.mark.parametrize("dropped", ["completion_mask", "tool_mask"])
+def test_a_micro_batch_without_tokens_that_count_is_a_zero_with_a_gradient(dropped: str, tmp_path: Path) -> None:
+    built = build(tmp_path)
+    inputs = fill(micro_batch(SIZES["ragged"], tool_mask=True), built)
+    inputs[dropped] = torch.zeros_like(inputs[dropped])
+    loss, gradient = loss_and_gradient(built, inputs)
+    assert loss == 0.0
+    assert gradient.abs().max() == 0.0
+
+
 # Groups in micro-batches
 
 
@@ -364,7 +374,7 @@ def test_a_region_over_the_vocabulary_falls_back(tmp_path: Path, caught: pytest.
 def test_settings_that_rule_packing_out_are_said_at_the_start(
     kind: DistributedType, compiled: bool, aux: bool, said: str | None, caught: pytest.LogCaptureFixture
 ) -> None:
-    args = SimpleNamespace(fast="auto", token_budget=None, torch_compile=compiled)
+    args = SimpleNamespace(fast="auto", token_budget=None, torch_compile=compiled, n_gpu=1)
     path = PackedPath(args, SimpleNamespace(distributed_type=kind, is_main_process=True), 1.0, aux)
     assert (path.reason is None) == (said is None)
     assert len(reasons(caught)) == (said is not None)

@@ -56,6 +56,8 @@ class PackedPath:
             return
         if accelerator.distributed_type != DistributedType.NO:
             self.reason = f"the model is wrapped ({accelerator.distributed_type.value.lower()})"
+        elif args.n_gpu > 1:
+            self.reason = "the model is wrapped (data parallel)"
         elif args.torch_compile:
             self.reason = "torch_compile: every packed row has a shape of its own"
         elif aux_loss:
@@ -88,11 +90,17 @@ class PackedPath:
         implementation = causal.config._attn_implementation
         if implementation not in IMPLEMENTATIONS:
             return f"attention {implementation!r}; packed rows need one of {', '.join(IMPLEMENTATIONS)}"
+        if len(set(vars(causal).get("hf_device_map", {}).values())) > 1:
+            return "the model is split over devices"
         if not isinstance(causal.get_output_embeddings(), nn.Linear):
             return f"the output layer is a {type(causal.get_output_embeddings()).__name__}"
+        try:
+            head = head_of(causal)
+        except ValueError as error:  # a quantised head has no floating weight
+            return str(error)
         # In the weights' own precision: mixed precision would hide a small difference behind its rounding.
         with torch.autocast(causal.device.type, enabled=False):
-            return probe(causal) or check_head(causal, head_of(causal))
+            return probe(causal) or check_head(causal, head)
 
     def pack(self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int) -> Packing | None:
         """The plan of a padded batch, None where it must stay padded.
@@ -139,7 +147,8 @@ class PackedPath:
     def last_tokens(self) -> int:
         """Tokens in the longest row of the last micro-batch that was trained on."""
         assert self.last is not None
-        return max(row.segments.length for row in pack(*self.last[1:], self.token_budget).rows)
+        _, ids, attention, keep = self.last
+        return max(row.segments.length for row in pack(ids, attention, keep, self.token_budget).rows)
 
     @property
     def last_shortest(self) -> int:
@@ -150,9 +159,9 @@ class PackedPath:
     def read_last(self, token_budget: int) -> None:
         """Reads it again, forward and backward, under another budget."""
         assert self.last is not None
-        causal, *batch = self.last
+        causal, ids, attention, keep = self.last
         with torch.enable_grad(), self.accelerator.autocast():
-            hidden_states(causal, pack(*batch, token_budget)).sum().backward()
+            hidden_states(causal, pack(ids, attention, keep, token_budget)).sum().backward()
 
     def head(self, causal: PreTrainedModel) -> Head:
         """The model's head at the sampling temperature; its parameters are the model's own."""

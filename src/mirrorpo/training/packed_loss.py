@@ -48,6 +48,8 @@ def packed_loss(
     if not bool(hidden.detach().isfinite().all()):
         return None  # the padded path says which tokens it is, and raises or leaves them out
     kept = slice(None) if mask is inputs["completion_mask"] else mask.reshape(-1).bool()[packing.slots]
+    if isinstance(kept, Tensor) and not bool(kept.any()):
+        return None  # nothing counts: a zero with a gradient, as the padded path gives it
     reference = None
     if any(p.estimator in LOGITS_ESTIMATORS for p in objective.penalties):
         reference = _reference(trainer, packing, kept)

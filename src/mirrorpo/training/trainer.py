@@ -198,7 +198,7 @@ class MirrorTrainer(ResumableTrainer):
             return inputs
         assert self._buffered_inputs is not None
         self._buffered_inputs = regroup(self._buffered_inputs, self.args.gradient_accumulation_steps)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
     def _may_regroup(self) -> bool:
         """Whether groups may be put together in micro-batches: where no number depends on who shares one."""
@@ -208,7 +208,8 @@ class MirrorTrainer(ResumableTrainer):
             or self._entropy_bonus_enabled  # a token mean within it
             or (control is not None and control.kind == "adaptive")  # the same
         )
-        whole_windows = self.args.steps_per_generation % self.args.gradient_accumulation_steps == 0
+        # A window that reaches into the next rollout batch has no fixed set of completions.
+        whole_windows = (self.args.steps_per_generation or 1) % self.args.gradient_accumulation_steps == 0
         return self.packed.reason is None and not self._is_vlm and whole_windows and not by_micro_batch
 
     def _reward_penalty(self, output: dict[str, Any]) -> Tensor:
