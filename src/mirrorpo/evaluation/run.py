@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.sampling import Sampler, evaluate
 from mirrorpo.models import resolve_model
+from mirrorpo.models.folder import SAFE_LOADING
 from mirrorpo.training.recipe import Recipe
 from mirrorpo.training.run import build_task, load_tokenizer
 
@@ -39,7 +40,9 @@ def evaluate_recipe(recipe: Recipe, samples: int, ks: Sequence[int], console: Co
         raise InputError("eval.problems: must be at least 1 here, got 0")
     tokenizer = load_tokenizer(recipe.model.path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(resolve_model(recipe.model.path), dtype=recipe.model.dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_model(recipe.model.path), dtype=recipe.model.dtype, **SAFE_LOADING
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"model {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # pyright: ignore[reportArgumentType]
