@@ -141,7 +141,9 @@ def test_raise_stops_at_a_loss_or_gradient_that_is_not_finite(
         gradient(built, inputs, 1)
         built._get_grad_norm(built.model, built._clip_grad_norm(built.model))
 
-    with pytest.raises(NonFiniteError, match=r"^step 1: (loss|the gradient norm \S+) is not finite"):
+    with pytest.raises(
+        NonFiniteError, match=r"^step 1: (loss is not finite|the gradient norm is inf|the gradient norm is nan)"
+    ):
         step()
 
 

@@ -19,6 +19,7 @@ from mirrorpo.evaluation.folder import EvaluationFolder
 from mirrorpo.evaluation.sampling import prompt_ids, sample_batches
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
+from mirrorpo.models.folder import SAFE_LOADING
 from mirrorpo.training.recipe import Recipe
 from mirrorpo.training.run import build_task, load_tokenizer, sampler_of, versions
 
@@ -105,7 +106,7 @@ def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine
             raise InputError(f"--engine vllm: {path} holds an adapter; merge it into its model, or use transformers")
         return VllmEngine(path, recipe.model.dtype, context, recipe.eval.seed)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype, **SAFE_LOADING)
     except (OSError, ValueError) as error:
         raise InputError(f"model {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     limit = model.config.get_text_config().max_position_embeddings

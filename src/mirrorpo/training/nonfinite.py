@@ -120,7 +120,7 @@ class NonFinite:
     def drop_gradient(self, model: nn.Module, norm: float, step: int) -> None:
         """Drops the optimiser step whose gradient norm is not finite, or raises."""
         if not self.skips:
-            raise NonFiniteError(_message(step, f"the gradient norm {norm}"))
+            raise NonFiniteError(f"step {step}: the gradient norm is {norm}; the last checkpoint is intact")
         self._last = "gradient"
         self._count(step)
         model.zero_grad(set_to_none=True)

@@ -27,6 +27,7 @@ from mirrorpo.evaluation import Evaluation, Sampler, evaluate
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.files import write_text_atomic
 from mirrorpo.models import resolve_model
+from mirrorpo.models.folder import SAFE_LOADING, check_model_folder
 from mirrorpo.tasks import TASKS, Row, Task
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
 from mirrorpo.training.checkpoints import CheckpointError, clean, publish, seal, step_of, writing_folder
@@ -75,8 +76,9 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         InputError: the path or hub name cannot be loaded.
     """
+    check_model_folder(resolve_model(path))
     try:
-        return AutoTokenizer.from_pretrained(resolve_model(path), padding_side="left")
+        return AutoTokenizer.from_pretrained(resolve_model(path), padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"model.path {path!r}: cannot be loaded ({reason[:300]})") from error
@@ -188,7 +190,7 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, contex
         vllm_importance_sampling_clip_max=train.vllm.ratio_max,
         vllm_importance_sampling_clip_min=train.vllm.ratio_min,
         chat_template_kwargs=dict(recipe.model.chat_template),
-        model_init_kwargs={"dtype": recipe.model.dtype},
+        model_init_kwargs={"dtype": recipe.model.dtype, **SAFE_LOADING},
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -79,8 +79,8 @@ class Watch(TrainerCallback):
         if share == 0.0:
             self._once(
                 "no gradient",
-                f"the penalty {names} has no gradient: the policy still is its reference, or the divergence is flat there. "
-                "Choose another estimator or divergence, or leave the penalty out",
+                f"the penalty {names} has no gradient: the policy still is its reference, or the divergence is flat "
+                "there. Choose another estimator or divergence, or leave the penalty out",
             )
         elif share < _NO_EFFECT:
             self._once(
