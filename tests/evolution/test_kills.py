@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from serial_pool import SerialPool
 
 from mirrorpo.evolution.member import JOB
 from mirrorpo.evolution.recipe import EvolveRecipe
 from mirrorpo.evolution.run import evolve
 from mirrorpo.training.recipe import recipe_from
 from mirrorpo.workers import LocalPool
+from serial_pool import SerialPool
 
 KILLS = 10  # of the coordinator; as many of workers
 
