@@ -108,7 +108,7 @@ class Workshop:
         self.trainer = build_trainer(self.prepared, Path(self._folder.name), [])
         self.trainer.args.save_strategy = SaveStrategy.NO
         self.trainer.args.gradient_share_every = 0  # two more backward passes that no fitness needs
-        self._start = _weights(self.trainer)
+        self.start = _weights(self.trainer)
 
     def objective(self, parameters: Sequence[float]) -> Objective:
         """The recipe's objective with another map."""
@@ -131,7 +131,7 @@ class Workshop:
 
     def train(self, objective: Objective, seed: int) -> None:
         """T steps from the start, as a fresh trainer would make them."""
-        restart(self.trainer, self._start, objective, self.recipe.train.seed + seed)
+        restart(self.trainer, self.start, objective, self.recipe.train.seed + seed)
         self.trainer.train()
 
     def measure(self, seed: int, split: str) -> dict[str, Any]:

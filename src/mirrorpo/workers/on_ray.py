@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -44,12 +45,12 @@ class RayPool:
         self._ours = connect(address, num_workers * num_threads)
         import ray
 
-        self._ray = ray
+        self._ray: Any = ray
         gpus = num_gpus
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
         options = {"num_cpus": num_threads, "num_gpus": gpus, "max_restarts": 0}
-        self._actor = ray.remote(**options)(_Actor)
+        self._actor: Any = ray.remote(**options)(_Actor)
         self.num_workers, self.num_threads, self.max_deaths = num_workers, num_threads, max_deaths
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Job]] = {}  # the answer's reference to actor and job
@@ -129,7 +130,7 @@ def connect(address: str | None, num_cpus: int) -> bool:
     if address is None:
         settings |= {"num_cpus": num_cpus, "include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **settings)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"--ray {address}: no cluster there ({reason})") from error
