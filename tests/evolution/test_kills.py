@@ -38,13 +38,13 @@ INNER = recipe(
         "objective": {"coefficient": 1e4},
         "train": {
             "steps": 2,
-            "prompts_per_step": 2,
-            "group_size": 4,
+            "prompts_per_step": 4,
+            "group_size": 8,
             "learning_rate": 3e-3,
             "max_completion_length": 24,
         },
         "eval": {"problems": 8},
-        "evolution": {"generations": 2, "population": 2, "validation_problems": 32, "final_seeds": 1},
+        "evolution": {"generations": 2, "population": 2, "validation_problems": 64, "final_seeds": 1},
     }
 )
 
