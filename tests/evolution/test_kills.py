@@ -10,7 +10,9 @@ import os
 import random
 import signal
 import sqlite3
+import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,10 @@ def server() -> Any:
     """A clean process that has imported everything once; every coordinator is forked from it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        # Python 3.11's fork server ignores this process's sys.path while it preloads.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
     return context
 
 
