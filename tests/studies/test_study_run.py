@@ -103,7 +103,7 @@ def test_a_failed_run_is_left_out_openly_and_its_seed_stays_for_the_others(tmp_p
     assert [(f.arm, f.seed, f.reason) for f in found.failed] == [("grpo", 1, "ValueError: <b>x")]
     assert [len(runs) for runs in found.arms.values()] == [2, 1, 2]
     text = write_study_report(found, tmp_path)[1].read_text(encoding="utf-8")
-    assert "1 run failed twice and stand in no number: grpo seed 1" in text.replace("\u00a0", " ")
+    assert "Failed twice, and in no number: 1 run, grpo seed 1" in text.replace("\u00a0", " ")
     assert "the seeds that both arms have" in text
 
 
