@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from serial_pool import SerialPool
 
 from mirrorpo import cli
 from mirrorpo.errors import InputError
@@ -21,6 +20,7 @@ from mirrorpo.evolution.search import SearchError
 from mirrorpo.mirror_maps import load_map
 from mirrorpo.training.recipe import recipe_from
 from mirrorpo.workers import Record
+from serial_pool import SerialPool
 
 FILES = {"best_map.json", "evolution.png", "history.jsonl", "members.sqlite", "recipe.yaml", "summary.json", ".lock"}
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from serial_pool import SerialPool
 
 from mirrorpo.evolution.member import JOB
 from mirrorpo.evolution.recipe import EvolveRecipe
 from mirrorpo.evolution.run import evolve
 from mirrorpo.training.recipe import recipe_from
 from mirrorpo.workers import LocalPool
+from serial_pool import SerialPool
 
 KILLS = 10  # of the coordinator; as many of workers
 
@@ -38,13 +38,13 @@ INNER = recipe(
         "objective": {"coefficient": 1e4},
         "train": {
             "steps": 2,
-            "prompts_per_step": 2,
-            "group_size": 4,
+            "prompts_per_step": 4,
+            "group_size": 8,
             "learning_rate": 3e-3,
             "max_completion_length": 24,
         },
         "eval": {"problems": 8},
-        "evolution": {"generations": 2, "population": 2, "validation_problems": 32, "final_seeds": 1},
+        "evolution": {"generations": 2, "population": 2, "validation_problems": 64, "final_seeds": 1},
     }
 )
 

@@ -36,19 +36,25 @@ def run(
         workers = torch.cuda.device_count() or len(os.sched_getaffinity(0))
     workers = min(workers, recipe.evolution.population + recipe.evolution.elites)
     check(recipe)
+    threads = threads_each(workers) if threads is None else threads
+    address = None if ray == "local" else ray
+    if ray is not None:  # now, not in make_pool: a cluster that cannot be reached shall leave no folder behind
+        from mirrorpo.workers.on_ray import connect
+
+        connect(address, workers * threads)
 
     def make_pool(num_threads: int) -> Pool:
         if ray is None:
             return LocalPool(workers, num_threads, recipe.evolution.max_deaths)
         from mirrorpo.workers.on_ray import RayPool
 
-        return RayPool(None if ray == "local" else ray, workers, num_threads, recipe.evolution.max_deaths)
+        return RayPool(address, workers, num_threads, recipe.evolution.max_deaths)
 
     return evolve(
         recipe,
         out,
         make_pool=make_pool,
-        threads=threads_each(workers) if threads is None else threads,
+        threads=threads,
         resume=resume,
         console=console,
         command=command,
