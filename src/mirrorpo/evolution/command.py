@@ -73,9 +73,7 @@ def check(recipe: EvolveRecipe) -> None:
         config: Any = AutoConfig.from_pretrained(prepared.model_path)
     except (OSError, ValueError) as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
-    longest = longest_prompt(prepared)
-    wanted = longest + recipe.train.max_completion_length
-    check_context(longest, wanted, config.get_text_config().max_position_embeddings)
+    check_context(recipe, longest_prompt(prepared), config.get_text_config().max_position_embeddings)
 
 
 def sentences(summary: dict[str, Any], out: Path) -> str:
