@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,12 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=6, help="layers of the model (default 6)")
     options.add_argument("--shape", type=int, help="only this one of the shapes, from 0")
     options.add_argument("--vocabulary", type=int, help="only this vocabulary")
+    options.add_argument("--processor-time", action="store_true", help="of one thread: for a busy machine")
     args = options.parse_args()
+    clock = time.perf_counter
+    if args.processor_time:
+        torch.set_num_threads(1)
+        clock = time.process_time
     warnings.simplefilter("ignore", FutureWarning)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -57,7 +63,7 @@ def main() -> None:
             trainers = contenders(model, folder, shape)
             steps = {kind: step_of(trainer, inputs) for kind, trainer in trainers.items()}
             check(steps)
-            medians = interleaved(steps, rounds=3 if args.quick else 7, warmup=1)
+            medians = interleaved(steps, rounds=3 if args.quick else 7, warmup=1, clock=clock)
             speed = {kind: medians["TRL"] / seconds for kind, seconds in medians.items()}
             tokens = int(inputs["completion_mask"].sum())
             results[str(shape)] = {
