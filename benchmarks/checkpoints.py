@@ -1,7 +1,7 @@
 """What do checkpoints cost, and how long until the first step? Measured on the demo's recipe (1 min).
 
-Overhead: the seconds that one checkpoint takes, over those of the steps between two at the default interval. Start: from
-the launch of ``mirrorpo train`` to the first line of ``metrics.jsonl``, evaluation before training included.
+Overhead: the seconds of one checkpoint over those of the steps between two at the default interval. Start: from the
+launch of ``mirrorpo train`` to the first line of ``metrics.jsonl``, evaluation before training included.
 """
 
 from __future__ import annotations
