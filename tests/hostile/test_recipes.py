@@ -60,7 +60,7 @@ def snapshot(folder: Path) -> dict[str, object]:
     """Names and contents of everything under a folder."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
-        if path.name in ("recipe.yaml", ".lock", "run"):
+        if path.name in ("recipe.yaml", ".lock", "run", "checkpoints"):
             continue  # the run folder is opened before the model is loaded
         if path.is_symlink():
             found[str(path)] = os.readlink(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
         (folder / name).write_bytes(bomb)
     seal(folder, 1)
     assert fault_of(folder) is None
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(pickle.UnpicklingError), warnings.catch_warnings(action="ignore"):
         built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
 
     # As the weights.

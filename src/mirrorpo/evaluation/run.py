@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from mirrorpo.errors import InputError
@@ -43,7 +44,7 @@ def evaluate_recipe(recipe: Recipe, samples: int, ks: Sequence[int], console: Co
         model = AutoModelForCausalLM.from_pretrained(
             resolve_model(recipe.model.path), dtype=recipe.model.dtype, **SAFE_LOADING
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # pyright: ignore[reportArgumentType]
     spec = recipe.eval

@@ -121,7 +121,10 @@ class ObjectiveSpec(BaseModel):
 
     @model_validator(mode="after")
     def _builds(self) -> ObjectiveSpec:
-        self.build()
+        try:
+            self.build()
+        except (TypeError, OverflowError, RecursionError) as error:  # a value of a kind that nobody thought of
+            raise ValueError(f"cannot be built from these values ({error})") from error
         return self
 
     def build(self) -> Objective:
