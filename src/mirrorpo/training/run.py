@@ -247,7 +247,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
     config: Any = trainer.model.config
-    check_context(longest, context, config.get_text_config().max_position_embeddings)
+    check_context(longest, context, config.get_text_config().max_position_embeddings, recipe.train.token_budget)
     return trainer
 
 
@@ -257,18 +257,18 @@ def longest_prompt(prepared: Prepared) -> int:
     return max(len(prompt_ids(prepared.tokenizer, row, options)) for row in prepared.train_rows)
 
 
-def check_context(longest: int, wanted: int, context: int) -> None:
-    """Raises unless the longest sequence fits the model.
+def check_context(longest: int, wanted: int, context: int, budget: int | None = None) -> None:
+    """Raises unless the longest sequence fits the model, and a packed row.
 
     Raises:
-        InputError: ``wanted`` tokens (the longest prompt and a whole completion) are more than ``context``.
+        InputError: ``wanted`` tokens (the longest prompt and a whole completion) are more than ``context``, or than the
+            ``budget`` of a row.
     """
     if wanted > context:
         raise InputError(
             f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
             f"the model's context is {context}"
         )
-    budget = prepared.recipe.train.token_budget
     if budget is not None and wanted > budget:
         raise InputError(
             f"train.token_budget: must hold the longest prompt, {longest} tokens, with its completion: at least "
