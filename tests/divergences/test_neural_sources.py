@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from mirror_naive import random_like, single
 from mirrorpo.divergences.neural import SLICES, MirrorMap, project
 from mirrorpo.divergences.neural_fit import non_negative_least_squares
 from mirrorpo.divergences.neural_units import curvature
+from mirrorpo.mirror_maps import resolve_map
 from naive import logits
 
 INF, NAN = math.inf, math.nan

@@ -39,14 +39,14 @@ INNER = recipe(
     {
         "objective": {"coefficient": 1e4},
         "train": {
-            "steps": 2,
+            "steps": 3,
             "prompts_per_step": 4,
             "group_size": 8,
             "learning_rate": 3e-3,
             "max_completion_length": 24,
         },
         "eval": {"problems": 8},
-        "evolution": {"generations": 2, "population": 2, "validation_problems": 64, "final_seeds": 1},
+        "evolution": {"generations": 1, "population": 4, "sigma": 0.05, "validation_problems": 128, "final_seeds": 1},
     }
 )
 
