@@ -83,7 +83,8 @@ def sentences(summary: dict[str, Any], out: Path) -> str:
         f"{summary['generations']} generations of {summary['population']} members in {summary['seconds']:.0f} s "
         f"({summary['stopped']}); mean fitness {summary['first_mean_fitness']:.3f} -> "
         f"{summary['last_mean_fitness']:.3f}",
-        f"best map: {summary['best']['key']}, validation accuracy {summary['best']['fitness']:.3f}",
+        f"best map: {summary['best']['key']}, validation accuracy {summary['best']['fitness']:.3f}, "
+        f"{summary['best']['lead']:+.3f} over its generation's mean",
     ]
     for name, words in (("best", "best map"), ("start", "first map")):
         side = result[name]
