@@ -58,6 +58,20 @@ class Here:
             yield Done(job=job, result=result, seconds=1.0)
 
 
+class Training(Here):
+    """A pool that trains, in this process: a worker's start takes seconds, and one test pays for it already."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        for job in jobs:
+            yield Done(job=job, result=run_job(job.payload), seconds=1.0)
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
 def go(out: Path, pool: Here, *, resume: bool = False, retry_failed: bool = False, num_seeds: int = 2) -> None:
     study = plan(num_seeds)
     with open_study(study, out, resume, "mirrorpo study x") as record:
@@ -243,12 +257,13 @@ def test_a_finished_study_resumes_to_its_report_without_a_run(real: Path) -> Non
     assert "accuracy" not in done.stderr
 
 
-def test_a_dry_run_tells_runs_time_and_disk_and_writes_nothing(real: Path, tmp_path: Path) -> None:
+def test_a_dry_run_tells_runs_time_and_disk_and_writes_nothing(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirrorpo.studies.commands.open_pool", lambda *_: Training())
     out = tmp_path / "out"
     spec = str(real.parent / "study.yaml")
-    done = run(
-        "study", spec, "seeds=[0,1,2]", "--out", str(out), "--dry-run", "--workers", "1", "--threads", "1", "--json"
-    )
+    done = run("study", spec, "seeds=[0,1,2]", "--out", str(out), "--dry-run", "--json")
     found = json.loads(done.stdout)
     assert (found["runs"], found["arms"], found["seeds"]) == (6, 2, 3)
     assert found["seconds"] >= 6 * 2 * found["seconds_a_step"]
