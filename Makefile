@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test lint bench chaos format clean
 
 demo: $(STAMP)  ## train the embedded model on arithmetic: runs/demo/
 	rm -rf runs/demo
@@ -23,6 +23,9 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## ratios, not absolute times
 	$(BIN)/python benchmarks/run.py
+
+chaos: $(STAMP)  ## 50 kills and other faults; every run must end equal to the unbroken one
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/long.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mirrorpo needs Python >= 3.11, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'

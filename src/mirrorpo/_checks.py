@@ -81,7 +81,7 @@ def import_attribute(path: str, what: str) -> Any:
         raise ValueError(f"{what} must be 'module:attribute', got {path!r}")
     try:
         found: Any = import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # TypeError: a relative name
         raise ValueError(f"{what} {path!r}: cannot import module {module_name!r} ({error})") from error
     for part in attribute.split("."):
         if part not in dir(found):

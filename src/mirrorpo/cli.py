@@ -19,6 +19,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 console = Console(stderr=True)
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
+# Characters of an error's one line: the names in it are the user's, and may be of any length.
+_MAX_LINE = 1_000
 _INTERRUPTED = 128 + signal.SIGINT
 # Typer's own complaint about arguments; the class has no public name of its own.
 _USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -281,6 +283,8 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
+    if len(message) > _MAX_LINE:
+        message = f"{message[: _MAX_LINE // 2]} ... {message[-_MAX_LINE // 2 :]}"
     line = "".join(c if c.isprintable() else " " for c in message)
     sys.stderr.write(" ".join(line.split()) + "\n")
     sys.exit(status)

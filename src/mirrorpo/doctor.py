@@ -7,6 +7,11 @@ import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +27,9 @@ TESTED = {
     "pydantic": ("2.10", "3"),
 }
 EXTRAS = ("peft", "vllm", "ray", "verl")
-MIN_FREE_GB = 2.0
+MIN_FREE_GB, MIN_MEMORY_GB = 2.0, 1.0
+_CGROUP = "/sys/fs/cgroup"
+_HUB_SECONDS = 3.0
 
 Finding = dict[str, str]
 
@@ -53,8 +60,15 @@ def _packages() -> list[Finding]:
 
 
 def _accelerator() -> list[Finding]:
-    import torch
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a build for another system, or a library that is missing
+        reason = " ".join(str(error).split())
+        return [_finding("torch build", "bad", f"cannot be imported ({reason})", "pip install --force-reinstall torch")]
+    return [_finding("torch build", "ok", torch.__version__), *_devices(torch)]
 
+
+def _devices(torch: Any) -> list[Finding]:
     build = torch.version.cuda or torch.version.hip
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
@@ -64,12 +78,27 @@ def _accelerator() -> list[Finding]:
     return [_finding("accelerator", "ok", "none (CPU build of torch)", "for a GPU: see 'On a GPU' in README.md")]
 
 
-def _machine() -> list[Finding]:
-    import psutil
-    import torch
+def _threads() -> int:
+    try:
+        import torch
+    except (ImportError, OSError):  # reported by _accelerator
+        return 1
+    return torch.get_num_threads()
 
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    memory = psutil.virtual_memory().available / 1e9
+
+def _free_memory() -> float:
+    """Bytes: those of the machine, or what a container's limit leaves of them."""
+    import psutil
+
+    free, limit, used = psutil.virtual_memory().available, Path(_CGROUP, "memory.max"), Path(_CGROUP, "memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdecimal():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return float(free)
+
+
+def _machine() -> list[Finding]:
+    cores, threads = os.cpu_count() or 1, _threads()
+    memory = _free_memory() / 1e9
     free = shutil.disk_usage(".").free / 1e9
     few = "" if free >= MIN_FREE_GB else "a checkpoint may not fit: free some, or set train.keep=1"
     return [
@@ -80,7 +109,12 @@ def _machine() -> list[Finding]:
             f"{threads} of {cores} cores",
             "" if threads <= cores else "set OMP_NUM_THREADS to the number of cores",
         ),
-        _finding("memory", "ok" if memory >= 1.0 else "warn", f"{memory:.1f} GB available"),
+        _finding(
+            "memory",
+            "ok" if memory >= MIN_MEMORY_GB else "warn",
+            f"{memory:.1f} GB available",
+            "" if memory >= MIN_MEMORY_GB else "a run may be killed: smaller train.micro_batch_size, or more memory",
+        ),
         _finding("disk", "ok" if free >= MIN_FREE_GB else "warn", f"{free:.1f} GB free here", few),
     ]
 
@@ -89,7 +123,22 @@ def _hub() -> list[Finding]:
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     if offline:
         return [_finding("model hub", "ok", "offline (HF_HUB_OFFLINE is set)", "use model folders and builtin:tiny")]
-    return [_finding("model hub", "ok", "used when a recipe names a hub model", "HF_HUB_OFFLINE=1 forbids it")]
+    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    host = urlsplit(address).hostname or address
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=_HUB_SECONDS).close()  # through a proxy, if one is set
+    except HTTPError:
+        pass  # it answers
+    except (OSError, ValueError) as error:
+        return [
+            _finding(
+                "model hub",
+                "warn",
+                f"{host} cannot be reached ({error})",
+                "use model folders, task.path and builtin:tiny; HF_HUB_OFFLINE=1 saves the waiting",
+            )
+        ]
+    return [_finding("model hub", "ok", f"{host} answers", "HF_HUB_OFFLINE=1 forbids it")]
 
 
 def _sandbox() -> list[Finding]:

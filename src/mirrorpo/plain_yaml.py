@@ -48,7 +48,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
+        seen: set[str] = set()
+        twice = next((key for key in keys if key in seen or seen.add(key)), None)
         if twice is not None:
             raise InputError(f"line {node.start_mark.line + 1}: key {twice!r} stands twice")
         return super().construct_mapping(node, deep)

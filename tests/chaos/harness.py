@@ -197,7 +197,7 @@ def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         if value.get("__kind__") == "dict":  # a kept state: pairs
             return [[key, _without_times(item)] for key, item in value["items"] if key not in TIMES]
-        return {key: _without_times(item) for key, item in value.items() if key not in (*TIMES, "command")}
+        return {key: _without_times(item) for key, item in value.items() if key not in (*TIMES, "command", "commit")}
     return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from mirror_naive import random_like, single
 from mirrorpo.divergences.neural import SLICES, MirrorMap, project
 from mirrorpo.divergences.neural_fit import non_negative_least_squares
 from mirrorpo.divergences.neural_units import curvature
+from mirrorpo.mirror_maps import resolve_map
 from naive import logits
 
 INF, NAN = math.inf, math.nan
@@ -100,6 +102,31 @@ def test_the_presets_are_those_of_prob_l2_with_a_random_map(preset: str, base: s
         assert getattr(one, part) == getattr(other, part)
     own = mirrorpo.objective(preset, divergence={"name": "neural", "seed": 4}).penalties[0].divergence
     assert torch.equal(own.map.parameters, MirrorMap.random(4).parameters)
+
+
+@pytest.mark.parametrize(("preset", "base"), [("nm_grpo_es", "nm_grpo"), ("nm_gspo_es", "nm_gspo")])
+def test_the_evolved_presets_are_the_others_with_the_shipped_map(preset: str, base: str) -> None:
+    one, other = mirrorpo.objective(preset), mirrorpo.objective(base)
+    (penalty,), (expected,) = one.penalties, other.penalties
+    assert (penalty.coefficient, penalty.estimator) == (expected.coefficient, expected.estimator)
+    for part in ("region", "surrogate", "level", "advantage", "aggregation"):
+        assert getattr(one, part) == getattr(other, part)
+    shipped = mirrorpo.divergence("neural", path="builtin:embedded").map
+    assert torch.equal(penalty.divergence.map.parameters, shipped.parameters)
+    assert not torch.equal(shipped.parameters, MirrorMap.random(0).parameters)
+
+
+def test_the_shipped_map_says_how_it_was_evolved() -> None:
+    about = json.loads(resolve_map("builtin:embedded").read_text())["about"]
+    assert about["command"].startswith("mirrorpo evolve ")
+    assert about["recipe"]["task"]["name"] == "arithmetic"
+    assert all(0 <= fitness <= 1 for fitness in about["fitness"])
+    assert {"seed", "member", "comparison", "start"} <= set(about)
+
+
+def test_an_unknown_shipped_map_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown map 'builtin:embeded'; did you mean 'builtin:embedded'"):
+        mirrorpo.divergence("neural", path="builtin:embeded")
 
 
 def changed(at: int, value: float) -> torch.Tensor:

@@ -10,7 +10,9 @@ import os
 import random
 import signal
 import sqlite3
+import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,14 @@ INNER = recipe(
     {
         "objective": {"coefficient": 1e4},
         "train": {
-            "steps": 2,
-            "prompts_per_step": 2,
-            "group_size": 4,
+            "steps": 3,
+            "prompts_per_step": 4,
+            "group_size": 8,
             "learning_rate": 3e-3,
             "max_completion_length": 24,
         },
         "eval": {"problems": 8},
-        "evolution": {"generations": 2, "population": 2, "validation_problems": 32, "final_seeds": 1},
+        "evolution": {"generations": 1, "population": 4, "sigma": 0.05, "validation_problems": 128, "final_seeds": 1},
     }
 )
 
@@ -82,6 +84,10 @@ def server() -> Any:
     """A clean process that has imported everything once; every coordinator is forked from it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        # Python 3.11's fork server ignores this process's sys.path while it preloads.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
     return context
 
 

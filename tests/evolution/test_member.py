@@ -22,10 +22,10 @@ MAPS = [MirrorMap.random(seed).parameters.tolist() for seed in range(2)]
 
 def recipe(*overrides: str) -> EvolveRecipe:
     data: dict[str, Any] = {
-        "task": {"name": "arithmetic", "difficulty": "hard", "train_size": 64, "test_size": 8},
+        "task": {"name": "arithmetic", "train_size": 64, "test_size": 8},
         # A coefficient so large that two steps show which map it was.
         "objective": {"coefficient": 1e4},
-        "train": {"steps": 2, "prompts_per_step": 2, "group_size": 4, "learning_rate": 3e-3},
+        "train": {"steps": 2, "prompts_per_step": 4, "group_size": 8, "learning_rate": 3e-3},
         "eval": {"problems": 8},
         "evolution": {"population": 2, "validation_problems": 16},
     }

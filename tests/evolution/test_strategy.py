@@ -170,7 +170,7 @@ def test_softplus_is_its_definition() -> None:
 @pytest.mark.parametrize("positivity", ["projection", "softplus"])
 @pytest.mark.parametrize("kind", ["random", "evolved"])
 def test_maps_are_convex(kind: str, positivity: str) -> None:
-    """1,000 of each kind; evolved: 20 generations of noise uphill from a random map, far outside the orthant's middle."""
+    """1,000 of each kind; evolved: 20 generations along random directions from a random map, far outside its box."""
     x = torch.logspace(-12, 0, 61, dtype=torch.float64)
     for seed in range(500):  # twice: once per positivity
         parameters = MirrorMap.random(seed + (500 if positivity == "softplus" else 0)).parameters

@@ -58,6 +58,20 @@ class Here:
             yield Done(job=job, result=result, seconds=1.0)
 
 
+class Training(Here):
+    """A pool that trains, in this process: a worker's start takes seconds, and one test pays for it already."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        for job in jobs:
+            yield Done(job=job, result=run_job(job.payload), seconds=1.0)
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
 def go(out: Path, pool: Here, *, resume: bool = False, retry_failed: bool = False, num_seeds: int = 2) -> None:
     study = plan(num_seeds)
     with open_study(study, out, resume, "mirrorpo study x") as record:
@@ -103,7 +117,7 @@ def test_a_failed_run_is_left_out_openly_and_its_seed_stays_for_the_others(tmp_p
     assert [(f.arm, f.seed, f.reason) for f in found.failed] == [("grpo", 1, "ValueError: <b>x")]
     assert [len(runs) for runs in found.arms.values()] == [2, 1, 2]
     text = write_study_report(found, tmp_path)[1].read_text(encoding="utf-8")
-    assert "1 run failed twice and stand in no number: grpo seed 1" in text.replace("\u00a0", " ")
+    assert "Failed twice, and in no number: 1 run, grpo seed 1" in text.replace("\u00a0", " ")
     assert "the seeds that both arms have" in text
 
 
@@ -189,7 +203,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
     spec = {"base": BASE, "arms": ["dr_grpo", "grpo"], "seeds": [3], "baseline": "dr_grpo"}
     (folder / "study.yaml").write_text(yaml.safe_dump(spec))
-    done = run("study", str(folder / "study.yaml"), "--out", str(folder / "out"), "--workers", "1")
+    done = run("study", str(folder / "study.yaml"), "--out", str(folder / "out"), "--workers", "1", "--threads", "1")
     assert done.stdout.splitlines()[0] == "One seed: nothing can be concluded."
     assert "2/2 runs  grpo seed 3: accuracy" in done.stderr
     return folder / "out"
@@ -227,15 +241,29 @@ def test_the_report_command_draws_a_study_again_and_compares_its_runs(real: Path
 
 
 def test_a_finished_study_resumes_to_its_report_without_a_run(real: Path) -> None:
-    done = run("study", str(real.parent / "study.yaml"), "--out", str(real), "--resume", "--workers", "1", "--json")
+    done = run(
+        "study",
+        str(real.parent / "study.yaml"),
+        "--out",
+        str(real),
+        "--resume",
+        "--workers",
+        "1",
+        "--threads",
+        "1",
+        "--json",
+    )
     assert json.loads(done.stdout)["runs"] == 2
     assert "accuracy" not in done.stderr
 
 
-def test_a_dry_run_tells_runs_time_and_disk_and_writes_nothing(real: Path, tmp_path: Path) -> None:
+def test_a_dry_run_tells_runs_time_and_disk_and_writes_nothing(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirrorpo.studies.commands.open_pool", lambda *_: Training())
     out = tmp_path / "out"
     spec = str(real.parent / "study.yaml")
-    done = run("study", spec, "seeds=[0,1,2]", "--out", str(out), "--dry-run", "--workers", "1", "--json")
+    done = run("study", spec, "seeds=[0,1,2]", "--out", str(out), "--dry-run", "--json")
     found = json.loads(done.stdout)
     assert (found["runs"], found["arms"], found["seeds"]) == (6, 2, 3)
     assert found["seconds"] >= 6 * 2 * found["seconds_a_step"]

@@ -68,7 +68,7 @@ def test_a_job_whose_worker_dies_is_run_again(pool: Any, tmp_path: Path) -> None
 def test_a_deadly_job_is_an_error_and_what_was_finished_stays(pool: Any, tmp_path: Path) -> None:
     record = Record(tmp_path / "r.sqlite")
     run_recorded(pool, [job("square", 3, "before")], record)
-    with pytest.raises(JobError, match="job deadly: 2 (workers|actors) died over it"):
+    with pytest.raises(JobError, match=r"job deadly: 2 (workers|actors) died over it"):
         run_recorded(pool, [job("die", None, "deadly")], record)
     assert {key: row.result for key, row in record.results().items()} == {"before": 9}
     assert [d.result for d in pool.run([job("square", 4)])] == [16]  # the pool works on

@@ -90,7 +90,7 @@ def test_recorded_jobs_are_not_run_again(tmp_path: Path) -> None:
 def test_another_job_under_a_recorded_key_is_an_error(tmp_path: Path) -> None:
     record = Record(tmp_path / "r.sqlite")
     run_recorded(Counting(), jobs(1), record)
-    with pytest.raises(JobError, match="job n1: .* holds the result of another job under this key"):
+    with pytest.raises(JobError, match=r"job n1: .* holds the result of another job under this key"):
         run_recorded(Counting(), [Job(key="n1", function="cheap_jobs:square", payload=5)], record)
 
 

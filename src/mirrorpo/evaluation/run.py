@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from mirrorpo.errors import InputError
@@ -107,7 +108,7 @@ def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine
         return VllmEngine(path, recipe.model.dtype, context, recipe.eval.seed)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype, **SAFE_LOADING)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     limit = model.config.get_text_config().max_position_embeddings
     if context > limit:

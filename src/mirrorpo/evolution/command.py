@@ -36,19 +36,25 @@ def run(
         workers = torch.cuda.device_count() or len(os.sched_getaffinity(0))
     workers = min(workers, recipe.evolution.population + recipe.evolution.elites)
     check(recipe)
+    threads = threads_each(workers) if threads is None else threads
+    address = None if ray == "local" else ray
+    if ray is not None:  # now, not in make_pool: a cluster that cannot be reached shall leave no folder behind
+        from mirrorpo.workers.on_ray import connect
+
+        connect(address, workers * threads)
 
     def make_pool(num_threads: int) -> Pool:
         if ray is None:
             return LocalPool(workers, num_threads, recipe.evolution.max_deaths)
         from mirrorpo.workers.on_ray import RayPool
 
-        return RayPool(None if ray == "local" else ray, workers, num_threads, recipe.evolution.max_deaths)
+        return RayPool(address, workers, num_threads, recipe.evolution.max_deaths)
 
     return evolve(
         recipe,
         out,
         make_pool=make_pool,
-        threads=threads_each(workers) if threads is None else threads,
+        threads=threads,
         resume=resume,
         console=console,
         command=command,
@@ -67,9 +73,7 @@ def check(recipe: EvolveRecipe) -> None:
         config: Any = AutoConfig.from_pretrained(prepared.model_path)
     except (OSError, ValueError) as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
-    longest = longest_prompt(prepared)
-    wanted = longest + recipe.train.max_completion_length
-    check_context(longest, wanted, config.get_text_config().max_position_embeddings)
+    check_context(recipe, longest_prompt(prepared), config.get_text_config().max_position_embeddings)
 
 
 def sentences(summary: dict[str, Any], out: Path) -> str:
@@ -79,7 +83,8 @@ def sentences(summary: dict[str, Any], out: Path) -> str:
         f"{summary['generations']} generations of {summary['population']} members in {summary['seconds']:.0f} s "
         f"({summary['stopped']}); mean fitness {summary['first_mean_fitness']:.3f} -> "
         f"{summary['last_mean_fitness']:.3f}",
-        f"best map: {summary['best']['key']}, validation accuracy {summary['best']['fitness']:.3f}",
+        f"best map: {summary['best']['key']}, validation accuracy {summary['best']['fitness']:.3f}, "
+        f"{summary['best']['lead']:+.3f} over its generation's mean",
     ]
     for name, words in (("best", "best map"), ("start", "first map")):
         side = result[name]

@@ -8,7 +8,7 @@ from typing import Any
 
 from mirrorpo.evaluation.statistics import wilson_interval
 
-# For 1, 2, ... degrees of freedom; beyond, the first term of the expansion around the normal point.
+# For 1, 2, ... degrees of freedom; beyond, two terms of the expansion around the normal point.
 _T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
@@ -70,7 +70,7 @@ def t95(freedom: int) -> float:
         >>> t95(2)
         4.3027
     """
-    return _T95[freedom - 1] if freedom <= len(_T95) else 1.959964 + 2.3724 / freedom
+    return _T95[freedom - 1] if freedom <= len(_T95) else 1.959964 + (2.3724 + 2.8226 / freedom) / freedom
 
 
 __all__ = ["compare", "t95"]

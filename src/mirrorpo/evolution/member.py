@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,13 +105,14 @@ class Workshop:
         self.prepared = replace(prepared, train_rows=train)
         self.task: Task = prepared.task
         self.rows: dict[str, Sequence[Row]] = {"validation": validation, "test": prepared.test_rows}
-        self._folder = tempfile.TemporaryDirectory(prefix="mirrorpo-member-")  # nothing is saved, TRL wants a folder
+        folder = tempfile.mkdtemp(prefix="mirrorpo-member-")  # nothing is saved, but TRL wants a folder
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         # A worker says nothing of its own: the coordinator does.
         logging.getLogger("mirrorpo.training.trainer").setLevel(logging.ERROR)
-        self.trainer = build_trainer(self.prepared, Path(self._folder.name), [])
+        self.trainer = build_trainer(self.prepared, Path(folder), [])
         self.trainer.args.save_strategy = SaveStrategy.NO
         self.trainer.args.gradient_share_every = 0  # two more backward passes that no fitness needs
-        self._start = _weights(self.trainer)
+        self.start = _weights(self.trainer)
 
     def objective(self, parameters: Sequence[float]) -> Objective:
         """The recipe's objective with another map."""
@@ -132,7 +135,7 @@ class Workshop:
 
     def train(self, objective: Objective, seed: int) -> None:
         """T steps from the start, as a fresh trainer would make them."""
-        restart(self.trainer, self._start, objective, self.recipe.train.seed + seed)
+        restart(self.trainer, self.start, objective, self.recipe.train.seed + seed)
         self.trainer.train()
 
     def measure(self, seed: int, split: str) -> dict[str, Any]:

@@ -145,8 +145,8 @@ class _Run:
         dropped = f", {len(line['dropped_pairs'])} pairs dropped" if line["dropped_pairs"] else ""
         self.console.print(
             f"generation {line['generation'] + 1}/{self.recipe.evolution.generations}: mean fitness "
-            f"{line['mean_fitness']:.4f}, highest {line['highest_fitness']:.4f}, best so far {best.score:.4f} "
-            f"({best.key}){dropped}",
+            f"{line['mean_fitness']:.4f}, highest {line['highest_fitness']:.4f}; best so far {best.key}, "
+            f"{best.score:+.4f} over its generation's mean{dropped}",
             highlight=False,
         )
 
@@ -157,6 +157,7 @@ class _Run:
             "seed": self.recipe.evolution.seed,
             "member": best.key,
             "fitness": best.fitness,
+            "leads": best.leads,
             "start": self.start.origin,
             "recipe": self.recipe.model_dump(mode="json"),
             "mirrorpo_version": version("mirrorpo"),

@@ -59,14 +59,28 @@ class SearchError(RuntimeError):
 
 @dataclass
 class Candidate:
-    """A map that was evaluated, and what came out each time."""
+    """A map that was evaluated, and what came out each time.
+
+    Attributes:
+        key: of its first evaluation.
+        parameters: (380,).
+        fitness: of each evaluation.
+        leads: each fitness less the mean of the pairs of its generation. Generations differ by their seeds more than by
+            their maps, so only this can be compared across them.
+    """
 
     key: str
     parameters: Tensor
     fitness: list[float] = field(default_factory=list)
+    leads: list[float] = field(default_factory=list)
 
     @property
     def score(self) -> float:
+        """The mean lead."""
+        return math.fsum(self.leads) / len(self.leads)
+
+    @property
+    def mean_fitness(self) -> float:
         """The mean over its evaluations."""
         return math.fsum(self.fitness) / len(self.fitness)
 
@@ -76,7 +90,7 @@ class Outcome:
     """What a search found.
 
     Attributes:
-        best: the evaluated map with the highest mean fitness, the earliest of several.
+        best: the evaluated map with the highest mean lead over its generations' pairs, the earliest of several.
         history: one mapping per generation, as ``history.jsonl`` has it.
         centre: parameters at the centre of the last distribution (not evaluated).
         stopped: why it ended.
@@ -143,7 +157,7 @@ class _State:
         self.best_mean, self.stale = -math.inf, 0
 
     def best(self) -> Candidate | None:
-        """The highest mean fitness; ``max`` takes the first of several."""
+        """The highest mean lead; ``max`` takes the first of several."""
         return max(self.candidates.values(), key=lambda c: c.score, default=None)
 
     def advance(self, generation: int, evaluate: Evaluate) -> None:
@@ -165,16 +179,16 @@ class _State:
         results = evaluate([*members, *again])
         fitness = [results[member.key]["fitness"] for member in members]
         found = estimate(epsilon, fitness[::2], fitness[1::2], sigma, spec.fitness)
-        for member in members:
-            self._count(member, results[member.key])
-        for elite, member in zip(elites, again, strict=True):
-            self._count(member, results[member.key], elite.key)
         whole = [f for i in range(len(epsilon)) if i not in found.dropped for f in fitness[2 * i : 2 * i + 2]]
         line |= {"sigma": sigma, "seed": generation, "members": _lines(members, results)}
         line["elites"] = [{"of": elite.key, **row} for elite, row in zip(elites, _lines(again, results), strict=True)]
         line |= {"pairs": found.num_pairs, "dropped_pairs": list(found.dropped)}
         self._check(generation, whole, results)
         mean = math.fsum(whole) / len(whole)
+        for member in members:
+            self._count(member, results[member.key], mean)
+        for elite, member in zip(elites, again, strict=True):
+            self._count(member, results[member.key], mean, elite.key)
         self.before = (self.centre, self.moments)
         moved, self.moments = ascend(self.centre, found.gradient, spec.step, spec.optimiser, self.moments)
         self.centre = to_parameters(moved, "projection") if spec.positivity == "projection" else moved
@@ -185,7 +199,12 @@ class _State:
             "highest_fitness": max(whole),
             "gradient_norm": found.gradient.norm().item(),
             "step_norm": (self.centre - self.before[0]).norm().item(),
-            "best": {"key": best.key, "fitness": best.score, "evaluations": len(best.fitness)},
+            "best": {
+                "key": best.key,
+                "fitness": best.mean_fitness,
+                "lead": best.score,
+                "evaluations": len(best.fitness),
+            },
         }
         improved = mean > self.best_mean + (spec.min_improvement if self.history[1:] else 0.0)
         self.best_mean, self.stale = (mean, 0) if improved else (self.best_mean, self.stale + 1)
@@ -203,8 +222,6 @@ class _State:
         old = self._member(generation, "previous", self.before[0], seed)
         results = evaluate([new, old])
         fitness = {m.key: results[m.key]["fitness"] for m in (new, old)}
-        for member in (new, old):
-            self._count(member, results[member.key])
         ours, theirs = fitness[new.key], fitness[old.key]
         accepted = ours is not None and (theirs is None or ours >= theirs)
         if not accepted:
@@ -212,11 +229,12 @@ class _State:
             self.before = None  # nothing to go back to: the next step leaves from here
         return {"seed": seed, "centre": ours, "previous": theirs, "accepted": accepted}
 
-    def _count(self, member: Member, result: dict[str, Any], key: str | None = None) -> None:
+    def _count(self, member: Member, result: dict[str, Any], mean: float, key: str | None = None) -> None:
         if result["fitness"] is not None:
             name = member.key if key is None else key
             candidate = self.candidates.setdefault(name, Candidate(name, member.parameters))
             candidate.fitness.append(result["fitness"])
+            candidate.leads.append(result["fitness"] - mean)
 
     def _check(self, generation: int, whole: list[float], results: dict[str, dict[str, Any]]) -> None:
         if not whole:

@@ -36,6 +36,7 @@ class Row:
     high: float
     middle: float
     text: str  # what stands at the end of the row
+    colour: int  # the arm's place among all arms
     strong: bool = False
 
 
@@ -61,7 +62,7 @@ def draw_rows(title: str, says: str, rows: Sequence[Row], *, line: float | None,
         The figure.
 
     Example:
-        >>> row = Row(name="a", dots=[(0.5, "seed 0")], low=0.4, high=0.6, middle=0.5, text="50 %")
+        >>> row = Row(name="a", dots=[(0.5, "seed 0")], low=0.4, high=0.6, middle=0.5, text="50 %", colour=0)
         >>> draw_rows("Accuracy", "", [row], line=None).count("<circle")
         1
     """
@@ -69,7 +70,7 @@ def draw_rows(title: str, says: str, rows: Sequence[Row], *, line: float | None,
     if line is not None:
         values.append(line)
     scale = value_scale([value for value in values if np.isfinite(value)], share=share)
-    parts = "".join(_row(row, n, scale, line) for n, row in enumerate(rows))
+    parts = "".join(_row(row, scale, line) for row in rows)
     ticks = "".join(
         f'<text x="{100 * scale.place(value):.2f}%" y="14" text-anchor="middle">{label}</text>'
         for value, label in scale.ticks
@@ -82,8 +83,8 @@ def draw_rows(title: str, says: str, rows: Sequence[Row], *, line: float | None,
     )
 
 
-def _row(row: Row, n: int, scale: Scale, line: float | None) -> str:
-    middle = _ROW / 2
+def _row(row: Row, scale: Scale, line: float | None) -> str:
+    middle, n = _ROW / 2, row.colour
     marks = [
         f'<line class="grid" x1="{100 * scale.place(value):.2f}%" x2="{100 * scale.place(value):.2f}%"'
         f' y1="0" y2="{_ROW}"/>'

@@ -154,46 +154,35 @@ def _data(title: str, cell: Cell) -> str:
 def _rows(collection: Collection, comparison: Comparison) -> str:
     """Accuracy by seed, and the differences to the baseline."""
     each, changes = [], []
-    for arm, spread in comparison.accuracy.items():
-        value = f"{100 * spread.mean.estimate:.1f} ± {100 * spread.sd:.1f}" if len(spread.values) > 1 else ""
-        dots = [(v, f"{arm}, seed {seed}: {100 * v:.1f} %") for seed, v in spread.values.items()]
-        mean = spread.mean
-        each.append(
+    base = comparison.accuracy.get(collection.baseline)
+    for n, (arm, spread) in enumerate(comparison.accuracy.items()):
+        mean, d = spread.mean, spread.difference
+        sd = f" ± {100 * spread.sd:.1f}" if len(spread.values) > 1 else ""
+        dots = [(value, f"{arm}, seed {seed}: {100 * value:.1f} %") for seed, value in spread.values.items()]
+        text = f"{100 * mean.estimate:.1f}{sd}"
+        each.append(Row(name=arm, dots=dots, low=mean.low, high=mean.high, middle=mean.estimate, text=text, colour=n))
+        if d is None or base is None:
+            continue
+        steps = {seed: 100 * (spread.values[seed] - base.values[seed]) for seed in d.seeds}
+        changes.append(
             Row(
                 name=arm,
-                dots=dots,
-                low=mean.low,
-                high=mean.high,
-                middle=mean.estimate,
-                text=value or f"{100 * mean.estimate:.1f}",
+                dots=[(step, f"{arm}, seed {seed}: {step:+.1f} points") for seed, step in steps.items()],
+                low=100 * d.mean.low,
+                high=100 * d.mean.high,
+                middle=100 * d.mean.estimate,
+                text=f"{100 * d.mean.estimate:+.1f}".replace("-", "\u2212") + " points",
+                colour=n,
+                strong=d.significant,
             )
         )
-        d = spread.difference
-        if d is not None:
-            base = comparison.accuracy[collection.baseline].values
-            dots = [
-                (spread.values[s] - base[s], f"seed {s}: {100 * (spread.values[s] - base[s]):+.1f}") for s in d.seeds
-            ]
-            text = f"{100 * d.mean.estimate:+.1f}".replace("-", "\u2212")
-            changes.append(
-                Row(
-                    name=arm,
-                    dots=dots,
-                    low=d.mean.low,
-                    high=d.mean.high,
-                    middle=d.mean.estimate,
-                    text=f"{text} points",
-                    strong=d.significant,
-                )
-            )
-    base = comparison.accuracy.get(collection.baseline)
     figures = []
     if each:
         says = "One dot a seed; the bar is the mean with its 95 % interval, the dashed line the baseline's mean."
         figures.append(draw_rows("Accuracy after training", says, each, line=base and base.mean.estimate))
     if changes:
         says = "Arm minus baseline at each common seed, in points. Bold: significant after Holm's correction."
-        figures.append(draw_rows("Difference to the baseline", says, changes, line=0.0))
+        figures.append(draw_rows("Difference to the baseline", says, changes, line=0.0, share=False))
     return f'<div class="pair-of-rows">{"".join(figures)}</div>'
 
 

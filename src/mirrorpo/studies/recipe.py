@@ -29,15 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mirrorpo._checks import unknown_name
 from mirrorpo.errors import InputError
+from mirrorpo.plain_yaml import parse_yaml, read_text
 from mirrorpo.recipes import find_recipe
-from mirrorpo.training.recipe import (
-    MAX_RECIPE_BYTES,
-    Recipe,
-    apply_override,
-    explain,
-    parse_yaml,
-    recipe_from,
-)
+from mirrorpo.training.recipe import Recipe, apply_override, explain, recipe_from
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,79}")
 _KIND = {"objective": "preset", "task": "name"}
@@ -166,16 +160,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         >>> load_study(Path("recipes/studies/embedded.yaml")).baseline  # doctest: +SKIP
         'dr_grpo'
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such study file")
-    data = path.read_bytes()
-    if len(data) > MAX_RECIPE_BYTES:
-        raise InputError(f"{path}: a study has at most {MAX_RECIPE_BYTES:,} bytes, this has {len(data):,}")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return study_from(parse_yaml(text, str(path)), overrides, str(path))
+    return study_from(parse_yaml(read_text(path, "study"), str(path)), overrides, str(path))
 
 
 def study_from(data: Any, overrides: Sequence[str] = (), where: str = "study") -> Study:

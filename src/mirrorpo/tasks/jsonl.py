@@ -12,6 +12,8 @@ from mirrorpo.rewards import VERIFIERS, UserReward
 from mirrorpo.tasks.base import Grade, Row, Split
 
 _ONE_IN = 10
+# Characters; a file without line ends would otherwise be read whole into memory.
+MAX_LINE = 16_000_000
 
 
 class Jsonl:
@@ -98,7 +100,9 @@ def read_rows(path: Path, prompt: str, answer: str | None) -> list[Row]:
     rows = []
     with path.open(encoding="utf-8", errors="strict") as lines:
         try:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE + 1), ""), 1):
+                if len(line) > MAX_LINE:
+                    raise ValueError(f"{path}: line {number} is longer than {MAX_LINE:,} characters")
                 if line.strip():
                     rows.append(_row(f"{path}: line {number}", line, prompt, answer))
         except UnicodeDecodeError as error:
@@ -125,7 +129,10 @@ def is_unicode(text: str) -> bool:
 def _row(where: str, line: str, prompt: str, answer: str | None) -> Row:
     try:
         value: Any = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: holds half of a surrogate pair, which is no text") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
         raise ValueError(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where}: must be a JSON object, got {type(value).__name__}")

@@ -39,6 +39,12 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe, resume: bool) -> None:
         self.path = path
+        try:
+            path.stat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # a name that is too long, a way that leads through a file
+            raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
         if path.exists() and not path.is_dir():
             raise InputError(f"--out {path}: is a file, not a folder")
         holds_run = (path / RECIPE_FILE).exists()

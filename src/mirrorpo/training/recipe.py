@@ -94,7 +94,7 @@ TaskSpec = Annotated[ArithmeticSpec | JsonlSpec | Gsm8kSpec | MbppSpec, Field(di
 class LoraSpec(Part):
     """Low-rank adapters; the reference is then the model with its adapter off."""
 
-    r: int = Field(default=16, ge=1, description="rank")
+    r: int = Field(default=16, ge=1, le=65_536, description="rank")
     alpha: int = Field(default=32, ge=1, description="scale: the update is multiplied by alpha / r")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     target_modules: str | list[str] = Field(default="all-linear", description="which layers get an adapter")
@@ -126,7 +126,10 @@ class ObjectiveSpec(BaseModel):
 
     @model_validator(mode="after")
     def _builds(self) -> ObjectiveSpec:
-        self.build()
+        try:
+            self.build()
+        except (TypeError, OverflowError, RecursionError) as error:  # a value of a kind that nobody thought of
+            raise ValueError(f"cannot be built from these values ({error})") from error
         return self
 
     def build(self) -> Objective:
@@ -146,8 +149,12 @@ class TrainSpec(Part):
     group_size: int = Field(
         default=16, ge=2, le=100_000, description="completions per prompt; a group of 1 has no baseline"
     )
-    updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps per rollout batch, on parts of it")
-    passes_per_batch: int = Field(default=1, ge=1, description="times that each rollout batch is gone through")
+    updates_per_batch: int = Field(
+        default=1, ge=1, le=1_000_000, description="optimiser steps per rollout batch, on parts of it"
+    )
+    passes_per_batch: int = Field(
+        default=1, ge=1, le=10_000, description="times that each rollout batch is gone through"
+    )
     micro_batch_size: int | None = Field(default=None, ge=1, description="completions in memory at once (per process)")
     learning_rate: float = Field(default=1e-4, gt=0.0, le=10.0)
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
@@ -157,14 +164,16 @@ class TrainSpec(Part):
     temperature: float = Field(default=1.0, gt=0.0, le=10.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     max_completion_length: int = Field(default=256, ge=1, le=1_000_000, description="tokens")
-    save_every: int = Field(default=20, ge=1, description="steps between checkpoints")
-    keep: int = Field(default=2, ge=1, description="checkpoints kept")
+    save_every: int = Field(default=20, ge=1, le=10_000_000, description="steps between checkpoints")
+    keep: int = Field(default=2, ge=1, le=1_000_000, description="checkpoints kept")
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the forward and backward pass")
     on_nonfinite: Literal["raise", "skip"] = Field(
         default="raise", description="a number that is not finite ends the run, or its tokens or step are left out"
     )
-    max_nonfinite: int = Field(default=10, ge=0, description="with skip: optimiser steps with something left out")
+    max_nonfinite: int = Field(
+        default=10, ge=0, le=10_000_000, description="with skip: optimiser steps with something left out"
+    )
     gradient_checkpointing: bool = False
     fast: Literal["auto", "off"] = Field(
         default="auto", description="auto: completions packed, prompts shared, where supported; off: padded"
@@ -202,7 +211,7 @@ class ReferenceSpec(Part):
     kind: Literal["kept", "synced", "averaged"] = Field(
         default="kept", description="the start; the policy of some steps ago; a running average of the policy"
     )
-    every: int = Field(default=1, ge=1, description="optimiser steps between updates (synced, averaged)")
+    every: int = Field(default=1, ge=1, le=10_000_000, description="optimiser steps between updates (synced, averaged)")
     rate: float = Field(default=0.01, gt=0.0, le=1.0, description="share of the policy in each update (averaged)")
 
 

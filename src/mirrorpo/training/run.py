@@ -76,7 +76,12 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         InputError: the path or hub name cannot be loaded.
     """
-    check_model_folder(resolve_model(path))
+    try:
+        check_model_folder(resolve_model(path))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"model.path {path!r}: {error}") from error
     try:
         return AutoTokenizer.from_pretrained(resolve_model(path), padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -245,7 +250,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
             peft_config=lora_config(recipe),
             callbacks=callbacks,
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
     config: Any = trainer.model.config

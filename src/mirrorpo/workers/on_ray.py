@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from mirrorpo.errors import InputError
@@ -38,19 +42,15 @@ class RayPool:
         for name, value in (("num_workers", num_workers), ("num_threads", num_threads), ("max_deaths", max_deaths)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        try:
-            import ray
-        except ImportError as error:
-            raise InputError("--ray: needs the extra 'ray': pip install 'mirrorpo[ray]'") from error
-        self._ray = ray
-        self._ours = not ray.is_initialized()
-        if self._ours:
-            _connect(ray, address, num_workers * num_threads)
+        self._ours = connect(address, num_workers * num_threads)
+        import ray
+
+        self._ray: Any = ray
         gpus = num_gpus
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
         options = {"num_cpus": num_threads, "num_gpus": gpus, "max_restarts": 0}
-        self._actor = ray.remote(**options)(_Actor)
+        self._actor: Any = ray.remote(**options)(_Actor)
         self.num_workers, self.num_threads, self.max_deaths = num_workers, num_threads, max_deaths
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Job]] = {}  # the answer's reference to actor and job
@@ -105,20 +105,36 @@ class RayPool:
         self.close()
 
 
-def _connect(ray: Any, address: str | None, num_cpus: int) -> None:
-    import sys
-    from pathlib import Path
+def connect(address: str | None, num_cpus: int) -> bool:
+    """Connects this process with a cluster, unless it is with one already.
 
+    Args:
+        address: as in ``RayPool``.
+        num_cpus: what a cluster started here has; of no effect on another one.
+
+    Returns:
+        Whether this call did it; ``ray.shutdown()`` undoes it.
+
+    Raises:
+        InputError: Ray is not installed, or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--ray: needs the extra 'ray': pip install 'mirrorpo[ray]'") from error
+    if ray.is_initialized():
+        return False
     # Actors import the job's function as this process would: from a checkout, from the user's own folder.
     paths = [str(Path(path).resolve()) for path in sys.path if path and Path(path).is_dir()]
     settings: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": ":".join(paths)}}}
     if address is None:
         settings |= {"num_cpus": num_cpus, "include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **settings)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"--ray {address}: no cluster there ({reason})") from error
+    return True
 
 
 class _Actor:
@@ -135,9 +151,7 @@ class _Actor:
         return result, error, time.monotonic() - started
 
     def process_id(self) -> int:
-        import os
-
         return os.getpid()
 
 
-__all__ = ["RayPool"]
+__all__ = ["RayPool", "connect"]

@@ -1,0 +1,148 @@
+"""A checkpoint is trusted if every byte is the one that was written; nothing in it is ever run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mirrorpo.training import MirrorConfig, MirrorTrainer
+from mirrorpo.training.checkpoints import (
+    CheckpointError,
+    all_checkpoints,
+    clean,
+    fault_of,
+    newest_whole,
+    publish,
+    rotate,
+    seal,
+    writing_folder,
+)
+from mirrorpo.training.statefile import read_state, write_state
+from trl_pair import settings, trainer
+
+
+def checkpoint(root: Path, step: int) -> Path:
+    folder = writing_folder(root, step)
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(bytes(1000))
+    (folder / "state.json").write_text("{}")
+    seal(folder, step)
+    publish(folder, root / f"checkpoint-{step}")
+    return root / f"checkpoint-{step}"
+
+
+def test_a_checkpoint_as_it_was_written_has_no_fault(tmp_path: Path) -> None:
+    assert fault_of(checkpoint(tmp_path, 3)) is None
+    assert newest_whole(tmp_path).path == tmp_path / "checkpoint-3"
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (lambda p: (p / "weights").write_bytes(bytes(999)), "weights has 999 bytes, 1,000 were written"),
+        (lambda p: (p / "weights").write_bytes(bytes(999) + b"x"), "weights is not what was written (sha256)"),
+        (lambda p: (p / "weights").unlink(), "weights is missing"),
+        (lambda p: (p / "more").write_bytes(b""), "more does not belong to it"),
+        (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda p: (p / "manifest.json").write_text("{"), "manifest.json is no manifest"),
+        (lambda p: (p / "manifest.json").write_text("[" * 100_000), "manifest.json is no manifest"),
+        (lambda p: (p / "manifest.json").write_text('{"files": 3, "format": 1, "step": 3}'), "is no manifest"),
+        (lambda p: ((p / "state.json").unlink(), (p / "state.json").symlink_to("/etc/passwd")), "is no manifest"),
+    ],
+)
+def test_each_harm_is_found_and_the_checkpoint_before_is_taken(
+    harm: Callable[[Path], Any], fault: str, tmp_path: Path
+) -> None:
+    checkpoint(tmp_path, 2)
+    newest = checkpoint(tmp_path, 3)
+    harm(newest)
+    found = newest_whole(tmp_path)
+    assert found.path == tmp_path / "checkpoint-2"
+    assert found.damaged[0][0] == newest
+    assert fault in found.damaged[0][1]
+
+
+def test_only_the_newest_are_kept_by_step_and_leftovers_of_a_killed_writer_go(tmp_path: Path) -> None:
+    for step in (9, 10, 11):
+        checkpoint(tmp_path, step)
+    writing_folder(tmp_path, 12).mkdir()
+    (tmp_path / ".old-checkpoint-8").mkdir()
+    rotate(tmp_path, 2)
+    clean(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11"]
+    assert all_checkpoints(tmp_path)[0].name == "checkpoint-11"
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    import random
+
+    import numpy as np
+
+    shared = torch.arange(6.0)
+    state = {
+        0: {"a": shared[:3], "b": shared[3:], "c": shared},
+        "python": random.getstate(),
+        "none": None,
+        "t": (1, 2.5),
+    }
+    state["numpy"] = np.random.default_rng(0).integers(0, 9, 4)
+    write_state(tmp_path, "s", state)
+    again = read_state(tmp_path, "s")
+    assert torch.equal(again[0]["b"], shared[3:])
+    assert again["python"] == state["python"]
+    assert again["t"] == (1, 2.5)
+    assert (again["numpy"] == state["numpy"]).all()
+    with pytest.raises(TypeError, match=r"s\.f: a function cannot be kept"):
+        write_state(tmp_path, "s", {"f": lambda: 0})
+
+
+class Bomb:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return (open, (self.path, "w"))
+
+
+def built(folder: Path) -> MirrorTrainer:
+    config = MirrorConfig(**settings(folder, max_steps=2, save_strategy="steps", save_steps=1), objective="dr_grpo")
+    return trainer(MirrorTrainer, config)
+
+
+def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    built(tmp_path / "run").train()
+    folder = tmp_path / "run" / "checkpoint-1"
+    assert not [p for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".bin")]
+    bomb = pickle.dumps(Bomb(str(tmp_path / "escaped")))
+
+    # Put beside the others: it does not belong there.
+    (folder / "optimizer.pt").write_bytes(bomb)
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt does not belong to it"):
+        built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
+
+    # In place of the kept state, with a manifest that fits: it is read as data, and refused.
+    for name in ("optimizer.json", "optimizer.safetensors", "rank-0.json", "rank-0.safetensors"):
+        (folder / name).unlink()
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (folder / name).write_bytes(bomb)
+    seal(folder, 1)
+    assert fault_of(folder) is None
+    with pytest.raises(pickle.UnpicklingError), warnings.catch_warnings(action="ignore"):
+        built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
+
+    # As the weights.
+    (folder / "pytorch_model.bin").write_bytes(bomb)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle"):
+        built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
+    assert not (tmp_path / "escaped").exists()
+    assert json.loads((tmp_path / "run" / "checkpoint-2" / "manifest.json").read_text())["step"] == 2
