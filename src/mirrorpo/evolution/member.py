@@ -186,7 +186,7 @@ def restart(trainer: MirrorTrainer, start: dict[str, torch.Tensor], objective: O
     # What transformers and TRL carry from one train() to the next (tests/evolution/test_member.py: nothing is left).
     trainer.optimizer = trainer.lr_scheduler = None
     trainer._step = 0
-    trainer._buffered_inputs = None
+    trainer._buffered_inputs = None  # pyright: ignore[reportAttributeAccessIssue]
     for metrics in trainer._metrics.values():
         metrics.clear()
     trainer.model.zero_grad(set_to_none=True)
