@@ -149,7 +149,7 @@ TEXTS: dict[str, str | bytes] = {
     "group is a number": GOOD + "eval: 3\n",
     "unknown group": GOOD + "trian: {steps: 1}\n",
     "dunder group": GOOD + "__init__: 1\n",
-    "objective text": GOOD + "objective: grpo\n",
+    "objective text": GOOD + "objective: no_such_preset\n",
     "objective unknown": GOOD + "objective: {preset: grop}\n",
     "objective unknown key": GOOD + "objective: {preset: grpo, coeficient: 1}\n",
     "objective import": GOOD + "objective: {preset: grpo, divergence: 'os:system'}\n",

@@ -141,7 +141,8 @@ def test_one_objective_file_gives_the_same_loss_and_gradient_in_every_framework(
     pytest.importorskip("verl", reason="verl is for Python below 3.13")
     file = tmp_path / "objective.yaml"
     file.write_text(FILES[case])
-    built: Any = trainer(MirrorTrainer, MirrorConfig(**settings(tmp_path), objective=str(file)))
+    # padded: packed rows differ in float32's last digits (tests/training/test_packed.py)
+    built: Any = trainer(MirrorTrainer, MirrorConfig(**settings(tmp_path), objective=str(file), fast="off"))
     built.current_gradient_accumulation_steps = 1
     inputs = shared_batch(built)
     of_trl = loss_and_gradient(built, inputs)

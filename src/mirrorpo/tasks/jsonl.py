@@ -129,9 +129,6 @@ def is_unicode(text: str) -> bool:
 def _row(where: str, line: str, prompt: str, answer: str | None) -> Row:
     try:
         value: Any = json.loads(line)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: holds half of a surrogate pair, which is no text") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
         raise ValueError(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -150,4 +147,6 @@ def _row(where: str, line: str, prompt: str, answer: str | None) -> Row:
         if not is_unicode(text):  # no tokenizer takes it, and no file
             raise ValueError(f"{where}: field {field!r} holds half a character (a lone surrogate): {text!r:.60}")
         row[key] = text
+    if not is_unicode(json.dumps(value, ensure_ascii=False)):  # the whole row travels along, as JSON
+        raise ValueError(f"{where}: a field holds half a character (a lone surrogate)")
     return row

@@ -91,7 +91,7 @@ class RunFolder:
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def _check_same(self, recipe: Recipe) -> None:
-        kept = load_recipe(self.path / RECIPE_FILE).model_dump(mode="json")
+        kept = load_recipe(self.path / RECIPE_FILE, kind=type(recipe)).model_dump(mode="json")
         asked = recipe.model_dump(mode="json")
         for group, values in asked.items():
             for key, value in values.items():
