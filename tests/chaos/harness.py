@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Fields of metrics.jsonl and summary.json that are times.
-TIMES = ("seconds", "step_time")
+# Fields of metrics.jsonl, summary.json and before.json that are times.
+TIMES = ("seconds", "step_time", "tokens_per_second", "generation_seconds")
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
 _PRELOAD = ["mirrorpo.cli", "mirrorpo.training.run", "mirrorpo.reporting", "peft"]
 _STATUS_FILE, _OUT_FILE, _ERR_FILE = "status.json", "stdout.txt", "stderr.txt"
