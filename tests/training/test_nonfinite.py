@@ -89,6 +89,9 @@ def test_skip_is_the_same_as_if_the_tokens_had_never_been_there(
 
         broken["usable"] = clean["tool_mask"].bool()
         monkeypatch.setattr(built, "_score", scored)
+        # Packed rows whose hidden states are not finite are left to the padded path, which knows the tokens.
+        hidden = built.packed.hidden
+        monkeypatch.setattr(built.packed, "hidden", lambda *given: hidden(*given) * torch.nan)
     left_out = gradient(built, broken, parts)
     assert built._metrics["train"]["nonfinite/tokens/mean"] == [8.0 if where == "advantages" else 3.0]
     assert built.nonfinite.events == 1

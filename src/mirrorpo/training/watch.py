@@ -19,6 +19,8 @@ PATIENCE = 10
 _NEARLY_ALL = 0.95
 # The penalty's share of the gradient below which float32 (and Adam's division) cannot see it.
 _NO_EFFECT = 1e-7
+# Reverse KL that two float32 evaluations of one policy show: half the square of a log-ratio of 1e-6 or so.
+_ROUNDING = 1e-11
 # The policy starts at its reference, where the gradient of a divergence is 0: it is looked at after some steps.
 _FIRST_STEP = 1
 
@@ -76,7 +78,8 @@ class Watch(TrainerCallback):
         if share is None or step <= _FIRST_STEP or self.objective.placement == "reward":
             return
         names = " and ".join(p.divergence.name for p in self.objective.penalties)
-        if share == 0.0:
+        equal = share < _NO_EFFECT and logs.get("divergence/reverse_kl/mean", 1.0) < _ROUNDING
+        if share == 0.0 or equal:
             self._once(
                 "no gradient",
                 f"the penalty {names} has no gradient: the policy still is its reference, or the divergence is flat "
