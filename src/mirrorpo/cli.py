@@ -275,7 +275,7 @@ def main() -> None:
     except Interrupted as error:
         _fail(str(error), error.status)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the last checkpoint is intact", _INTERRUPTED)
+        _fail("interrupted; what was finished is kept, --resume goes on", _INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  (the last line of defence: report, do not swallow)
