@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mirrorpo.evaluation.statistics import wilson_interval
+from scipy import stats
 
-# For 1, 2, ... degrees of freedom; beyond, two terms of the expansion around the normal point.
-_T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+from mirrorpo.evaluation.statistics import wilson_interval
 
 
 def compare(best: Sequence[dict[str, Any]], start: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -59,18 +58,8 @@ def _t_interval(values: Sequence[float]) -> list[float] | None:
     if count < 2:
         return None
     mean = math.fsum(values) / count
-    reach = t95(count - 1) * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count)
+    reach = float(stats.t.ppf(0.975, count - 1) * stats.sem(values))
     return [mean - reach, mean + reach]
 
 
-def t95(freedom: int) -> float:
-    """The two-sided 95 % point of Student's t.
-
-    Example:
-        >>> t95(2)
-        4.3027
-    """
-    return _T95[freedom - 1] if freedom <= len(_T95) else 1.959964 + (2.3724 + 2.8226 / freedom) / freedom
-
-
-__all__ = ["compare", "t95"]
+__all__ = ["compare"]
