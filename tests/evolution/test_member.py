@@ -14,7 +14,7 @@ from mirrorpo.evolution.member import Workshop, evaluate_member, held_out, paylo
 from mirrorpo.evolution.recipe import EvolveRecipe
 from mirrorpo.tasks import Grade, Row
 from mirrorpo.training.recipe import recipe_from
-from mirrorpo.training.run import Prepared, build_trainer
+from mirrorpo.training.setup import Prepared, build_trainer
 from mirrorpo.training.trainer import NonFiniteError
 
 MAPS = [MirrorMap.random(seed).parameters.tolist() for seed in range(2)]

@@ -15,7 +15,7 @@ from mirrorpo.recipes import shipped_recipes
 from mirrorpo.training.memory import KNOWN, memory, model_facts
 from mirrorpo.training.plan import plan, render
 from mirrorpo.training.recipe import load_recipe, recipe_from
-from mirrorpo.training.run import build_trainer, prepare
+from mirrorpo.training.setup import build_trainer, prepare
 from rewards.data import GSM8K, rows_of
 from test_cli import refused, run
 

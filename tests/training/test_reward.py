@@ -15,7 +15,7 @@ from mirrorpo.rewards import RewardError
 from mirrorpo.tasks import TASKS, Arithmetic, Grade, Row
 from mirrorpo.training.recipe import recipe_from
 from mirrorpo.training.reward import BackgroundReward, reward_function
-from mirrorpo.training.run import build_trainer, prepare
+from mirrorpo.training.setup import build_trainer, prepare
 
 PATIENCE = 60.0  # seconds until a wait is given up as a failure
 

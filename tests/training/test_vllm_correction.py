@@ -18,7 +18,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from mirrorpo.errors import InputError
 from mirrorpo.training import MirrorConfig, MirrorTrainer
 from mirrorpo.training.recipe import recipe_from
-from mirrorpo.training.run import trainer_config
+from mirrorpo.training.setup import trainer_config
 from trl_pair import PAIRS, dataset, loss_and_gradient, settings, trainer
 
 MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")

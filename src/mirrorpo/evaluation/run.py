@@ -22,7 +22,8 @@ from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import SAFE_LOADING
 from mirrorpo.training.recipe import Recipe
-from mirrorpo.training.run import build_task, load_tokenizer, sampler_of, versions
+from mirrorpo.training.run import versions
+from mirrorpo.training.setup import build_task, load_tokenizer, sampler_of
 
 
 def evaluate_recipe(

@@ -13,7 +13,7 @@ from mirrorpo.errors import InputError
 from mirrorpo.evolution.member import held_out
 from mirrorpo.evolution.recipe import EvolveRecipe
 from mirrorpo.evolution.run import PICTURE_FILE, evolve
-from mirrorpo.training.run import check_context, longest_prompt, prepare
+from mirrorpo.training.setup import check_context, longest_prompt, prepare
 from mirrorpo.workers import LocalPool
 from mirrorpo.workers.jobs import Pool
 from mirrorpo.workers.local import threads_each

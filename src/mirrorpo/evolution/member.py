@@ -27,7 +27,7 @@ from mirrorpo.objective import Objective
 from mirrorpo.presets import objective_from
 from mirrorpo.tasks import Row, Task
 from mirrorpo.tasks.parts import split_off
-from mirrorpo.training.run import Prepared, build_trainer, prepare, sampler_of
+from mirrorpo.training.setup import Prepared, build_trainer, prepare, sampler_of
 from mirrorpo.training.trainer import MirrorTrainer, NonFiniteError
 
 JOB = "mirrorpo.evolution.member:evaluate_member"

@@ -21,7 +21,8 @@ from mirrorpo.quiet import quiet
 from mirrorpo.reporting.reading import read_samples
 from mirrorpo.studies.runs import DIVERGENCE_FILE
 from mirrorpo.training.recipe import Recipe, recipe_from
-from mirrorpo.training.run import load_tokenizer, train
+from mirrorpo.training.run import train
+from mirrorpo.training.setup import load_tokenizer
 
 ATTEMPTS = 2  # a run that fails is tried once more, then recorded as failed
 _DROPPED = ("model", "checkpoints")

@@ -25,7 +25,8 @@ from mirrorpo.files import write_text_atomic
 from mirrorpo.reporting.reading import read_metrics
 from mirrorpo.studies.progress import Progress
 from mirrorpo.studies.recipe import Job, Study
-from mirrorpo.training.run import prepare, versions
+from mirrorpo.training.run import versions
+from mirrorpo.training.setup import prepare
 from mirrorpo.workers import Job as WorkerJob
 from mirrorpo.workers import JobError, LocalPool, Record
 from mirrorpo.workers.local import threads_each

@@ -113,7 +113,7 @@ def _config(path: str) -> tuple[Any, str]:
 def _count(recipe: Recipe, config: Any) -> tuple[int, int]:
     from transformers import AutoModelForCausalLM
 
-    from mirrorpo.training.run import lora_config
+    from mirrorpo.training.setup import lora_config
 
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)

@@ -11,7 +11,7 @@ from mirrorpo.evaluation.sampling import prompt_ids
 from mirrorpo.tasks import Row
 from mirrorpo.training.memory import memory, model_facts
 from mirrorpo.training.recipe import Recipe
-from mirrorpo.training.run import build_task, check_context, check_prompts, load_tokenizer
+from mirrorpo.training.setup import build_task, check_context, check_prompts, load_tokenizer
 
 # Bytes of English text in a token of a large vocabulary, roughly; used only where the tokenizer cannot be loaded.
 _BYTES_A_TOKEN = 4

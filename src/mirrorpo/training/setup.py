@@ -1,0 +1,277 @@
+"""What must be there before a run begins? Task, tokenizer, settings, trainer and sampler, made from a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PrinterCallback
+
+from mirrorpo.errors import InputError
+from mirrorpo.evaluation import Sampler
+from mirrorpo.evaluation.sampling import chat, prompt_ids
+from mirrorpo.models import resolve_model
+from mirrorpo.models.folder import SAFE_LOADING, check_model_folder
+from mirrorpo.tasks import TASKS, Row, Task
+from mirrorpo.training.config import MirrorConfig
+from mirrorpo.training.recipe import Recipe
+from mirrorpo.training.reward import reward_function
+from mirrorpo.training.trainer import MirrorTrainer
+from mirrorpo.training.world import world_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A recipe turned into objects; nothing has been written yet."""
+
+    recipe: Recipe
+    task: Task
+    train_rows: Sequence[Row]
+    test_rows: Sequence[Row]
+    tokenizer: Any
+    model_path: str
+
+
+def build_task(recipe: Recipe) -> Task:
+    """The recipe's task.
+
+    Raises:
+        InputError: its data cannot be read or its settings do not fit.
+    """
+    options = recipe.task.model_dump()
+    try:
+        return TASKS[options.pop("name")].build(**options)
+    except (ValueError, OSError) as error:
+        raise InputError(f"task: {error}") from error
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        InputError: the path or hub name cannot be loaded.
+    """
+    try:
+        check_model_folder(resolve_model(path))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"model.path {path!r}: {error}") from error
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model(path), padding_side="left", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model.path {path!r}: cannot be loaded ({reason[:300]})") from error
+
+
+def check_prompts(recipe: Recipe, train_rows: Sequence[Row]) -> None:
+    """Raises unless a step's prompts are there.
+
+    Raises:
+        InputError: fewer rows than prompts.
+    """
+    if len(train_rows) < recipe.train.prompts_per_step:
+        raise InputError(
+            f"train.prompts_per_step: {recipe.train.prompts_per_step} prompts, but the task has {len(train_rows)} "
+            "training rows"
+        )
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Everything that can go wrong before the first file is written.
+
+    Raises:
+        InputError: names the key.
+    """
+    task = build_task(recipe)
+    train_rows, test_rows = task.rows("train"), task.rows("test")[: recipe.eval.problems]
+    check_prompts(recipe, train_rows)
+    if recipe.train.use_vllm and find_spec("vllm") is None:
+        raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
+    tokenizer = load_tokenizer(recipe.model.path)
+    return Prepared(
+        recipe=recipe,
+        task=task,
+        train_rows=train_rows,
+        test_rows=test_rows,
+        tokenizer=tokenizer,
+        model_path=resolve_model(recipe.model.path),
+    )
+
+
+def batch_shape(recipe: Recipe, processes: int) -> tuple[int, int]:
+    """Completions in memory at once on each process, and how often that is accumulated for an update.
+
+    Raises:
+        InputError: the completions of an update do not divide.
+    """
+    train = recipe.train
+    update = train.batch_size // train.updates_per_batch
+    if update % processes:
+        raise InputError(
+            f"train: the {update} completions of an update (prompts_per_step * group_size / updates_per_batch) must "
+            f"divide by the {processes} processes"
+        )
+    micro = train.micro_batch_size or update // processes
+    if (update // processes) % micro:
+        raise InputError(
+            f"train.micro_batch_size: must divide the {update // processes} completions per process, got {micro}"
+        )
+    return micro, update // processes // micro
+
+
+def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, context: int | None = None) -> MirrorConfig:
+    """The trainer's settings for a recipe; ``context`` is the longest sequence, for vLLM's cache."""
+    train = recipe.train
+    micro, accumulation = batch_shape(recipe, world_size)
+    optimiser_steps = train.updates_per_batch * train.passes_per_batch
+    bf16 = train.precision == "bfloat16"
+    return MirrorConfig(
+        output_dir=str(output_dir),
+        objective=recipe.objective.spec(),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=train.updates_per_batch * accumulation,
+        num_iterations=train.passes_per_batch,
+        num_generations=train.group_size,
+        max_completion_length=train.max_completion_length,
+        temperature=train.temperature,
+        top_p=train.top_p,
+        top_k=0,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=round(train.warmup_ratio * train.steps * optimiser_steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        max_steps=train.steps * optimiser_steps,
+        logging_steps=optimiser_steps,
+        save_strategy="steps",
+        save_steps=train.save_every * optimiser_steps,
+        save_total_limit=train.keep,
+        seed=train.seed,
+        sync_ref_model=recipe.reference.kind != "kept",
+        ref_model_sync_steps=recipe.reference.every,
+        ref_model_mixup_alpha=1.0 if recipe.reference.kind == "synced" else recipe.reference.rate,
+        on_nonfinite=train.on_nonfinite,
+        max_nonfinite=train.max_nonfinite,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        activation_checkpointing=train.gradient_checkpointing,
+        fast=train.fast,
+        token_budget=train.token_budget,
+        use_vllm=train.use_vllm,
+        vllm_mode=train.vllm.mode,
+        vllm_gpu_memory_utilization=train.vllm.memory_share,
+        vllm_enable_sleep_mode=train.vllm.sleep,
+        vllm_server_base_url=train.vllm.server_url,
+        vllm_max_model_length=context if train.use_vllm else None,
+        vllm_importance_sampling_correction=train.vllm.correction != "none",
+        vllm_importance_sampling_mode="sequence_mask" if train.vllm.correction == "none" else train.vllm.correction,
+        vllm_importance_sampling_clip_max=train.vllm.ratio_max,
+        vllm_importance_sampling_clip_min=train.vllm.ratio_min,
+        chat_template_kwargs=dict(recipe.model.chat_template),
+        model_init_kwargs={"dtype": recipe.model.dtype, **SAFE_LOADING},
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+
+def to_dataset(prepared: Prepared) -> Dataset:
+    """Prompts as the policy sees them; the whole row travels along as JSON for the verifier."""
+    return Dataset.from_list(
+        [{"prompt": chat(prepared.tokenizer, row), "row": json.dumps(row)} for row in prepared.train_rows]
+    )
+
+
+def lora_config(recipe: Recipe) -> Any:
+    """The adapter's settings in peft's form; None if all parameters are trained.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    spec = recipe.model.lora
+    if spec is None:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise InputError("model.lora: needs the extra 'peft': pip install 'mirrorpo[peft]'") from error
+    return LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> MirrorTrainer:
+    """The trainer of a prepared recipe; loads the weights.
+
+    Raises:
+        InputError: the model cannot be loaded, or the prompts do not fit its context.
+    """
+    recipe = prepared.recipe
+    longest = longest_prompt(prepared)
+    context = longest + recipe.train.max_completion_length
+    try:
+        trainer = MirrorTrainer(
+            prepared.model_path,
+            reward_funcs=reward_function(prepared.task),
+            args=trainer_config(recipe, folder, world_size(), context),
+            train_dataset=to_dataset(prepared),
+            processing_class=prepared.tokenizer,
+            peft_config=lora_config(recipe),
+            callbacks=callbacks,
+        )
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
+    trainer.remove_callback(PrinterCallback)  # the progress bar says it better
+    config: Any = trainer.model.config
+    check_context(recipe, longest, config.get_text_config().max_position_embeddings)
+    return trainer
+
+
+def longest_prompt(prepared: Prepared) -> int:
+    """Tokens in the longest training prompt."""
+    options = prepared.recipe.model.chat_template
+    return max(len(prompt_ids(prepared.tokenizer, row, options)) for row in prepared.train_rows)
+
+
+def check_context(recipe: Recipe, longest: int, context: int) -> None:
+    """Raises unless the longest sequence fits the model and a packed row.
+
+    Raises:
+        InputError: the ``longest`` prompt and a whole completion are more than ``context`` or the token budget.
+    """
+    wanted, budget = longest + recipe.train.max_completion_length, recipe.train.token_budget
+    if wanted > context:
+        raise InputError(
+            f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
+            f"the model's context is {context}"
+        )
+    if budget is not None and wanted > budget:
+        raise InputError(
+            f"train.token_budget: must hold the longest prompt, {longest} tokens, with its completion: at least "
+            f"{wanted}, got {budget}"
+        )
+
+
+def sampler_of(recipe: Recipe) -> Sampler:
+    """How the recipe's evaluation draws."""
+    spec = recipe.eval
+    return Sampler(
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        max_completion_length=spec.max_completion_length or recipe.train.max_completion_length,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+    )
