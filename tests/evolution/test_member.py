@@ -128,6 +128,7 @@ def prepared(task: Any) -> Prepared:
         test_rows=task.rows("test"),
         tokenizer=None,
         model_path="",
+        longest_prompt=0,
     )
 
 

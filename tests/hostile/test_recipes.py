@@ -1,75 +1,21 @@
-"""Whatever a recipe, a data file, a model folder or a run folder holds: status 2, one line, nothing written."""
+"""Whatever a recipe, a data file or a run folder holds: status 2, one line, nothing written."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import json
-import os
 import pickle
-import sys
 from collections.abc import Callable
-from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirrorpo.cli import main
 from mirrorpo.errors import InputError
 from mirrorpo.training.recipe import Recipe, parse_yaml, recipe_from
-
-TINY_RUN = ["train.steps=1", "train.prompts_per_step=2", "train.group_size=2", "eval.problems=0"]
-
-
-def refused(arguments: list[str], cwd: Path) -> str:
-    """The line of a command that must end with status 2 and leave everything as it was."""
-    before = snapshot(cwd)
-    from mirrorpo.training import run
-
-    out, err = io.StringIO(), io.StringIO()
-    status: object = None
-    with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(out))
-        stack.enter_context(redirect_stderr(err))
-        stack.enter_context(chdir(cwd))
-        stack.enter_context(patch.object(sys, "argv", ["mirrorpo", *arguments]))
-        for name in ("run_evaluation", "_resume_point"):  # what comes behind the last check
-            stack.enter_context(patch.object(run, name, side_effect=AssertionError("was not refused")))
-        path = list(sys.path)
-        try:
-            main()
-        except SystemExit as exit_:
-            status = exit_.code
-        sys.path[:] = path
-    assert status == 2, (status, err.getvalue()[-2000:])
-    assert out.getvalue() == ""
-    line = err.getvalue()
-    assert line.count("\n") == 1, line
-    assert line.startswith("error: ")
-    assert line.rstrip("\n").isprintable()
-    assert len(line) < 2_000
-    assert snapshot(cwd) == before
-    return line
-
-
-def snapshot(folder: Path) -> dict[str, object]:
-    """Names and contents of everything under a folder."""
-    found: dict[str, object] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.name in ("recipe.yaml", ".lock", "run", "checkpoints"):
-            continue  # the run folder is opened before the model is loaded
-        if path.is_symlink():
-            found[str(path)] = os.readlink(path)
-        elif path.is_file():
-            found[str(path)] = path.read_bytes()
-        else:
-            found[str(path)] = None
-    return found
-
+from refusal import TINY_RUN, refused
 
 BILLION_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
@@ -275,55 +221,6 @@ def test_a_broken_data_file_is_refused_with_its_name(data: bytes, tmp_path: Path
     assert "data.jsonl" in refused(["train", "arithmetic", task, *TINY_RUN, "--out", "run"], tmp_path)
 
 
-def pickled_model(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "qwen3"}')
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(str(folder / "escaped"))))
-
-
-def pickled_adapter(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
-    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(str(folder / "escaped"))))
-
-
-def remote_code(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}')
-    (folder / "mine.py").write_text(f"open({str(folder / 'escaped')!r}, 'w')\nclass Config: pass\n")
-    (folder / "model.safetensors").write_bytes(b"")
-
-
-def torn_weights(folder: Path) -> None:
-    from mirrorpo.models import builtin_path
-
-    for source in builtin_path("tiny").iterdir():
-        (folder / source.name).write_bytes(source.read_bytes())
-    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1000])
-
-
-class Bomb:
-    """Unpickled, it would leave a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return (open, (self.path, "w"))
-
-
-@pytest.mark.parametrize("command", ["train", "eval"])
-@pytest.mark.parametrize("make", [pickled_model, pickled_adapter, remote_code, torn_weights])
-def test_a_model_folder_is_never_run(make: Callable[[Path], None], command: str, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    make(folder)
-    arguments = {
-        "train": ["train", "arithmetic", f"model.path={folder}", *TINY_RUN, "--out", "run"],
-        "eval": ["eval", str(folder), "--task", "arithmetic"],
-    }
-    line = refused(arguments[command], tmp_path)
-    assert "model" in line
-    assert not (folder / "escaped").exists()
-
-
 def out_is_a_file(folder: Path) -> str:
     (folder / "run").write_text("precious")
     return "run"
@@ -379,7 +276,7 @@ def out_is_full_of_others(folder: Path) -> str:
     ],
 )  # fmt: skip
 def test_a_run_folder_that_is_none_is_refused(make: Callable[[Path], str], tmp_path: Path) -> None:
-    assert "--out" in refused(["train", "arithmetic", "--out", make(tmp_path)], tmp_path)
+    assert "--out" in refused(["train", "arithmetic", *TINY_RUN, "--out", make(tmp_path)], tmp_path)
 
 
 def test_a_link_in_a_run_folder_is_refused_on_resume(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mirrorpo.evaluation.sampling import prompt_ids, sample_batches
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import SAFE_LOADING
+from mirrorpo.models.weights import without_memory
 from mirrorpo.training.recipe import Recipe
 from mirrorpo.training.run import versions
 from mirrorpo.training.setup import build_task, load_tokenizer, sampler_of
@@ -103,6 +104,11 @@ def _settings(recipe: Recipe, engine: str, problems: int) -> dict[str, Any]:
 
 def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine:
     path = resolve_model(recipe.model.path)
+    if (Path(path) / "config.json").is_file():  # else an adapter, or a model of the hub
+        try:
+            without_memory(path)
+        except ValueError as error:
+            raise InputError(f"model.path {recipe.model.path!r}: {error}") from error
     if engine == "vllm":
         if (Path(path) / "adapter_config.json").is_file():
             raise InputError(f"--engine vllm: {path} holds an adapter; merge it into its model, or use transformers")

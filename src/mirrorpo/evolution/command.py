@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import AutoConfig
 
-from mirrorpo.errors import InputError
 from mirrorpo.evolution.member import held_out
 from mirrorpo.evolution.recipe import EvolveRecipe
 from mirrorpo.evolution.run import PICTURE_FILE, evolve
-from mirrorpo.training.setup import check_context, longest_prompt, prepare
+from mirrorpo.training.setup import prepare
 from mirrorpo.workers import LocalPool
 from mirrorpo.workers.jobs import Pool
 from mirrorpo.workers.local import threads_each
@@ -62,18 +60,12 @@ def run(
 
 
 def check(recipe: EvolveRecipe) -> None:
-    """What would go wrong in a worker's start goes wrong here first, before a file is written; loads no weights.
+    """What would go wrong in a worker's start goes wrong here first, before a file is written.
 
     Raises:
         InputError: names the key.
     """
-    prepared = prepare(recipe)
-    held_out(prepared, recipe.evolution.validation_problems)
-    try:
-        config: Any = AutoConfig.from_pretrained(prepared.model_path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
-    check_context(recipe, longest_prompt(prepared), config.get_text_config().max_position_embeddings)
+    held_out(prepare(recipe), recipe.evolution.validation_problems)
 
 
 def sentences(summary: dict[str, Any], out: Path) -> str:

@@ -120,9 +120,11 @@ def check_arms(study: Study) -> None:
     Raises:
         InputError: names the arm and the key.
     """
-    seen: set[tuple[str, str, int, int]] = set()
+    seen: set[tuple[object, ...]] = set()
     for arm, recipe in study.arms.items():
-        parts = (str(recipe.task), recipe.model.path, recipe.train.prompts_per_step, recipe.eval.problems)
+        train = recipe.train
+        parts = (str(recipe.task), str(recipe.model), train.prompts_per_step, train.max_completion_length,
+                 train.token_budget, train.use_vllm, recipe.eval.problems)  # fmt: skip
         if recipe.eval.problems == 0:
             raise InputError(f"arms.{arm}: eval.problems: must be at least 1 in a study, got 0")
         if parts in seen:

@@ -54,6 +54,7 @@ class RunFolder:
             raise InputError(f"--resume: {path} holds no run")
         if not holds_run and path.exists() and any(_is_foreign(entry) for entry in path.iterdir()):
             raise InputError(f"--out {path}: is not empty and holds no run; give another folder")
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             # Nothing may lead out of the folder: what is written in it stays in it.
@@ -74,6 +75,7 @@ class RunFolder:
                 write_text_atomic(path / RECIPE_FILE, recipe.to_yaml())
         except OSError as error:
             self.close()
+            _unmake(path, made)
             raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
         except BaseException:
             self.close()
@@ -161,6 +163,15 @@ class FollowedFolder(RunFolder):
 
     def close(self) -> None:
         """There is no lock to give back."""
+
+
+def _unmake(path: Path, made: list[Path]) -> None:
+    """Takes back a folder in which the first file could not be written, and the folders made for it."""
+    if (path / RECIPE_FILE).exists():
+        return
+    (path / LOCK_FILE).unlink(missing_ok=True)
+    for folder in made:
+        folder.rmdir()
 
 
 def _is_foreign(entry: Path) -> bool:

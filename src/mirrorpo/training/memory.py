@@ -113,20 +113,12 @@ def _config(path: str) -> tuple[Any, str]:
 def _count(recipe: Recipe, config: Any) -> tuple[int, int]:
     from transformers import AutoModelForCausalLM
 
-    from mirrorpo.training.setup import lora_config
+    from mirrorpo.training.setup import adapt
 
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
         parameters = sum(p.numel() for p in model.parameters())
-        lora = lora_config(recipe)
-        if lora is None:
-            return parameters, parameters
-        from peft import get_peft_model
-
-        try:
-            adapted = get_peft_model(model, lora)
-        except ValueError as error:
-            raise InputError(f"model.lora: {' '.join(str(error).split())[:300]}") from error
+        adapted = adapt(recipe, model)
     return parameters, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 

@@ -19,6 +19,7 @@ from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import SAFE_LOADING, check_model_folder
+from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import TASKS, Row, Task
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.recipe import Recipe
@@ -37,6 +38,7 @@ class Prepared:
     test_rows: Sequence[Row]
     tokenizer: Any
     model_path: str
+    longest_prompt: int  # tokens, of the training rows
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -96,6 +98,9 @@ def prepare(recipe: Recipe) -> Prepared:
     if recipe.train.use_vllm and find_spec("vllm") is None:
         raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
     tokenizer = load_tokenizer(recipe.model.path)
+    model = check_model(recipe)
+    longest = max(len(prompt_ids(tokenizer, row, recipe.model.chat_template)) for row in train_rows)
+    check_context(recipe, longest, model.config.get_text_config().max_position_embeddings)
     return Prepared(
         recipe=recipe,
         task=task,
@@ -103,7 +108,39 @@ def prepare(recipe: Recipe) -> Prepared:
         test_rows=test_rows,
         tokenizer=tokenizer,
         model_path=resolve_model(recipe.model.path),
+        longest_prompt=longest,
     )
+
+
+def check_model(recipe: Recipe) -> Any:
+    """The recipe's model without memory, once its weights and its adapter are found to fit.
+
+    Raises:
+        InputError: a weights file is absent, torn or no safetensors, a tensor is missing, the adapter does not fit.
+    """
+    try:
+        model = without_memory(resolve_model(recipe.model.path))
+    except ValueError as error:
+        raise InputError(f"model.path {recipe.model.path!r}: {error}") from error
+    adapt(recipe, model)
+    return model
+
+
+def adapt(recipe: Recipe, model: Any) -> Any:
+    """The model with the recipe's adapter in it, or as it is.
+
+    Raises:
+        InputError: peft is not installed, or the adapter does not fit the model.
+    """
+    lora = lora_config(recipe)
+    if lora is None:
+        return model
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise InputError(f"model.lora: {' '.join(str(error).split())[:300]}") from error
 
 
 def batch_shape(recipe: Recipe, processes: int) -> tuple[int, int]:
@@ -217,11 +254,10 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
     """The trainer of a prepared recipe; loads the weights.
 
     Raises:
-        InputError: the model cannot be loaded, or the prompts do not fit its context.
+        InputError: the model cannot be loaded any more.
     """
     recipe = prepared.recipe
-    longest = longest_prompt(prepared)
-    context = longest + recipe.train.max_completion_length
+    context = prepared.longest_prompt + recipe.train.max_completion_length
     try:
         trainer = MirrorTrainer(
             prepared.model_path,
@@ -235,15 +271,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
     except (OSError, SafetensorError) as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
-    config: Any = trainer.model.config
-    check_context(recipe, longest, config.get_text_config().max_position_embeddings)
     return trainer
-
-
-def longest_prompt(prepared: Prepared) -> int:
-    """Tokens in the longest training prompt."""
-    options = prepared.recipe.model.chat_template
-    return max(len(prompt_ids(prepared.tokenizer, row, options)) for row in prepared.train_rows)
 
 
 def check_context(recipe: Recipe, longest: int, context: int) -> None:

@@ -1,0 +1,52 @@
+"""Are a model's weights all there, and do they fit its config? Read as a trainer reads them, without their memory.
+
+Only the files' headers are read, which hold each tensor's name, shape and place: milliseconds, whatever the size. What
+transformers would start at random numbers, with a notice, is an error here: a policy with a random layer trains, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safetensors import SafetensorError
+
+from mirrorpo.models.folder import SAFE_LOADING
+
+
+def without_memory(path: str) -> Any:
+    """The model of a folder or of the hub on torch's ``meta`` device, its weights files found and checked.
+
+    Args:
+        path: after ``resolve_model``.
+
+    Returns:
+        The model as the trainer would load it; its parameters have shapes and no numbers.
+
+    Raises:
+        ValueError: no weights as safetensors, a torn file, a tensor that is missing or has another shape, a config that
+            transformers cannot use; one line.
+
+    Example:
+        >>> from mirrorpo.models import resolve_model
+        >>> {p.device.type for p in without_memory(resolve_model("builtin:tiny")).parameters()}
+        {'meta'}
+    """
+    from transformers import AutoConfig
+    from trl.trainer.utils import create_model_from_path
+
+    try:
+        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if not config.architectures:
+            raise ValueError("its config.json names no architectures")
+        model, found = create_model_from_path(  # pyright: ignore[reportGeneralTypeIssues]  (a pair, with this info)
+            path, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **SAFE_LOADING
+        )
+    except KeyError as error:  # an index that is not one: it is the author's text
+        raise ValueError(f"its files have no key {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:  # what broken files lead to
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+    for what, names in (("are missing", found["missing_keys"]), ("have another shape", found["mismatched_keys"])):
+        if names:
+            first = min(name if isinstance(name, str) else name[0] for name in names)
+            raise ValueError(f"weights {what} that its config.json asks for: {first} ({len(names)} in all)")
+    return model
