@@ -229,16 +229,15 @@ def grade(
     _as_json: JSON = False,  # what it prints is JSON anyway
 ) -> None:
     """Grade completions: one line in, one JSON line out, in order."""
+    from mirrorpo.jsonlines import read_lines
     from mirrorpo.rewards import lines
 
     if kind not in ("math", "code"):
         raise InputError(f"grade {kind}: must be math or code")
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
-    with file.open("rb") as source:
-        for line in lines.graded(kind, source, require, wall_seconds, last_number):
-            _say(line)
-            sys.stdout.flush()  # a reader may wait for this one
+    lines.check_file(file)
+    for line in lines.graded(kind, read_lines(file), require, wall_seconds, last_number):
+        _say(line)
+        sys.stdout.flush()  # a reader may wait for this one
 
 
 @app.command()

@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from mirrorpo.cli import main
+from mirrorpo.jsonlines import MAX_LINE
 from mirrorpo.rewards import lines
 from mirrorpo.rewards.code import CodeVerifier
 from mirrorpo.rewards.maths import MathVerifier
@@ -65,6 +69,30 @@ def test_code_lines_keep_their_order_and_are_read_as_needed() -> None:
     expected = [1.0 if index % 2 == 0 and index != 30 else 0.0 for index in range(60)]
     assert [line["reward"] for line in out] == expected
     assert out[30]["reason"].startswith("line 31: not JSON")
+
+
+@pytest.mark.parametrize("kind", ["math", "code"])
+def test_a_line_beyond_the_limit_is_refused_before_any_verdict(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "long.jsonl"
+    row = {"completion": "#### 4", "answer": "4", "tests": ["assert True"]}
+    longest = json.dumps({**row, "more": ""})
+    longest = json.dumps({**row, "more": "a" * (MAX_LINE - len(longest) - 1)}) + "\n"
+    assert len(longest) == MAX_LINE, "a line of just this length is read"
+    monkeypatch.setattr(sys, "argv", ["mirrorpo", "grade", kind, str(path), "--require", "limits"])
+    path.write_text(json.dumps(row) + "\n" + longest)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    path.write_text(json.dumps(row) + "\n" + " " + longest)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"error: {path}: line 2 is longer than 16,000,000 bytes\n"
 
 
 def test_the_command_exits_0_and_2(tmp_path: Path) -> None:

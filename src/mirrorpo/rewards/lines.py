@@ -6,10 +6,12 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from mirrorpo.errors import InputError
 from mirrorpo.grade import Grade
+from mirrorpo.jsonlines import read_lines
 from mirrorpo.rewards.code import CodeVerifier
 from mirrorpo.rewards.maths import MathVerifier
 from mirrorpo.rewards.sandbox.limits import Limits
@@ -17,6 +19,23 @@ from mirrorpo.rewards.sandbox.limits import Limits
 
 class _BrokenLine(ValueError):
     """What is wrong with a line."""
+
+
+def check_file(path: Path) -> None:
+    """Refuses what cannot be graded line by line, before the first verdict is out.
+
+    Raises:
+        InputError: no such file, one that cannot be read, or a line beyond the limit; names the file and the line.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        for _ in read_lines(path):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def graded(kind: str, lines: Iterable[bytes], require: str, wall_seconds: float, last_number: bool) -> Iterator[str]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mirrorpo._checks import unknown_name
+from mirrorpo.jsonlines import read_lines
 from mirrorpo.rewards import VERIFIERS, UserReward
 from mirrorpo.tasks.base import Grade, Row, Split
 
 _ONE_IN = 10
-# Characters; a file without line ends would otherwise be read whole into memory.
-MAX_LINE = 16_000_000
 
 
 class Jsonl:
@@ -98,15 +97,14 @@ def read_rows(path: Path, prompt: str, answer: str | None) -> list[Row]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     rows = []
-    with path.open(encoding="utf-8", errors="strict") as lines:
+    for number, line in enumerate(read_lines(path), 1):
+        where = f"{path}: line {number}"
         try:
-            for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE + 1), ""), 1):
-                if len(line) > MAX_LINE:
-                    raise ValueError(f"{path}: line {number} is longer than {MAX_LINE:,} characters")
-                if line.strip():
-                    rows.append(_row(f"{path}: line {number}", line, prompt, answer))
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+            raise ValueError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        if text.strip():
+            rows.append(_row(where, text, prompt, answer))
     if not rows:
         raise ValueError(f"{path}: the file has no rows")
     return rows
