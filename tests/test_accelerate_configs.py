@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from torch import nn
 
 from mirrorpo.errors import InputError
-from mirrorpo.training import run, world
+from mirrorpo.training import MirrorConfig, run, world
+from mirrorpo.training.nonfinite import NonFinite
 from mirrorpo.training.recipe import Recipe, recipe_from
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "accelerate"
@@ -66,6 +71,49 @@ def test_accelerate_reads_the_configuration(name: str, monkeypatch: pytest.Monke
         with pytest.raises(InputError, match=r"eval\.problems: must be 0 with FSDP and ZeRO-3.*got 512"):
             run.check_processes(recipe())
     run.check_processes(recipe(eval={"problems": 0}))
+
+
+REFUSED = "on_nonfinite must be 'raise' with DeepSpeed"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_leaving_out_numbers_is_refused_where_accelerate_uses_deepspeed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", environment(name).get("ACCELERATE_USE_DEEPSPEED", "false"))
+    skipping = recipe(train={"on_nonfinite": "skip"}, eval={"problems": 0})
+    if name in ("zero2", "zero3"):
+        assert world.uses_deepspeed()
+        with pytest.raises(InputError, match=r"train\.on_nonfinite: must be raise with DeepSpeed.*got skip"):
+            run.check_processes(skipping)
+        with pytest.raises(ValueError, match=REFUSED):
+            MirrorConfig(str(tmp_path), on_nonfinite="skip")
+    else:
+        run.check_processes(skipping)
+        MirrorConfig(str(tmp_path), on_nonfinite="skip", report_to="none", bf16=False, activation_checkpointing=False)
+    run.check_processes(recipe(eval={"problems": 0}))
+
+
+def test_a_deepspeed_configuration_of_the_trainer_itself_is_seen(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=REFUSED):
+        MirrorConfig(str(tmp_path), on_nonfinite="skip", deepspeed={"zero_optimization": {"stage": 2}})
+
+
+def test_a_plugin_made_by_hand_is_seen_as_accelerate_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    plugin = DeepSpeedPlugin(hf_ds_config={"train_batch_size": "auto", "zero_optimization": {"stage": 2}})
+    monkeypatch.setattr("accelerate.accelerator.is_deepspeed_available", lambda: False)
+    with pytest.raises(ImportError, match="DeepSpeed is not installed"):
+        Accelerator(deepspeed_plugin=plugin)
+    assert world.uses_deepspeed(), "accelerate has said so before it looked for the package"
+    with pytest.raises(ValueError, match=REFUSED):
+        MirrorConfig(str(tmp_path), on_nonfinite="skip")
+
+
+def test_an_accelerator_that_came_after_the_configuration_is_refused_at_the_first_step() -> None:
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match=REFUSED):
+        NonFinite("skip", 1).settle(nn.Linear(1, 1), accelerator, 1.0, "tokens", 1)
 
 
 @pytest.mark.parametrize(

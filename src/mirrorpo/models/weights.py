@@ -38,9 +38,9 @@ def without_memory(path: str) -> Any:
         config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if not config.architectures:
             raise ValueError("its config.json names no architectures")
-        model, found = create_model_from_path(  # pyright: ignore[reportGeneralTypeIssues]  (a pair, with this info)
-            path, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **SAFE_LOADING
-        )
+        options: dict[str, Any] = {**SAFE_LOADING, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        made: Any = create_model_from_path(path, device_map="meta", **options)
+        model, found = made
     except KeyError as error:  # an index that is not one: it is the author's text
         raise ValueError(f"its files have no key {error}") from error
     except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:  # what broken files lead to

@@ -12,6 +12,7 @@ from mirrorpo._checks import check_number, unknown_name
 from mirrorpo.objective import Objective
 from mirrorpo.objective_file import read_spec
 from mirrorpo.presets import objective_from
+from mirrorpo.training.world import uses_deepspeed
 from mirrorpo.trust_region import Interval
 
 FAST = ("auto", "off")
@@ -43,7 +44,7 @@ class MirrorConfig(GRPOConfig):
         gradient_share_every: optimiser steps between measurements of the penalty's share of the gradient norm (two
             extra backward passes each); 0 for never.
         on_nonfinite: "raise" ends the run at the first number that is not finite; "skip" leaves out the tokens, else
-            the optimiser step (`mirrorpo.training.nonfinite`), and counts them.
+            the optimiser step (`mirrorpo.training.nonfinite`), and counts them; not with DeepSpeed.
         max_nonfinite: with "skip", more such optimiser steps than this end the run.
         on_reward_error: "raise" ends the run when a reward function fails (an exception, too slow, a wrong number of
             rewards, NaN); "skip" leaves out the completions concerned. None as a reward is no failure: it means skip.
@@ -55,7 +56,8 @@ class MirrorConfig(GRPOConfig):
         beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own.
 
     Raises:
-        ValueError: an unknown objective or key, a TRL setting that the objective overrides.
+        ValueError: an unknown objective or key, a TRL setting that the objective overrides, settings that exclude each
+            other.
 
     Example:
         >>> from mirrorpo.training import MirrorConfig
@@ -101,6 +103,10 @@ class MirrorConfig(GRPOConfig):
             if getattr(self, name) not in legal:
                 raise ValueError(f"{name} must be 'raise' or 'skip', got {getattr(self, name)!r}")
         check_number("max_nonfinite", self.max_nonfinite, 0)
+        if self.on_nonfinite == "skip" and (self.deepspeed or uses_deepspeed()):
+            raise ValueError(
+                "on_nonfinite must be 'raise' with DeepSpeed, which keeps its gradients to itself, got 'skip'"
+            )
         if self.reward_seconds is not None:
             check_number("reward_seconds", self.reward_seconds, 0, open_low=True)
         chosen = self.resolved_objective()

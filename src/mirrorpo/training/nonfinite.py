@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 MODES = ("raise", "skip")
@@ -101,7 +102,12 @@ class NonFinite:
 
         Returns:
             The metrics of the step.
+
+        Raises:
+            ValueError: the gradients are DeepSpeed's, out of reach: ``MirrorConfig`` was made before the accelerator.
         """
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError("on_nonfinite must be 'raise' with DeepSpeed, which keeps its gradients to itself")
         local = torch.tensor([float(self._tokens), float(self._lost), float(self._drop)], device=accelerator.device)
         tokens, lost, drop = accelerator.reduce(local, reduction="sum").tolist()
         left_out = tokens if unit == "tokens" else lost

@@ -27,7 +27,16 @@ from mirrorpo.training.recipe import Recipe
 from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of
 from mirrorpo.training.stopping import GracefulStop
 from mirrorpo.training.trainer import MirrorTrainer
-from mirrorpo.training.world import check_equal, gather, is_main, rank, shards_parameters, together, world_size
+from mirrorpo.training.world import (
+    check_equal,
+    gather,
+    is_main,
+    rank,
+    shards_parameters,
+    together,
+    uses_deepspeed,
+    world_size,
+)
 
 # Problems whose completions before and after are kept for the report.
 NUM_SAMPLES_KEPT = 16
@@ -117,6 +126,10 @@ def check_processes(recipe: Recipe) -> None:
             raise InputError(
                 "eval.problems: must be 0 with FSDP and ZeRO-3, where no process holds the whole model; evaluate "
                 f"afterwards with `mirrorpo eval OUT/model`, got {recipe.eval.problems}"
+            )
+        if recipe.train.on_nonfinite == "skip" and uses_deepspeed():
+            raise InputError(
+                "train.on_nonfinite: must be raise with DeepSpeed, which keeps its gradients to itself, got skip"
             )
         dumped = recipe.model_dump(mode="json")
         settings = {f"{group}.{key}": value for group, part in dumped.items() for key, value in (part or {}).items()}

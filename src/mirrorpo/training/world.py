@@ -54,8 +54,13 @@ def shards_parameters() -> bool:
     environment = os.environ
     if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         return True
-    zero = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    return zero and environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3") == "3"
+    return uses_deepspeed() and environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3") == "3"
+
+
+def uses_deepspeed() -> bool:
+    """Whether the launcher, or an ``Accelerator`` made with a plugin, asks for DeepSpeed: accelerate's own sign."""
+    # accelerate takes "true", transformers these; either of them is enough to train with it.
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1", "yes", "y", "t", "on")
 
 
 def gather(value: Any) -> list[Any]:
