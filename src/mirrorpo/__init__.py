@@ -6,6 +6,13 @@ trainer, ``mirrorpo.cli`` the command line.
 
 from importlib.metadata import version
 
+try:
+    import torch as _torch  # noqa: F401  (first, so that a broken build is told in words)
+except (ImportError, OSError) as error:  # a build for another system, or a library that is missing
+    raise ImportError(
+        f"mirrorpo needs torch, which cannot be imported ({error}): pip install --force-reinstall torch"
+    ) from error
+
 from mirrorpo.advantages import advantages
 from mirrorpo.aggregation import aggregate
 from mirrorpo.divergences import Divergence, divergence

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def _packages() -> list[Finding]:
         except PackageNotFoundError:
             findings.append(_finding(name, "bad", "not installed", f"pip install '{name}>={low},<{high}'"))
             continue
-        fits = Version(low) <= Version(Version(found).public) < Version(high)
+        # The release alone: a preview of the first untested one is not tested either, "+cpu" says nothing.
+        fits = Version(low) <= Version(Version(found).base_version) < Version(high)
         advice = "" if fits else f"tested: >={low},<{high}"
         findings.append(_finding(name, "ok" if fits else "warn", found, advice))
     for name in EXTRAS:
@@ -97,7 +99,7 @@ def _free_memory() -> float:
 
 
 def _machine() -> list[Finding]:
-    cores, threads = os.cpu_count() or 1, _threads()
+    cores, threads = len(os.sched_getaffinity(0)), _threads()  # of a container, those it may use
     memory = _free_memory() / 1e9
     free = shutil.disk_usage(".").free / 1e9
     few = "" if free >= MIN_FREE_GB else "a checkpoint may not fit: free some, or set train.keep=1"
@@ -129,7 +131,7 @@ def _hub() -> list[Finding]:
         urlopen(Request(address, method="HEAD"), timeout=_HUB_SECONDS).close()  # through a proxy, if one is set
     except HTTPError:
         pass  # it answers
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:  # no network, no address, no web server
         return [
             _finding(
                 "model hub",
