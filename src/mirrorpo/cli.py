@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from mirrorpo.errors import InputError, Interrupted, RunError
+from mirrorpo.escape import printable_lines
 from mirrorpo.quiet import quiet
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -27,8 +28,13 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
 def _say(text: str) -> None:
-    """To stdout, as it is: no markup, no wrapping."""
-    sys.stdout.write(text + "\n")
+    """To stdout: no markup, no wrapping, and nothing in it that a terminal would obey."""
+    sys.stdout.write(printable_lines(text) + "\n")
+
+
+def _json(value: Any) -> str:
+    """ASCII: what a terminal would obey is escaped as JSON has it, the delete character too, which JSON lets stand."""
+    return json.dumps(value, indent=2).replace("\x7f", "\\u007f")
 
 
 @app.command()
@@ -52,7 +58,7 @@ def train(
         from mirrorpo.training.plan import plan, render
 
         planned = plan(loaded)
-        _say(json.dumps(planned, indent=2) if as_json else render(planned))
+        _say(_json(planned) if as_json else render(planned))
         return
     assert out is not None
     from mirrorpo.training.run import train as run
@@ -63,7 +69,7 @@ def train(
     if not is_main():
         return
     if as_json:
-        _say(json.dumps(summary, indent=2))
+        _say(_json(summary))
         return
     if summary["accuracy_after"] is not None:
         before, after = summary["accuracy_before"], summary["accuracy_after"]
@@ -94,7 +100,7 @@ def evolve(
 
     command = "mirrorpo " + shlex.join(sys.argv[1:])
     summary = run(loaded, out, resume, workers, threads, ray, console, command)
-    _say(json.dumps(summary, indent=2) if as_json else sentences(summary, out))
+    _say(_json(summary) if as_json else sentences(summary, out))
 
 
 @app.command("eval")
@@ -128,7 +134,7 @@ def evaluate_model(
     from mirrorpo.evaluation.run import evaluate_recipe, lines_of
 
     result = evaluate_recipe(recipe, ks, console, engine=engine, out=out, resume=resume)
-    _say(json.dumps(result, indent=2) if as_json else "\n".join(lines_of(result, ks)))
+    _say(_json(result) if as_json else "\n".join(lines_of(result, ks)))
 
 
 def _integers(option: str, text: str) -> list[int]:
@@ -151,7 +157,7 @@ def list_names(
 
     rows = listing(what)
     if as_json:
-        _say(json.dumps(rows, indent=2))
+        _say(_json(rows))
     else:
         render(what, rows)
 
@@ -181,8 +187,8 @@ def study(
     loaded = load_study(find_recipe(file), overrides or [])
     quiet()
     if out is None or dry_run:
-        plan = commands.dry_run(loaded, workers, threads, ray, console)
-        _say(json.dumps(plan, indent=2) if as_json else commands.plan_in_words(plan))
+        plan = commands.dry_run(loaded, out, workers, threads, ray, console)
+        _say(_json(plan) if as_json else commands.plan_in_words(plan))
         return
     command = "mirrorpo " + shlex.join(sys.argv[1:])
     found = commands.study(
@@ -196,7 +202,7 @@ def study(
         ray=ray,
         command=command,
     )
-    _say(json.dumps(found.numbers, indent=2) if as_json else "\n".join((found.headline, *found.written)))
+    _say(_json(found.numbers) if as_json else "\n".join((found.headline, *found.written)))
     if found.nothing_finished:
         raise typer.Exit(1)
 
@@ -214,7 +220,7 @@ def report(
     from mirrorpo.studies import commands
 
     written = commands.report(folders, out, baseline=baseline, target=target, allow_mixed=mixed)
-    _say(json.dumps(written, indent=2) if as_json else "\n".join(written))
+    _say(_json(written) if as_json else "\n".join(written))
     if out is None and len(folders) > 1:
         console.print("--out DIR compares them in one report", highlight=False)
 
@@ -247,7 +253,7 @@ def doctor(as_json: JSON = False) -> None:
 
     findings = examine()
     if as_json:
-        _say(json.dumps(findings, indent=2))
+        _say(_json(findings))
     else:
         render(findings)
     if any(finding["state"] == "bad" for finding in findings):
@@ -299,7 +305,7 @@ def _fail_unexpected(error: Exception) -> None:
 
     if isinstance(error, NonFiniteError | RewardError | SearchError | JobError):
         _fail(f"failed: {error}", 1)
-    traceback.print_exc()
+    sys.stderr.write(printable_lines(traceback.format_exc()))
     _fail(f"failed: {type(error).__name__}: {error}", 1)
 
 

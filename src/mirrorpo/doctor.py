@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mirrorpo.escape import printable
+
 # Package: (first tested, first not tested).
 TESTED = {
     "torch": ("2.11", "2.14"),
@@ -172,5 +174,10 @@ def render(findings: list[Finding]) -> None:
         table.add_column(column, overflow="fold")
     for f in findings:
         advice = f["advice"] if f["state"] != "ok" or f["what"] in ("accelerator", "model hub") else ""
-        table.add_row(Text(f["what"]), Text(f["state"], style=colours[f["state"]]), Text(f["found"]), Text(advice))
+        table.add_row(
+            Text(f["what"]),
+            Text(f["state"], style=colours[f["state"]]),
+            Text(printable(f["found"])),
+            Text(printable(advice)),
+        )
     Console().print(table)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from mirrorpo.errors import InputError
+from mirrorpo.escape import printable
 from mirrorpo.evaluation.engines import Engine, TransformersEngine, VllmEngine
 from mirrorpo.evaluation.folder import EvaluationFolder
 from mirrorpo.evaluation.sampling import prompt_ids, sample_batches
@@ -162,7 +163,7 @@ def lines_of(summary: dict[str, Any], ks: Sequence[int]) -> list[str]:
     how = "greedy" if summary["temperature"] == 0 else f"temperature {summary['temperature']:g}"
     quantiles = summary["length_quantiles"]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in summary["verdicts"].items() if count)
-    reasons = ", ".join(f"{reason} {count}" for reason, count in summary["reasons"].items())
+    reasons = ", ".join(f"{printable(reason)} {count}" for reason, count in summary["reasons"].items())
     speed = summary["tokens_per_second"]
     return [
         *result,

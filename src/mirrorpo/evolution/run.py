@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mirrorpo.divergences.neural import MirrorMap
 from mirrorpo.errors import InputError
+from mirrorpo.escape import say
 from mirrorpo.evolution.comparison import compare
 from mirrorpo.evolution.member import JOB, payload
 from mirrorpo.evolution.recipe import EvolveRecipe
@@ -68,7 +69,7 @@ def evolve(
     folder = RunFolder(out, recipe, resume)
     try:
         if folder.finished:
-            console.print(f"{out} is finished already")
+            say(console, f"{out} is finished already")
             return folder.read_json(SUMMARY_FILE)
         try:
             record = Record(folder.path / RECORD_FILE)
@@ -129,11 +130,9 @@ class _Run:
         deaths = f", after {done.deaths} worker deaths" if done.deaths else ""
         if failed is not None:
             twin = f"; its twin {twin_of(done.job.key)} is left out with it" if "/p" in done.job.key else ""
-            self.console.print(f"{done.job.key} failed ({failed}){twin}", highlight=False)
+            say(self.console, f"{done.job.key} failed ({failed}){twin}")
         else:
-            self.console.print(
-                f"{done.job.key}  fitness {done.result['fitness']:.4f}  {done.seconds:.1f} s{deaths}", highlight=False
-            )
+            say(self.console, f"{done.job.key}  fitness {done.result['fitness']:.4f}  {done.seconds:.1f} s{deaths}")
 
     def on_generation(self, history: list[dict[str, Any]], best: Candidate | None) -> None:
         """Writes what is known so far."""
@@ -143,11 +142,11 @@ class _Run:
             return
         self._save_best(best, None)
         dropped = f", {len(line['dropped_pairs'])} pairs dropped" if line["dropped_pairs"] else ""
-        self.console.print(
+        say(
+            self.console,
             f"generation {line['generation'] + 1}/{self.recipe.evolution.generations}: mean fitness "
             f"{line['mean_fitness']:.4f}, highest {line['highest_fitness']:.4f}; best so far {best.key}, "
             f"{best.score:+.4f} over its generation's mean{dropped}",
-            highlight=False,
         )
 
     def _save_best(self, best: Candidate, comparison: dict[str, Any] | None) -> None:

@@ -105,7 +105,8 @@ def grade_code(lines: Iterable[bytes], verifier: CodeVerifier) -> Iterator[str]:
 def _line(grade: Grade, number: int) -> str:
     """What cannot be scored earns nothing, and its reason says which line it was."""
     reason = grade.reason if grade.reward is not None else f"line {number}: {grade.reason}"
-    return json.dumps({"reward": grade.reward or 0.0, "reason": reason})
+    # ASCII but for the delete character, which JSON lets stand.
+    return json.dumps({"reward": grade.reward or 0.0, "reason": reason}).replace("\x7f", "\\u007f")
 
 
 def _row(line: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mirrorpo.escape import say
 from mirrorpo.reporting.text import duration
 from mirrorpo.studies.recipe import Job
 from mirrorpo.training.callbacks import METRICS_FILE
@@ -75,7 +76,7 @@ class Progress:
         left = self.seconds_left()
         if left is not None and not self.console.is_terminal and self._open:
             said += f", about {duration(left)} left"
-        self.console.print(said.replace("\u00a0", " "), highlight=False, markup=False)
+        say(self.console, said.replace("\u00a0", " "))
         self._update()
 
     def seconds_left(self) -> float | None:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mirrorpo.errors import InputError
+from mirrorpo.escape import printable
 from mirrorpo.files import write_text_atomic
 from mirrorpo.studies.compare import Comparison, compare
 from mirrorpo.studies.page import READING, study_page
 from mirrorpo.studies.runs import Collection
 from mirrorpo.studies.statistics import Interval
-from mirrorpo.studies.tables import accuracy_table, as_markdown, markdown_text, other_table, printable, runs_csv
+from mirrorpo.studies.tables import accuracy_table, as_markdown, markdown_text, other_table, runs_csv
 from mirrorpo.studies.words import conclude, verdicts
 
 FILES = ("report.html", "report.md", "runs.csv")

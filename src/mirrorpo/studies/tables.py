@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mirrorpo.escape import printable
 from mirrorpo.reporting.text import number
 from mirrorpo.studies.compare import Arrival, Comparison, Spread
 from mirrorpo.studies.learning import area_under_curve, steps_to_target
@@ -16,10 +17,11 @@ from mirrorpo.studies.runs import Collection, FinishedRun
 from mirrorpo.studies.statistics import Interval
 
 NOTHING = "–"
-# What a spreadsheet takes for the start of a formula; such a text gets an apostrophe in front.
 # What Markdown would read as markup; an underscore within a word is none.
 _SPECIAL = re.compile(r"[\\`*\[\]#|>~]|(?<![^\W_])_|_(?![^\W_])")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+# What a spreadsheet takes for the start of a formula, behind blanks and in full width too; such a text gets an
+# apostrophe in front.
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +177,6 @@ def markdown_text(text: str) -> str:
     return _SPECIAL.sub(r"\\\g<0>", printable(text).replace("&", "&amp;").replace("<", "&lt;"))
 
 
-def printable(text: str) -> str:
-    """Outside text with each character that would be invisible, or end the line, written out."""
-    return "".join(c if c.isprintable() or c == "\u00a0" else f"[U+{ord(c):04X}]" for c in text)
-
-
 _COLUMNS: tuple[tuple[str, Callable[[FinishedRun, Collection], object]], ...] = (
     ("arm", lambda run, _: run.arm),
     ("seed", lambda run, _: run.seed),
@@ -228,8 +225,7 @@ def runs_csv(collection: Collection) -> str:
 def _safe(value: object) -> object:
     if not isinstance(value, str):
         return "" if value is None else value
-    text = value.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate cannot be written
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{printable(value)}" if value.lstrip().startswith(_FORMULA) else printable(value)
 
 
-__all__ = ["Cell", "Table", "accuracy_table", "as_markdown", "markdown_text", "other_table", "printable", "runs_csv"]
+__all__ = ["Cell", "Table", "accuracy_table", "as_markdown", "markdown_text", "other_table", "runs_csv"]

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from mirrorpo.errors import RunError
+from mirrorpo.escape import say
 from mirrorpo.files import write_text_atomic
 
 METRICS_FILE = "metrics.jsonl"
@@ -100,7 +101,7 @@ class ProgressBar(TrainerCallback):
             TextColumn("training"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=False,
@@ -121,7 +122,7 @@ class ProgressBar(TrainerCallback):
         step = int(line["step"] or 0)
         self.progress.update(self.bar, completed=step, numbers=numbers_of(line))
         if not self.console.is_terminal and (step % max(1, self.steps // 10) == 0 or step == self.steps):
-            self.console.print(f"step {step}/{self.steps}  {numbers_of(line)}", highlight=False)
+            say(self.console, f"step {step}/{self.steps}  {numbers_of(line)}")
 
     def stop(self) -> None:
         """Ends the drawing; called on every way out of the run."""

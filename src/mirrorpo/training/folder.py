@@ -140,7 +140,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file whole or not at all."""
-        write_text_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        # ASCII: a verdict may quote half a character, which UTF-8 has no bytes for.
+        write_text_atomic(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file, None if it is absent."""

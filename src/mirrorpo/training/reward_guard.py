@@ -15,6 +15,7 @@ from torch import nn
 from transformers.utils import logging
 from trl.trainer.utils import get_callable_name, is_async_callable
 
+from mirrorpo.escape import printable
 from mirrorpo.rewards.match import RewardError
 from mirrorpo.rewards.time_limit import TimeLimitExceeded, time_limit
 
@@ -116,7 +117,7 @@ class _Guard:
     def _report(self, message: str, count: int, error: BaseException | None) -> None:
         if self.on_error == "raise":
             raise RewardError(message) from error
-        logger.warning("%s; left out: %d completions", message, count)
+        logger.warning("%s; left out: %d completions", printable(message), count)
 
 
 def _number(value: Any) -> float | None:

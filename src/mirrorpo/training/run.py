@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError
 
 from mirrorpo.errors import InputError, RunError
+from mirrorpo.escape import say
 from mirrorpo.evaluation import Evaluation, evaluate
 from mirrorpo.files import write_text_atomic
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
@@ -101,13 +102,11 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
     assert prepared is not None
     try:
         if folder.finished:
-            console.print(f"{out} is finished already", markup=False)
+            say(console, f"{out} is finished already")
             if is_main() and not (folder.path / "report.html").exists():  # killed between the numbers and the pictures
                 _draw(folder)
             return folder.read_json(SUMMARY_FILE)
-        with GracefulStop(
-            lambda line: console.print(line, markup=False, soft_wrap=True), _resume_command(command)
-        ) as stop:
+        with GracefulStop(lambda line: say(console, line), _resume_command(command)) as stop:
             return _run(prepared, folder, console, command, stop)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
@@ -151,7 +150,7 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
     bar = ProgressBar(console, spec.steps, writer)
     trainer = build_trainer(prepared, folder.checkpoints, [writer, bar, stop])
-    trainer.watch.say = lambda line: console.print(line, markup=False, soft_wrap=True)
+    trainer.watch.say = lambda line: say(console, line)
     checkpoint = gather(_resume_point(folder, console) if is_main() else None)[0]
     before = gather(folder.read_json(BEFORE_FILE))[0]
     if before is None:
@@ -181,7 +180,7 @@ def _resume_point(folder: RunFolder, console: Console) -> Path | None:
     found = folder.resume_point()
     for path, fault in found.damaged:
         before = "" if found.path is None else f"; going on from {found.path.name}"
-        console.print(f"{path.name} is damaged and was set aside: {fault}{before}", markup=False, soft_wrap=True)
+        say(console, f"{path.name} is damaged and was set aside: {fault}{before}")
     return found.path
 
 
