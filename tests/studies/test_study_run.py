@@ -18,7 +18,7 @@ from mirrorpo.studies.job import ATTEMPTS, run_job
 from mirrorpo.studies.recipe import Study, study_from
 from mirrorpo.studies.report import write_study_report
 from mirrorpo.studies.run import open_study, run_study, statuses
-from mirrorpo.workers import Done, Job, JobError
+from mirrorpo.workers import Done, Job, JobError, Record
 from simulated import write_simulated
 from test_cli import refused, run
 
@@ -61,7 +61,10 @@ class Here:
 class Training(Here):
     """A pool that trains, in this process: a worker's start takes seconds, and one test pays for it already."""
 
+    folders: tuple[Path, ...] = ()
+
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        self.folders = tuple(Path(job.payload["folder"]) for job in jobs)
         for job in jobs:
             yield Done(job=job, result=run_job(job.payload), seconds=1.0)
 
@@ -209,6 +212,38 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+TIMES = ("seconds", "step_time", "generation_seconds", "tokens_per_second", "command")
+
+
+def numbers_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Everything that a run of a study keeps, but for times and the command line."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        found[name] = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    for name in ("summary.json", "divergence.json"):
+        found[name] = [json.loads((folder / name).read_text())]
+    found["recipe.yaml"] = [yaml.safe_load((folder / "recipe.yaml").read_text())]
+    return {
+        name: [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+        for name, rows in found.items()
+    }
+
+
+def test_a_study_on_ray_has_the_runs_of_one_in_local_processes(real: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    spec, out = str(real.parent / "study.yaml"), tmp_path / "out"
+    done = run("study", spec, "--out", str(out), "--workers", "1", "--threads", "1", "--ray", "local")
+    assert done.stdout.splitlines()[0] == "One seed: nothing can be concluded."
+    for arm in ("dr_grpo", "grpo"):
+        here, there = (numbers_of(folder / "runs" / arm / "seed3") for folder in (real, out))
+        assert len(here["metrics.jsonl"]) == 2
+        assert here == there
+    records = [statuses(Record(folder / "study.sqlite")) for folder in (real, out)]
+    assert records[0].keys() == records[1].keys()
+    for name, result in records[0].items():
+        assert {**result, "seconds": 0} == {**records[1][name], "seconds": 0}
+
+
 def test_every_arm_starts_from_the_same_policy_and_the_same_rollouts(real: Path) -> None:
     first = []
     for arm in ("dr_grpo", "grpo"):
@@ -260,15 +295,40 @@ def test_a_finished_study_resumes_to_its_report_without_a_run(real: Path) -> Non
 def test_a_dry_run_tells_runs_time_and_disk_and_writes_nothing(
     real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirrorpo.studies.commands.open_pool", lambda *_: Training())
-    out = tmp_path / "out"
+    pool = Training()
+    monkeypatch.setattr("mirrorpo.studies.commands.open_pool", lambda *_: pool)
+    out = tmp_path / "not" / "there" / "out"
     spec = str(real.parent / "study.yaml")
     done = run("study", spec, "seeds=[0,1,2]", "--out", str(out), "--dry-run", "--json")
     found = json.loads(done.stdout)
     assert (found["runs"], found["arms"], found["seeds"]) == (6, 2, 3)
     assert found["seconds"] >= 6 * 2 * found["seconds_a_step"]
     assert 0 < found["megabytes"] < 5
-    assert not out.exists()
+    assert [folder.parent.parent for folder in pool.folders] == [tmp_path], "beside the study's folder: workers see it"
+    assert list(tmp_path.iterdir()) == []
+
+
+class Elsewhere(Training):
+    """A pool whose workers see another disk."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        for job in jobs:
+            yield Done(job=job, result={"status": "finished", "attempts": 1, "seconds": 1.0}, seconds=1.0)
+
+
+def test_a_dry_run_on_other_machines_needs_a_folder_that_they_see(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = str(real.parent / "study.yaml")
+    assert "--ray auto: needs --out, a folder that every node sees" in refused(
+        "study", spec, "--dry-run", "--ray", "auto", cwd=tmp_path
+    )
+    monkeypatch.setattr("mirrorpo.studies.commands.open_pool", lambda *_: Elsewhere())
+    (tmp_path / "file").touch()
+    for out, reason in (("file/out", "cannot be written"), ("out", "every node must see the folder under the same")):
+        done = run("study", spec, "--dry-run", "--ray", "auto", "--out", str(tmp_path / out), status=2)
+        assert reason in done.stderr.splitlines()[-1]
+        assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(

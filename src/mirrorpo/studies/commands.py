@@ -60,11 +60,21 @@ def study(
     )
 
 
-def dry_run(plan: Study, workers: int | None, threads: int | None, ray: str | None, console: Console) -> dict[str, Any]:
-    """How many runs, how long, how much disk; nothing stays behind."""
+def dry_run(
+    plan: Study, out: Path | None, workers: int | None, threads: int | None, ray: str | None, console: Console
+) -> dict[str, Any]:
+    """How many runs, how long, how much disk; nothing stays behind.
+
+    Raises:
+        InputError: the study cannot be used, or it is to run on other machines and no folder is given that they see.
+    """
+    if ray not in (None, "local") and out is None:
+        raise InputError(
+            f"--ray {ray}: needs --out, a folder that every node sees: the steps are timed beside it (nothing stays)"
+        )
     check_arms(plan)
     with open_pool(workers, threads, ray) as pool:
-        return estimate(plan, pool, console)
+        return estimate(plan, pool, console, out)
 
 
 def plan_in_words(plan: Mapping[str, Any]) -> str:

@@ -21,10 +21,12 @@ import torch
 from rich.console import Console
 
 from mirrorpo.errors import InputError
+from mirrorpo.escape import say
 from mirrorpo.files import write_text_atomic
 from mirrorpo.reporting.reading import read_metrics
 from mirrorpo.studies.progress import Progress
 from mirrorpo.studies.recipe import Job, Study
+from mirrorpo.training.callbacks import METRICS_FILE
 from mirrorpo.training.run import versions
 from mirrorpo.training.setup import prepare
 from mirrorpo.workers import Job as WorkerJob
@@ -218,25 +220,26 @@ def open_pool(num_workers: int | None, num_threads: int | None, ray: str | None 
     return RayPool(None if ray == "local" else ray, workers, threads, _MAX_DEATHS)
 
 
-def estimate(study: Study, pool: Any, console: Console) -> dict[str, Any]:
+def estimate(study: Study, pool: Any, console: Console, out: Path | None = None) -> dict[str, Any]:
     """How many runs, how long, how much disk: from two steps of the baseline in every worker at once.
 
     Args:
         study: what would run.
         pool: what would run it.
         console: for the notice that it is being timed.
+        out: the study's folder; it is timed in a folder beside it, where every worker sees it. None: a temporary one.
 
     Returns:
         Plain numbers; ``seconds`` and ``megabytes`` are of the whole study.
 
     Raises:
-        InputError: the timed run failed.
+        InputError: the timed run failed, or nothing can be written beside ``out``.
     """
     jobs = study.jobs()
-    console.print(f"timing {_TIMED_STEPS} steps of {study.baseline} in {pool.num_workers} workers ...", highlight=False)
+    say(console, f"timing {_TIMED_STEPS} steps of {study.baseline} in {pool.num_workers} workers ...")
     recipe = study.arms[study.baseline]
     short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": _TIMED_STEPS})})
-    folder = Path(tempfile.mkdtemp(prefix="mirrorpo-study-"))
+    folder = _timing_folder(out)
     try:
         timed = [
             _worker_job(study, Job(arm="timing", seed=n, recipe=short), folder / str(n), pool.num_threads, "", 0)
@@ -248,6 +251,11 @@ def estimate(study: Study, pool: Any, console: Console) -> dict[str, Any]:
         failed = next((result for result in results if result["status"] == "failed"), None)
         if failed is not None:
             raise InputError(f"arms.{study.baseline}: {failed['reason']}")
+        if not all((folder / str(n) / METRICS_FILE).exists() for n in range(pool.num_workers)):
+            raise InputError(
+                f"--out {out}: the workers wrote to another {folder.parent} than this one: every node must see the "
+                "folder under the same path"
+            )
         steps = [read_metrics(folder / str(n)).columns["seconds"][-1] or 0.0 for n in range(pool.num_workers)]
         size = _size(folder) / pool.num_workers
         lines = _size(folder, "metrics.jsonl") / pool.num_workers / _TIMED_STEPS
@@ -269,6 +277,15 @@ def estimate(study: Study, pool: Any, console: Console) -> dict[str, Any]:
         "seconds": round(start + total / min(pool.num_workers, len(jobs)), 1),
         "megabytes": round(disk / 1e6, 2),
     }
+
+
+def _timing_folder(out: Path | None) -> Path:
+    """A new folder beside the study's, which need not be there yet, or among the temporary ones."""
+    try:
+        beside = None if out is None else next(parent for parent in out.absolute().parents if parent.exists())
+        return Path(tempfile.mkdtemp(prefix=".mirrorpo-timing-", dir=beside))
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
 def _size(folder: Path, name: str = "*") -> int:
