@@ -135,7 +135,7 @@ def test_a_failed_run_is_tried_again_only_when_asked(tmp_path: Path) -> None:
 def test_a_run_that_kills_its_workers_ends_neither_the_study_nor_the_other_runs(tmp_path: Path) -> None:
     def deadly(key: str) -> None:
         if key == "grpo/seed0":
-            raise JobError("job grpo/seed0: 2 workers died over it, the last by signal SIGKILL")
+            raise JobError("grpo/seed0", "2 workers died over it, the last by signal SIGKILL")
 
     go(tmp_path, Here(deadly))
     assert kept(tmp_path)["grpo/seed0"]["status"] == "failed"

@@ -176,13 +176,9 @@ def run_study(
                     progress.finished(jobs[done.job.key.partition("#")[0]], done.result)
             except JobError as error:
                 # The run's workers kept dying (run_job itself reports every exception): the others go on.
-                key = next((key for key in waiting if str(error).startswith(f"job {key}:")), None)
-                if key is None:
-                    raise
                 result = {"status": "failed", "attempts": _MAX_DEATHS, "reason": str(error)}
-                record.add(key, waiting[key].digest, result)
-                del waiting[key]
-                progress.finished(jobs[key.partition("#")[0]], result)
+                record.add(error.key, waiting.pop(error.key).digest, result)
+                progress.finished(jobs[error.key.partition("#")[0]], result)
 
 
 def _worker_job(study: Study, job: Job, folder: Path, threads: int, command: str, tries: int) -> WorkerJob:

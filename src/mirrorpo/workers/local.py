@@ -80,7 +80,7 @@ class LocalPool:
                     self._idle.append(worker)
                     result, error, seconds = answer
                     if error is not None:
-                        raise JobError(f"job {job.key}: {error}")
+                        raise JobError(job.key, error)
                     yield Done(job=job, result=result, seconds=seconds, deaths=deaths.get(job.key, 0))
         finally:
             for worker in list(self._busy):  # a failed or abandoned run: what they compute is of no use any more
@@ -93,7 +93,7 @@ class LocalPool:
             if exit_code is not None and exit_code < 0:
                 how = signal.Signals(-exit_code).name
             hint = " (often the system's answer to exhausted memory: use fewer workers)" if how == "SIGKILL" else ""
-            raise JobError(f"job {job.key}: {count} workers died over it, the last by {how}{hint}")
+            raise JobError(job.key, f"{count} workers died over it, the last by {how}{hint}")
 
     @property
     def process_ids(self) -> list[int]:

@@ -73,12 +73,12 @@ class RayPool:
                     deaths[job.key] = deaths.get(job.key, 0) + 1
                     if deaths[job.key] >= self.max_deaths:
                         reason = " ".join(str(gone).split())[:300]
-                        raise JobError(f"job {job.key}: {deaths[job.key]} actors died over it ({reason})") from None
+                        raise JobError(job.key, f"{deaths[job.key]} actors died over it ({reason})") from None
                     waiting.appendleft(job)
                     continue
                 self._idle.append(actor)
                 if error is not None:
-                    raise JobError(f"job {job.key}: {error}")
+                    raise JobError(job.key, error)
                 yield Done(job=job, result=result, seconds=seconds, deaths=deaths.get(job.key, 0))
         finally:
             for actor, _ in self._busy.values():  # a failed or abandoned run
