@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from mirrorpo.errors import InputError, Interrupted, RunError
+from mirrorpo.interrupts import go_on_with, stops_at_once
 from mirrorpo.quiet import quiet
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -29,6 +30,11 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 def _say(text: str) -> None:
     """To stdout, as it is: no markup, no wrapping."""
     sys.stdout.write(text + "\n")
+
+
+def _command() -> str:
+    """What was typed."""
+    return "mirrorpo " + shlex.join(sys.argv[1:])
 
 
 @app.command()
@@ -58,8 +64,7 @@ def train(
     from mirrorpo.training.run import train as run
     from mirrorpo.training.world import is_main
 
-    command = "mirrorpo " + shlex.join(sys.argv[1:])
-    summary = run(loaded, out, resume=resume, console=console, command=command)
+    summary = run(loaded, out, resume=resume, console=console, command=_command())
     if not is_main():
         return
     if as_json:
@@ -89,11 +94,12 @@ def evolve(
     from mirrorpo.training.recipe import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [], EvolveRecipe)
-    quiet()
-    from mirrorpo.evolution.command import run, sentences
+    command = _command()
+    with stops_at_once(lambda: go_on_with(command, out / "recipe.yaml")):
+        quiet()
+        from mirrorpo.evolution.command import run, sentences
 
-    command = "mirrorpo " + shlex.join(sys.argv[1:])
-    summary = run(loaded, out, resume, workers, threads, ray, console, command)
+        summary = run(loaded, out, resume, workers, threads, ray, console, command)
     _say(json.dumps(summary, indent=2) if as_json else sentences(summary, out))
 
 
@@ -180,22 +186,24 @@ def study(
         raise InputError("--out: give the study's folder")
     loaded = load_study(find_recipe(file), overrides or [])
     quiet()
+    command = _command()
     if out is None or dry_run:
-        plan = commands.dry_run(loaded, workers, threads, ray, console)
+        with stops_at_once(lambda: f"start again with: {command}"):
+            plan = commands.dry_run(loaded, workers, threads, ray, console)
         _say(json.dumps(plan, indent=2) if as_json else commands.plan_in_words(plan))
         return
-    command = "mirrorpo " + shlex.join(sys.argv[1:])
-    found = commands.study(
-        loaded,
-        out,
-        console,
-        resume=resume,
-        retry_failed=retry_failed,
-        workers=workers,
-        threads=threads,
-        ray=ray,
-        command=command,
-    )
+    with stops_at_once(lambda: go_on_with(command, out / "study.yaml")):
+        found = commands.study(
+            loaded,
+            out,
+            console,
+            resume=resume,
+            retry_failed=retry_failed,
+            workers=workers,
+            threads=threads,
+            ray=ray,
+            command=command,
+        )
     _say(json.dumps(found.numbers, indent=2) if as_json else "\n".join((found.headline, *found.written)))
     if found.nothing_finished:
         raise typer.Exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import platform
-import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from mirrorpo.errors import InputError, RunError
 from mirrorpo.evaluation import Evaluation, Sampler, evaluate
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.files import write_text_atomic
+from mirrorpo.interrupts import resume_command
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import SAFE_LOADING, check_model_folder
 from mirrorpo.tasks import TASKS, Row, Task
@@ -357,7 +357,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
                 _draw(folder)
             return folder.read_json(SUMMARY_FILE)
         with GracefulStop(
-            lambda line: console.print(line, markup=False, soft_wrap=True), _resume_command(command)
+            lambda line: console.print(line, markup=False, soft_wrap=True), resume_command(command)
         ) as stop:
             return _run(prepared, folder, console, command, stop)
     except OSError as error:
@@ -386,10 +386,6 @@ def check_processes(recipe: Recipe) -> None:
             raise InputError(str(error)) from None
 
     together(check)
-
-
-def _resume_command(command: str) -> str:
-    return command if "--resume" in shlex.split(command) else f"{command} --resume"
 
 
 def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, stop: GracefulStop) -> dict[str, Any]:

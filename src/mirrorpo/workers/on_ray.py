@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorpo.errors import InputError
+from mirrorpo.interrupts import handlers_kept
 from mirrorpo.workers.jobs import Done, Job, JobError, call
 
 
@@ -130,7 +131,8 @@ def connect(address: str | None, num_cpus: int) -> bool:
     if address is None:
         settings |= {"num_cpus": num_cpus, "include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **settings)
+        with handlers_kept():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"--ray {address}: no cluster there ({reason})") from error
