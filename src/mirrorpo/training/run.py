@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import platform
 import subprocess
@@ -21,10 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PrinterCallback
 
-from mirrorpo.errors import InputError, RunError
+from mirrorpo.errors import InputError
 from mirrorpo.evaluation import Evaluation, Sampler, evaluate
 from mirrorpo.evaluation.sampling import chat, prompt_ids
-from mirrorpo.files import write_text_atomic
+from mirrorpo.files import one_line_if_refused, write_text_atomic
 from mirrorpo.interrupts import resume_command
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import SAFE_LOADING, check_model_folder
@@ -41,8 +40,6 @@ from mirrorpo.training.world import check_equal, gather, is_main, rank, shards_p
 
 # Problems whose completions before and after are kept for the report.
 NUM_SAMPLES_KEPT = 16
-# What a file system says when it can take no more: the run stops with one line, and its checkpoints stay.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,19 +348,16 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
     folder = together(lambda: RunFolder(out, recipe, resume), main_only=True) or FollowedFolder(out)
     assert prepared is not None
     try:
-        if folder.finished:
-            console.print(f"{out} is finished already", markup=False)
-            if is_main() and not (folder.path / "report.html").exists():  # killed between the numbers and the pictures
-                _draw(folder)
-            return folder.read_json(SUMMARY_FILE)
-        with GracefulStop(
-            lambda line: console.print(line, markup=False, soft_wrap=True), resume_command(command)
-        ) as stop:
-            return _run(prepared, folder, console, command, stop)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise RunError(f"{out}: cannot be written ({error.strerror}); the last checkpoint is intact") from error
+        with one_line_if_refused(out, "the last checkpoint is intact"):
+            if folder.finished:
+                console.print(f"{out} is finished already", markup=False)
+                if is_main() and not (out / "report.html").exists():  # killed between the numbers and the pictures
+                    _draw(folder)
+                return folder.read_json(SUMMARY_FILE)
+            with GracefulStop(
+                lambda line: console.print(line, markup=False, soft_wrap=True), resume_command(command)
+            ) as stop:
+                return _run(prepared, folder, console, command, stop)
     finally:
         folder.close()
 
