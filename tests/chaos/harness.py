@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ def _child(arguments: list[str], folder: Path, scratch: Path, fault: Fault) -> N
         os.setsid()
     else:
         workers.START_METHOD = "forkserver"
+        # This process knows its server's address, but would start another server.
+        forkserver._forkserver.ensure_running = lambda: None
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["mirrorpo", *arguments]

@@ -27,8 +27,6 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 # Not a fork of the coordinator, whose threads (torch's, Ray's) may hold locks. The chaos tests fork from a server that
 # has everything imported and no threads, which differs in nothing but the seconds.
 START_METHOD = "spawn"
-# Nothing outlives SIGKILL, but to give gigabytes back takes a while on a machine that is busy with something else.
-_SECONDS_TO_DIE = 60.0
 
 
 def threads_each(num_workers: int) -> int:
@@ -161,7 +159,7 @@ class _Worker:
             return None
 
     def exit_code(self) -> int | None:
-        self.process.join(timeout=_SECONDS_TO_DIE)
+        self.process.join(timeout=10.0)
         self.pipe.close()
         return self.process.exitcode
 
