@@ -19,7 +19,7 @@ class SerialPool:
             self.ran.append(job.key)
             result, error = call(job.function, job.payload)
             if error is not None:
-                raise JobError(f"job {job.key}: {error}")
+                raise JobError(job.key, error)
             yield Done(job=job, result=result, seconds=0.0)
 
     def close(self) -> None: ...

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mirrorpo.errors import InputError, Interrupted, RunError
 from mirrorpo.escape import printable_lines
+from mirrorpo.interrupts import go_on_with, stops_at_once
 from mirrorpo.quiet import quiet
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -35,6 +36,11 @@ def _say(text: str) -> None:
 def _json(value: Any) -> str:
     """ASCII: what a terminal would obey is escaped as JSON has it, the delete character too, which JSON lets stand."""
     return json.dumps(value, indent=2).replace("\x7f", "\\u007f")
+
+
+def _command() -> str:
+    """What was typed."""
+    return "mirrorpo " + shlex.join(sys.argv[1:])
 
 
 @app.command()
@@ -64,8 +70,7 @@ def train(
     from mirrorpo.training.run import train as run
     from mirrorpo.training.world import is_main
 
-    command = "mirrorpo " + shlex.join(sys.argv[1:])
-    summary = run(loaded, out, resume=resume, console=console, command=command)
+    summary = run(loaded, out, resume=resume, console=console, command=_command())
     if not is_main():
         return
     if as_json:
@@ -95,11 +100,12 @@ def evolve(
     from mirrorpo.training.recipe import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [], EvolveRecipe)
-    quiet()
-    from mirrorpo.evolution.command import run, sentences
+    command = _command()
+    with stops_at_once(lambda: go_on_with(command, out / "recipe.yaml")):
+        quiet()
+        from mirrorpo.evolution.command import run, sentences
 
-    command = "mirrorpo " + shlex.join(sys.argv[1:])
-    summary = run(loaded, out, resume, workers, threads, ray, console, command)
+        summary = run(loaded, out, resume, workers, threads, ray, console, command)
     _say(_json(summary) if as_json else sentences(summary, out))
 
 
@@ -186,22 +192,24 @@ def study(
         raise InputError("--out: give the study's folder")
     loaded = load_study(find_recipe(file), overrides or [])
     quiet()
+    command = _command()
     if out is None or dry_run:
-        plan = commands.dry_run(loaded, out, workers, threads, ray, console)
+        with stops_at_once(lambda: f"start again with: {command}"):
+            plan = commands.dry_run(loaded, out, workers, threads, ray, console)
         _say(_json(plan) if as_json else commands.plan_in_words(plan))
         return
-    command = "mirrorpo " + shlex.join(sys.argv[1:])
-    found = commands.study(
-        loaded,
-        out,
-        console,
-        resume=resume,
-        retry_failed=retry_failed,
-        workers=workers,
-        threads=threads,
-        ray=ray,
-        command=command,
-    )
+    with stops_at_once(lambda: go_on_with(command, out / "study.yaml")):
+        found = commands.study(
+            loaded,
+            out,
+            console,
+            resume=resume,
+            retry_failed=retry_failed,
+            workers=workers,
+            threads=threads,
+            ray=ray,
+            command=command,
+        )
     _say(_json(found.numbers) if as_json else "\n".join((found.headline, *found.written)))
     if found.nothing_finished:
         raise typer.Exit(1)

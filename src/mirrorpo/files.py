@@ -6,10 +6,18 @@ one as it was. The bytes reach the disk before the name does, so a power cut can
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from mirrorpo.errors import RunError
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _MODE = 0o644  # what the umask leaves of it; tempfile's 0600 would hide a run folder from its group
 
 
@@ -71,6 +79,35 @@ def write_text_atomic(path: Path, text: str) -> None:
         '{}'
     """
     write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def is_left_behind(path: Path) -> bool:
+    """Whether a file is what a writer that was killed leaves.
+
+    Example:
+        >>> is_left_behind(Path("run/.summary.json.0123456789ab.tmp")), is_left_behind(Path("run/summary.json"))
+        (True, False)
+    """
+    return _LEFT_BEHIND.fullmatch(path.name) is not None
+
+
+@contextmanager
+def one_line_if_refused(where: Path, kept: str) -> Iterator[None]:
+    """What a file system says when it can take no more ends a run with one line.
+
+    Args:
+        where: the folder of the run.
+        kept: what is intact.
+
+    Raises:
+        RunError: in place of the ``OSError`` of a disk that is full, read-only or broken; others pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise RunError(f"{where}: cannot be written ({error.strerror}); {kept}") from error
 
 
 def sync_folder(folder: Path) -> None:

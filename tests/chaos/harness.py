@@ -3,13 +3,13 @@
 A process is forked from a server that has imported everything once (``multiprocessing``'s forkserver), so that a run of
 the embedded recipe takes a second. Faults come from Python's audit events: each time the program opens, renames or
 removes something inside the run folder is a numbered place, the same one in every run, and the process can kill itself
-there. Nothing in the program is replaced.
+there. Nothing in the program is replaced. Workers are forked from the same server; what they open is not counted, and
+faults in between come from outside, by what is on record (``chaos.outside``).
 """
 
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import os
 import resource
@@ -20,13 +20,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-# Fields of metrics.jsonl, summary.json and before.json that are times.
-TIMES = ("seconds", "step_time", "tokens_per_second", "generation_seconds")
-_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
-_PRELOAD = ["mirrorpo.cli", "mirrorpo.training.run", "mirrorpo.reporting", "peft"]
+from chaos.outside import Strike, alive, strike
+
+_EVENTS = (
+    "open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree", "sqlite3.connect",
+)  # fmt: skip
+_PRELOAD = [
+    "mirrorpo.cli", "mirrorpo.training.run", "mirrorpo.reporting", "peft",
+    "mirrorpo.evolution.command", "mirrorpo.evolution.picture", "mirrorpo.studies.commands", "mirrorpo.studies.job",
+]  # fmt: skip
 _STATUS_FILE, _OUT_FILE, _ERR_FILE = "status.json", "stdout.txt", "stderr.txt"
 
 
@@ -41,6 +47,9 @@ class Fault:
         file_bytes: no file may grow beyond this (RLIMIT_FSIZE): what a full disk is like for a single file.
         clock_shift: seconds that ``time.time`` jumps back and forth at every call.
         slow_disk: seconds that every fsync and every open in the run folder takes longer.
+        strike: a signal from outside, to the process or to a worker of it.
+        spawned: the process leads a group of its own and its workers are new interpreters, as a user's are: their start
+            takes seconds.
     """
 
     kill_at: int = 0
@@ -49,16 +58,23 @@ class Fault:
     file_bytes: int | None = None
     clock_shift: float = 0.0
     slow_disk: float = 0.0
+    strike: Strike | None = None
+    spawned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a process ended: exit status (negative: the signal), what it printed, the places that it passed."""
+    """How a process ended: exit status (negative: the signal), what it printed, the places that it passed.
+
+    Of one that was struck also the workers that were seen, and those of them that outlived it.
+    """
 
     status: int
     stdout: str
     stderr: str
     places: tuple[str, ...] = field(default=(), repr=False)
+    workers: frozenset[int] = frozenset()
+    left: frozenset[int] = frozenset()
 
 
 def warm_server() -> Any:
@@ -75,22 +91,40 @@ def run(arguments: Sequence[str], folder: Path, scratch: Path, fault: Fault = Fa
         (scratch / name).unlink(missing_ok=True)
     process = warm_server().Process(target=_child, args=(list(arguments), folder, scratch, fault))
     process.start()
+    workers: set[int] = set()
+    if fault.strike is not None:
+        workers = strike(process, folder, fault.strike)
     if fault.kill_after:
         process.join(fault.kill_after)
         if process.is_alive():
             process.kill()
     process.join()
+    left = {worker for worker in workers if alive(worker)}
     places = (scratch / _STATUS_FILE).read_text().splitlines() if (scratch / _STATUS_FILE).exists() else []
     texts = [(scratch / name).read_text() if (scratch / name).exists() else "" for name in (_OUT_FILE, _ERR_FILE)]
     assert process.exitcode is not None
-    return Ended(status=process.exitcode, stdout=texts[0], stderr=texts[1], places=tuple(places))
+    return Ended(
+        status=process.exitcode,
+        stdout=texts[0],
+        stderr=texts[1],
+        places=tuple(places),
+        workers=frozenset(workers),
+        left=frozenset(left),
+    )
 
 
 def _child(arguments: list[str], folder: Path, scratch: Path, fault: Fault) -> None:
     import torch
 
     from mirrorpo.cli import main
+    from mirrorpo.workers import local as workers
 
+    if fault.spawned:
+        os.setsid()
+    else:
+        workers.START_METHOD = "forkserver"
+        # This process knows its server's address, but would start another server.
+        forkserver._forkserver.ensure_running = lambda: None
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["mirrorpo", *arguments]
@@ -100,6 +134,7 @@ def _child(arguments: list[str], folder: Path, scratch: Path, fault: Fault) -> N
         err = stack.enter_context((scratch / _ERR_FILE).open("w", buffering=1))
         stack.enter_context(redirect_stdout(out))
         stack.enter_context(redirect_stderr(err))
+        os.dup2(err.fileno(), 2)  # spawned workers, and C code
         _rebind_console(err)
         _install(fault, folder, (scratch / _STATUS_FILE).open("w", buffering=1))
         main()
@@ -166,39 +201,9 @@ def _slow_fsync(seconds: float) -> None:
 
 def to_the_end(arguments: Sequence[str], folder: Path, scratch: Path) -> Ended:
     """Goes on with a run as a user would: ``--resume`` if there is one to resume."""
-    more = ["--resume"] if (folder / "recipe.yaml").exists() else []
+    begun = (folder / "recipe.yaml").exists() or (folder / "study.yaml").exists()
+    more = ["--resume"] if begun else []
     return run([*arguments, *more], folder, scratch)
-
-
-def differences(unbroken: Path, resumed: Path) -> list[str]:
-    """What two finished run folders do not have in common, byte for byte; times, paths and pictures aside."""
-    found = []
-    names = [sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()) for root in (unbroken, resumed)]
-    found += [f"only in one: {name}" for name in sorted(set(names[0]) ^ set(names[1]))]
-    for name in sorted(set(names[0]) & set(names[1])):
-        one, two = (_comparable(root / name) for root in (unbroken, resumed))
-        if one != two:
-            found.append(name)
-    return found
-
-
-def _comparable(path: Path) -> Any:
-    """A file's content without what may differ: times, and the folder's own name."""
-    if path.name in (".lock", "curve.png", "report.html", "manifest.json", "training_args.json", "README.md"):
-        return None
-    if path.suffix == ".json":
-        return _without_times(json.loads(path.read_text()))
-    if path.suffix == ".jsonl":
-        return [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
-    return path.read_bytes()
-
-
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.get("__kind__") == "dict":  # a kept state: pairs
-            return [[key, _without_times(item)] for key, item in value["items"] if key not in TIMES]
-        return {key: _without_times(item) for key, item in value.items() if key not in (*TIMES, "command", "commit")}
-    return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def copy_of(folder: Path, target: Path) -> Path:

@@ -26,9 +26,36 @@ _FULL = (
 )
 _LORA = (*_SMALL, "model.lora={r: 4, dropout: 0.1}", "train.passes_per_batch=2", "objective.coefficient=0.1")
 
-RECIPES: dict[str, tuple[str, ...]] = {"full": _FULL, "lora": _LORA}
+# Two generations of one pair, six trainings. The map matters so much, and the seeds are such, that no twins are equally
+# fit. (Elites and the test of acceptance are killed in tests/evolution/test_kills.py, where a member costs nothing.)
+_SEARCH = (
+    "train.steps=2",
+    "train.prompts_per_step=4",
+    "train.group_size=4",
+    "train.max_completion_length=20",
+    "train.learning_rate=1.5e-3",
+    "task.difficulty=easy",
+    "objective.coefficient=1e4",
+    "eval.problems=4",
+    "evolution.generations=2",
+    "evolution.population=2",
+    "evolution.sigma=1",
+    "evolution.validation_problems=64",
+    "evolution.final_seeds=1",
+)
+_ONE_WORKER = ("--workers", "1", "--threads", "1")
+_STUDY_FILE = Path(__file__).with_name("small_study.yaml")
+
+TRAINED: dict[str, tuple[str, ...]] = {"full": _FULL, "lora": _LORA}
+# Commands whose work is done by workers.
+COORDINATED = ("evolve", "study")
+ALL = (*TRAINED, *COORDINATED)
 
 
-def train(recipe: str, out: Path) -> list[str]:
+def arguments(name: str, out: Path) -> list[str]:
     """The arguments of ``mirrorpo`` for one of them."""
-    return ["train", "arithmetic", *RECIPES[recipe], "--out", str(out)]
+    if name == "evolve":
+        return ["evolve", "evolve/embedded", *_SEARCH, "--out", str(out), *_ONE_WORKER]
+    if name == "study":
+        return ["study", str(_STUDY_FILE), "--out", str(out), *_ONE_WORKER]
+    return ["train", "arithmetic", *TRAINED[name], "--out", str(out)]

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from chaos import harness, recipes
+from chaos.comparing import differences
 from chaos.harness import Ended, Fault
 from mirrorpo.training.checkpoints import all_checkpoints, fault_of
 
 Unbroken = Callable[[str], tuple[Path, Ended]]
-NUM_KILLS = 5
+NUM_KILLS = 2  # of each recipe; as many more are in test_coordinated.py, and fifty in `make chaos`
 
 
 def place_to_die(done: Ended, number: int) -> int:
@@ -27,18 +28,18 @@ def place_to_die(done: Ended, number: int) -> int:
 
 
 @pytest.mark.parametrize("number", range(NUM_KILLS))
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("recipe", recipes.TRAINED)
 def test_a_run_that_is_killed_anywhere_ends_bit_equal_to_the_unbroken_one(
     recipe: str, number: int, unbroken_run: Unbroken, tmp_path: Path
 ) -> None:
     whole, done = unbroken_run(recipe)
     run, scratch = tmp_path / "run", tmp_path / "scratch"
-    arguments = recipes.train(recipe, run)
+    arguments = recipes.arguments(recipe, run)
     killed = harness.run(arguments, run, scratch, Fault(kill_at=place_to_die(done, number)))
     assert killed.status == -signal.SIGKILL
     resumed = harness.to_the_end(arguments, run, scratch)
     assert resumed.status == 0, resumed.stderr
-    assert harness.differences(whole, run) == []
+    assert differences(whole, run) == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -47,7 +48,7 @@ def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint_and_says_how_to
 ) -> None:
     whole, done = unbroken_run("full")
     run, scratch = tmp_path / "run", tmp_path / "scratch"
-    arguments = recipes.train("full", run)
+    arguments = recipes.arguments("full", run)
     # The line of step 2 is being written, behind its second update: the next one is the first on step 3's completions.
     lines = [place for place, event in enumerate(done.places, 1) if event == "open /metrics.jsonl"]
     stopped = harness.run(arguments, run, scratch, Fault(signal_at=(lines[1], number)))
@@ -57,7 +58,7 @@ def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint_and_says_how_to
     assert last.endswith("--resume")
     assert all_checkpoints(run / "checkpoints")[0].name == "checkpoint-5"
     assert harness.to_the_end(arguments, run, scratch).status == 0
-    assert harness.differences(whole, run) == []
+    assert differences(whole, run) == []
 
 
 def torn(path: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_it_is_used(
     (run / "summary.json").unlink()
     newest, before = all_checkpoints(run / "checkpoints")
     harm(newest / "optimizer.safetensors")
-    done = harness.to_the_end(recipes.train("lora", run), run, tmp_path / "scratch")
+    done = harness.to_the_end(recipes.arguments("lora", run), run, tmp_path / "scratch")
     assert done.status == 0, done.stderr
     assert f"{newest.name} is damaged and was set aside: optimizer.safetensors" in done.stderr
     assert f"going on from {before.name}" in done.stderr
@@ -95,7 +96,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_the_last_good_checkpoint(
 ) -> None:
     whole, _ = unbroken_run("full")
     run, scratch = tmp_path / "run", tmp_path / "scratch"
-    arguments = recipes.train("full", run)
+    arguments = recipes.arguments("full", run)
     stopped = harness.run(arguments, run, scratch, Fault(signal_at=(place_of_first_save(unbroken_run), signal.SIGTERM)))
     assert stopped.status == 143
     good = all_checkpoints(run / "checkpoints")
@@ -121,7 +122,7 @@ def place_of_first_save(unbroken_run: Unbroken) -> int:
 def test_a_folder_in_use_is_refused_and_a_dead_process_does_not_hold_it(unbroken_run: Unbroken, tmp_path: Path) -> None:
     whole, _ = unbroken_run("lora")
     run = harness.copy_of(whole, tmp_path / "run")
-    arguments = [*recipes.train("lora", run), "--resume"]
+    arguments = [*recipes.arguments("lora", run), "--resume"]
     with (run / ".lock").open("r+") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         refused = harness.run(arguments, run, tmp_path / "scratch")

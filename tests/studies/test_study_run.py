@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +140,7 @@ def test_a_failed_run_is_tried_again_only_when_asked(tmp_path: Path) -> None:
 def test_a_run_that_kills_its_workers_ends_neither_the_study_nor_the_other_runs(tmp_path: Path) -> None:
     def deadly(key: str) -> None:
         if key == "grpo/seed0":
-            raise JobError("job grpo/seed0: 2 workers died over it, the last by signal SIGKILL")
+            raise JobError("grpo/seed0", "2 workers died over it, the last by signal SIGKILL")
 
     go(tmp_path, Here(deadly))
     assert kept(tmp_path)["grpo/seed0"]["status"] == "failed"
@@ -162,6 +164,34 @@ def test_a_run_that_raises_is_tried_once_more_and_then_reported(
     }  # fmt: skip
     assert run_job(payload) == {"status": "failed", "attempts": 2, "reason": "RuntimeError: no memory"}
     assert len(calls) == ATTEMPTS == 2
+
+
+def test_a_run_waits_for_the_worker_that_is_dying_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def free(recipe: Any, folder: Path, **_: Any) -> dict[str, Any]:
+        with (folder / ".lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises unless it is free
+        return {"seconds": 1.0, "accuracy_after": 0.5}
+
+    monkeypatch.setattr("mirrorpo.studies.job.train", free)
+    (tmp_path / "recipe.yaml").touch()
+    holder = (tmp_path / ".lock").open("w")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    dying = threading.Timer(0.2, holder.close)
+    dying.start()
+    payload = {
+        "recipe": plan().jobs()[0].recipe.model_dump(mode="json"), "folder": str(tmp_path), "threads": 1,
+        "keep_models": False, "measure_divergence": False, "command": "",
+    }  # fmt: skip
+    assert run_job(payload) == {"status": "finished", "attempts": 1, "seconds": 1.0, "accuracy_after": 0.5}
+    dying.join()
+
+
+@pytest.mark.parametrize("left", [".lock", ".study.yaml.0123456789ab.tmp"])
+def test_a_study_that_was_killed_before_its_settings_were_there_begins_anew(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).touch()
+    go(tmp_path, Here())
+    assert not list(tmp_path.glob("*.tmp"))
+    assert len(study_collection(tmp_path).runs) == 6
 
 
 def test_a_folder_in_the_wrong_state_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import time
@@ -51,8 +52,18 @@ def test_workers_have_the_threads_that_were_asked_for(pool: Any) -> None:
 
 
 def test_an_exception_names_job_and_reason(pool: Any) -> None:
-    with pytest.raises(JobError, match=r"job j: ValueError: no such thing \(cheap_jobs.py, line \d+\)"):
-        list(pool.run([job("raises", "no such thing")]))
+    with pytest.raises(JobError, match=r"job j: ValueError: no such thing \(cheap_jobs.py, line \d+\)") as raised:
+        list(pool.run([job("square", 1, "i"), job("raises", "no such thing")]))
+    assert raised.value.key == "j"
+
+
+def test_the_error_of_a_job_keeps_its_key_when_it_is_pickled() -> None:
+    error = pickle.loads(pickle.dumps(JobError("arm: x/seed1#2", "ValueError: y")))
+    assert (error.key, error.reason, str(error)) == (
+        "arm: x/seed1#2",
+        "ValueError: y",
+        "job arm: x/seed1#2: ValueError: y",
+    )
 
 
 def test_a_result_that_is_no_json_is_an_error_of_its_job(pool: Any) -> None:
@@ -68,8 +79,9 @@ def test_a_job_whose_worker_dies_is_run_again(pool: Any, tmp_path: Path) -> None
 def test_a_deadly_job_is_an_error_and_what_was_finished_stays(pool: Any, tmp_path: Path) -> None:
     record = Record(tmp_path / "r.sqlite")
     run_recorded(pool, [job("square", 3, "before")], record)
-    with pytest.raises(JobError, match=r"job deadly: 2 (workers|actors) died over it"):
+    with pytest.raises(JobError, match=r"job deadly: 2 (workers|actors) died over it") as raised:
         run_recorded(pool, [job("die", None, "deadly")], record)
+    assert raised.value.key == "deadly"
     assert {key: row.result for key, row in record.results().items()} == {"before": 9}
     assert [d.result for d in pool.run([job("square", 4)])] == [16]  # the pool works on
 

@@ -20,7 +20,7 @@ from mirrorpo.evolution.comparison import compare
 from mirrorpo.evolution.member import JOB, payload
 from mirrorpo.evolution.recipe import EvolveRecipe
 from mirrorpo.evolution.search import FINAL_SEEDS, Candidate, Member, Outcome, search
-from mirrorpo.files import write_text_atomic
+from mirrorpo.files import one_line_if_refused, write_text_atomic
 from mirrorpo.mirror_maps import save_map
 from mirrorpo.training.folder import SUMMARY_FILE, RunFolder
 from mirrorpo.workers import Done, Job, Record, run_recorded
@@ -63,7 +63,8 @@ def evolve(
 
     Raises:
         InputError: the recipe or the folder cannot be used.
-        SearchError: no direction; JobError: a member cannot be finished. What was recorded stays, ``--resume`` goes on.
+        SearchError: no direction; JobError: a member cannot be finished; RunError: the disk refused. What was recorded
+            stays, ``--resume`` goes on.
     """
     started = time.monotonic()
     folder = RunFolder(out, recipe, resume)
@@ -78,7 +79,8 @@ def evolve(
         pool = make_pool(record.settle("threads", threads))
         try:
             run = _Run(recipe, folder, record, pool, console, command, function)
-            return run.finish(started)
+            with one_line_if_refused(out, "what was finished is kept"):
+                return run.finish(started)
         finally:
             pool.close()
             record.close()

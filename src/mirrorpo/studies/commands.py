@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mirrorpo.errors import InputError
+from mirrorpo.files import one_line_if_refused
 from mirrorpo.reporting import write_curve, write_report
 from mirrorpo.reporting.text import duration, plural
 from mirrorpo.studies.gather import gather, is_run, is_study, study_collection
@@ -44,6 +45,7 @@ def study(
 
     Raises:
         InputError: study or folder cannot be used; nothing was run.
+        RunError: the disk refused; the runs that were finished are kept.
     """
     check_arms(plan)
     with open_study(plan, out, resume, command) as record, open_pool(workers, threads, ray) as pool:
@@ -53,7 +55,8 @@ def study(
         reasons = "; ".join(dict.fromkeys(failure.reason for failure in collection.failed))
         failed = f"all {plural(len(collection.failed), 'run')} failed: {reasons}"
         return Outcome(headline=failed, written=(), numbers={"headline": failed}, nothing_finished=True)
-    written = tuple(str(path) for path in write_study_report(collection, out))
+    with one_line_if_refused(out, "the runs that were finished are kept"):
+        written = tuple(str(path) for path in write_study_report(collection, out))
     numbers = as_json(collection)
     return Outcome(
         headline=numbers["headline"].replace("\u00a0", " "), written=written, numbers=numbers, nothing_finished=False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from mirrorpo.models import resolve_model
 from mirrorpo.quiet import quiet
 from mirrorpo.reporting.reading import read_samples
 from mirrorpo.studies.runs import DIVERGENCE_FILE
+from mirrorpo.training.folder import LOCK_FILE
 from mirrorpo.training.recipe import Recipe, recipe_from
 from mirrorpo.training.run import train
 from mirrorpo.training.setup import load_tokenizer
 
 ATTEMPTS = 2  # a run that fails is tried once more, then recorded as failed
+_SECONDS_TO_DIE = 60.0
 _DROPPED = ("model", "checkpoints")
 _REVERSE_KL = divergence("reverse_kl")
 
@@ -58,6 +62,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
 def _train(job: Mapping[str, Any]) -> dict[str, Any]:
     """The run, its divergence from the start, and what is dropped afterwards."""
     folder, recipe = Path(job["folder"]), recipe_from(job["recipe"])
+    _wait_for_the_dying(folder / LOCK_FILE)
     holds_run = (folder / "recipe.yaml").exists()
     if folder.exists() and not holds_run:
         shutil.rmtree(folder)  # killed before its first file was whole
@@ -70,6 +75,20 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
         for name in _DROPPED:
             shutil.rmtree(folder / name, ignore_errors=True)
     return summary
+
+
+def _wait_for_the_dying(lock: Path) -> None:
+    """A worker that was killed over this run, or whose coordinator was, may still hold its lock for a moment."""
+    if not lock.exists():
+        return
+    patience = time.monotonic() + _SECONDS_TO_DIE
+    with lock.open("r+") as held:
+        while time.monotonic() < patience:  # then ``train`` says who holds it
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.05)
 
 
 @torch.no_grad()

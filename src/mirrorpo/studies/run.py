@@ -22,7 +22,7 @@ from rich.console import Console
 
 from mirrorpo.errors import InputError
 from mirrorpo.escape import say
-from mirrorpo.files import write_text_atomic
+from mirrorpo.files import is_left_behind, write_text_atomic
 from mirrorpo.reporting.reading import read_metrics
 from mirrorpo.studies.progress import Progress
 from mirrorpo.studies.recipe import Job, Study
@@ -62,7 +62,7 @@ def open_study(study: Study, out: Path, resume: bool, command: str) -> Iterator[
         raise InputError(f"--out {out}: already holds a study; give another folder, or --resume to continue it")
     if resume and not holds_study:
         raise InputError(f"--resume: {out} holds no study")
-    if not holds_study and out.exists() and any(entry.name != ".lock" for entry in out.iterdir()):
+    if not holds_study and out.exists() and any(_is_foreign(entry) for entry in out.iterdir()):
         raise InputError(f"--out {out}: is not empty and holds no study; give another folder")
     if holds_study:
         _check_same(study, out)
@@ -76,13 +76,21 @@ def open_study(study: Study, out: Path, resume: bool, command: str) -> Iterator[
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"--out {out}: another process is running in this folder") from None
+        for entry in out.iterdir():
+            if is_left_behind(entry):
+                entry.unlink()
+        if not holds_study:  # before the record, so that a folder with a record is always one to resume
+            write_text_atomic(out / STUDY_FILE, study.to_yaml())
         record = _open_record(out / RECORD_FILE, command)
         try:
-            if not holds_study:
-                write_text_atomic(out / STUDY_FILE, study.to_yaml())
             yield record
         finally:
             record.close()
+
+
+def _is_foreign(entry: Path) -> bool:
+    """Whether somebody else put it there."""
+    return entry.name != ".lock" and not is_left_behind(entry)
 
 
 def _open_record(path: Path, command: str) -> Record:
@@ -181,13 +189,9 @@ def run_study(
                     progress.finished(jobs[done.job.key.partition("#")[0]], done.result)
             except JobError as error:
                 # The run's workers kept dying (run_job itself reports every exception): the others go on.
-                key = next((key for key in waiting if str(error).startswith(f"job {key}:")), None)
-                if key is None:
-                    raise
                 result = {"status": "failed", "attempts": _MAX_DEATHS, "reason": str(error)}
-                record.add(key, waiting[key].digest, result)
-                del waiting[key]
-                progress.finished(jobs[key.partition("#")[0]], result)
+                record.add(error.key, waiting.pop(error.key).digest, result)
+                progress.finished(jobs[error.key.partition("#")[0]], result)
 
 
 def _worker_job(study: Study, job: Job, folder: Path, threads: int, command: str, tries: int) -> WorkerJob:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from mirrorpo.errors import InputError
-from mirrorpo.files import write_text_atomic
+from mirrorpo.files import is_left_behind, write_text_atomic
 from mirrorpo.training.callbacks import METRICS_FILE
 from mirrorpo.training.checkpoints import CheckpointError, Found, clean, newest_whole, set_aside
 from mirrorpo.training.recipe import Recipe, load_recipe
@@ -20,8 +19,6 @@ SUMMARY_FILE = "summary.json"
 SAMPLES_FILE = "samples.jsonl"
 BEFORE_FILE = "before.json"
 LOCK_FILE = ".lock"
-# What a writer that was killed leaves (see mirrorpo.files).
-_LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
 class RunFolder:
@@ -67,7 +64,7 @@ class RunFolder:
         try:
             self._take_lock()
             for entry in path.iterdir():
-                if _LEFT_BEHIND.fullmatch(entry.name):
+                if is_left_behind(entry):
                     entry.unlink()
             if resume:
                 self._check_same(recipe)
@@ -177,4 +174,4 @@ def _unmake(path: Path, made: list[Path]) -> None:
 
 def _is_foreign(entry: Path) -> bool:
     """Whether somebody else put it there."""
-    return entry.name != LOCK_FILE and not _LEFT_BEHIND.fullmatch(entry.name)
+    return entry.name != LOCK_FILE and not is_left_behind(entry)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import platform
-import shlex
 import subprocess
 import time
 from dataclasses import asdict, replace
@@ -17,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
-from mirrorpo.errors import InputError, RunError
+from mirrorpo.errors import InputError
 from mirrorpo.escape import say
 from mirrorpo.evaluation import Evaluation, evaluate
-from mirrorpo.files import write_text_atomic
+from mirrorpo.files import one_line_if_refused, write_text_atomic
+from mirrorpo.interrupts import resume_command
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
 from mirrorpo.training.checkpoints import CheckpointError, clean, publish, seal, step_of, writing_folder
 from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, FollowedFolder, RunFolder
@@ -41,8 +40,6 @@ from mirrorpo.training.world import (
 
 # Problems whose completions before and after are kept for the report.
 NUM_SAMPLES_KEPT = 16
-# What a file system says when it can take no more: the run stops with one line, and its checkpoints stay.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str) -> Evaluation | None:
@@ -101,17 +98,14 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
     folder = together(lambda: RunFolder(out, recipe, resume), main_only=True) or FollowedFolder(out)
     assert prepared is not None
     try:
-        if folder.finished:
-            say(console, f"{out} is finished already")
-            if is_main() and not (folder.path / "report.html").exists():  # killed between the numbers and the pictures
-                _draw(folder)
-            return folder.read_json(SUMMARY_FILE)
-        with GracefulStop(lambda line: say(console, line), _resume_command(command)) as stop:
-            return _run(prepared, folder, console, command, stop)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise RunError(f"{out}: cannot be written ({error.strerror}); the last checkpoint is intact") from error
+        with one_line_if_refused(out, "the last checkpoint is intact"):
+            if folder.finished:
+                say(console, f"{out} is finished already")
+                if is_main() and not (out / "report.html").exists():  # killed between the numbers and the pictures
+                    _draw(folder)
+                return folder.read_json(SUMMARY_FILE)
+            with GracefulStop(lambda line: say(console, line), resume_command(command)) as stop:
+                return _run(prepared, folder, console, command, stop)
     finally:
         folder.close()
 
@@ -138,10 +132,6 @@ def check_processes(recipe: Recipe) -> None:
             raise InputError(str(error)) from None
 
     together(check)
-
-
-def _resume_command(command: str) -> str:
-    return command if "--resume" in shlex.split(command) else f"{command} --resume"
 
 
 def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, stop: GracefulStop) -> dict[str, Any]:

@@ -16,8 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from mirrorpo.errors import Interrupted
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from mirrorpo.interrupts import SIGNALS
 
 
 class GracefulStop(TrainerCallback):

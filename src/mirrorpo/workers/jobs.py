@@ -49,7 +49,24 @@ class Done:
 
 
 class JobError(RuntimeError):
-    """A job cannot be finished: it raised, or its workers kept dying. The message names the job."""
+    """A job cannot be finished: it raised, or its workers kept dying. The message names the job.
+
+    Args:
+        key: of the job.
+        reason: one line.
+
+    Example:
+        >>> error = JobError("g000/p1+", "2 workers died over it")
+        >>> error.key, str(error)
+        ('g000/p1+', 'job g000/p1+: 2 workers died over it')
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)  # both, so that the error survives pickling
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        return f"job {self.key}: {self.reason}"
 
 
 class Pool(Protocol):
@@ -99,7 +116,7 @@ def run_recorded(
     known = record.results()
     for job in jobs:
         if job.key in known and known[job.key].digest != job.digest:
-            raise JobError(f"job {job.key}: {record.path} holds the result of another job under this key")
+            raise JobError(job.key, f"{record.path} holds the result of another job under this key")
     missing = [job for job in jobs if job.key not in known]
     results = {key: known[key].result for key in keys if key in known}
     if missing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -17,10 +18,15 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from mirrorpo.errors import Interrupted
+from mirrorpo.interrupts import signals_held
 from mirrorpo.workers.jobs import Done, Job, JobError, call
 
 # What decides a numerical library's number of threads before it is imported.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Not a fork of the coordinator, whose threads (torch's, Ray's) may hold locks. The chaos tests fork from a server that
+# has everything imported and no threads, which differs in nothing but the seconds.
+START_METHOD = "spawn"
 
 
 def threads_each(num_workers: int) -> int:
@@ -64,28 +70,31 @@ class LocalPool:
         try:
             while waiting or self._busy:
                 while waiting and len(self._busy) < self.num_workers:
-                    worker = self._idle.pop() if self._idle else _Worker(self.num_threads)
                     job = waiting.popleft()
+                    with signals_held():  # one between the two would leave a worker that nobody knows
+                        worker = self._idle.pop() if self._idle else _Worker(self.num_threads)
+                        self._busy[worker] = job
                     worker.begin(job)
-                    self._busy[worker] = job
                 ready = wait([worker.pipe for worker in self._busy])
                 for worker in [w for w in self._busy if w.pipe in ready]:
-                    job = self._busy.pop(worker)
-                    answer = worker.answer()
+                    job, answer = self._busy[worker], worker.answer()
                     if answer is None:
+                        del self._busy[worker]
                         deaths[job.key] = deaths.get(job.key, 0) + 1
                         self._check_deaths(job, deaths[job.key], worker.exit_code())
                         waiting.appendleft(job)
                         continue
-                    self._idle.append(worker)
+                    self._idle.append(worker)  # before it leaves the busy ones: it is always known
+                    del self._busy[worker]
                     result, error, seconds = answer
                     if error is not None:
-                        raise JobError(f"job {job.key}: {error}")
+                        raise JobError(job.key, error)
                     yield Done(job=job, result=result, seconds=seconds, deaths=deaths.get(job.key, 0))
         finally:
-            for worker in list(self._busy):  # a failed or abandoned run: what they compute is of no use any more
-                worker.kill()
-            self._busy.clear()
+            with signals_held():
+                for worker in self._busy:  # a failed or abandoned run: what they compute is of no use any more
+                    worker.kill()
+                self._busy.clear()
 
     def _check_deaths(self, job: Job, count: int, exit_code: int | None) -> None:
         if count >= self.max_deaths:
@@ -93,7 +102,7 @@ class LocalPool:
             if exit_code is not None and exit_code < 0:
                 how = signal.Signals(-exit_code).name
             hint = " (often the system's answer to exhausted memory: use fewer workers)" if how == "SIGKILL" else ""
-            raise JobError(f"job {job.key}: {count} workers died over it, the last by {how}{hint}")
+            raise JobError(job.key, f"{count} workers died over it, the last by {how}{hint}")
 
     @property
     def process_ids(self) -> list[int]:
@@ -102,10 +111,11 @@ class LocalPool:
 
     def close(self) -> None:
         """Ends every worker."""
-        for worker in (*self._idle, *self._busy):
-            worker.kill()
-        self._idle.clear()
-        self._busy.clear()
+        with signals_held():
+            for worker in (*self._idle, *self._busy):
+                worker.kill()
+            self._idle.clear()
+            self._busy.clear()
 
     def __enter__(self) -> LocalPool:
         return self
@@ -118,14 +128,17 @@ class _Worker:
     """The coordinator's end of a worker."""
 
     def __init__(self, num_threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self.pipe, theirs = context.Pipe()
         kept = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(num_threads)))
+        # Inherited: a terminal sends Ctrl-C to all processes, also to one that is still importing.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process = context.Process(target=_serve, args=(theirs, num_threads), daemon=True)
             self.process.start()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for name, value in kept.items():
                 if value is None:
                     del os.environ[name]
@@ -157,7 +170,8 @@ class _Worker:
 
 def _serve(pipe: Connection, num_threads: int) -> None:
     """The life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
+    # Ctrl-C is the coordinator's business. Blocked, not ignored: a training has a handler of its own.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import torch
 
@@ -168,7 +182,10 @@ def _serve(pipe: Connection, num_threads: int) -> None:
         except EOFError:
             return
         started = time.monotonic()
-        result, error = call(function, payload)
+        try:
+            result, error = call(function, payload)
+        except Interrupted as stopped:  # SIGTERM to this worker: one that dies like any other, without a traceback
+            sys.exit(stopped.status)
         pipe.send((result, error, time.monotonic() - started))
 
 

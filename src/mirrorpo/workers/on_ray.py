@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorpo.errors import InputError
+from mirrorpo.interrupts import handlers_kept
 from mirrorpo.workers.jobs import Done, Job, JobError, call
 
 
@@ -73,12 +74,12 @@ class RayPool:
                     deaths[job.key] = deaths.get(job.key, 0) + 1
                     if deaths[job.key] >= self.max_deaths:
                         reason = " ".join(str(gone).split())[:300]
-                        raise JobError(f"job {job.key}: {deaths[job.key]} actors died over it ({reason})") from None
+                        raise JobError(job.key, f"{deaths[job.key]} actors died over it ({reason})") from None
                     waiting.appendleft(job)
                     continue
                 self._idle.append(actor)
                 if error is not None:
-                    raise JobError(f"job {job.key}: {error}")
+                    raise JobError(job.key, error)
                 yield Done(job=job, result=result, seconds=seconds, deaths=deaths.get(job.key, 0))
         finally:
             for actor, _ in self._busy.values():  # a failed or abandoned run
@@ -130,7 +131,8 @@ def connect(address: str | None, num_cpus: int) -> bool:
     if address is None:
         settings |= {"num_cpus": num_cpus, "include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **settings)
+        with handlers_kept():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"--ray {address}: no cluster there ({reason})") from error

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirrorpo.errors import RunError
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, digest TEXT NOT NULL, result TEXT NOT NULL, seconds REAL NOT NULL, deaths INTEGER NOT NULL,
@@ -61,6 +63,7 @@ class Record:
 
         Raises:
             ValueError: the key has a result already, or the result is no JSON (NaN is none).
+            RunError: the disk refused; what was added before is intact.
         """
         text = json.dumps(result, allow_nan=False)
         try:
@@ -70,6 +73,8 @@ class Record:
             )
         except sqlite3.IntegrityError:
             raise ValueError(f"{self.path}: job {key!r} has a result already") from None
+        except sqlite3.OperationalError as error:
+            raise RunError(f"{self.path}: cannot be written ({error}); what was finished before is kept") from error
 
     def results(self) -> dict[str, Recorded]:
         """Everything finished, by key, oldest first."""
