@@ -106,7 +106,7 @@ def prompt_adapter(model: nn.Module) -> str | None:
         from peft import PeftModel
 
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-            return f"the adapter adds tokens to the prompt ({model.active_peft_config.peft_type.value})"
+            return f"the adapter adds tokens to the prompt ({type(model.active_peft_config).__name__})"
     return None
 
 
@@ -190,4 +190,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-__all__ = ["IMPLEMENTATIONS", "UnsupportedAttentionError", "causal_model", "hidden_states", "install", "probe", "prompt_adapter"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "UnsupportedAttentionError",
+    "causal_model",
+    "hidden_states",
+    "install",
+    "probe",
+    "prompt_adapter",
+]

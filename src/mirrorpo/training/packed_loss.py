@@ -98,7 +98,7 @@ def _reference(trainer: MirrorTrainer, packing: Packing, kept: Any) -> Anchor | 
         causal = path.model(trainer.ref_model)
         hidden = None if causal is None else path.hidden(trainer.ref_model, packing)
     else:
-        policy = trainer.accelerator.unwrap_model(trainer.model)
+        policy: Any = trainer.accelerator.unwrap_model(trainer.model)
         causal = path.model(policy)
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
             hidden = None if causal is None else path.hidden(policy, packing)

@@ -25,7 +25,7 @@ def through(wrapper: nn.Module, function: Callable[[], Tensor], later: nn.Module
     if not isinstance(wrapper, DistributedDataParallel):
         return function()
 
-    def forward() -> tuple[Any, ...]:
+    def forward(_: None) -> tuple[Any, ...]:
         # An empty view has the parameter in its graph, and is all that the wrapper looks at.
         return function(), *(p[:0] for p in later.parameters() if p.requires_grad)
 
@@ -33,7 +33,7 @@ def through(wrapper: nn.Module, function: Callable[[], Tensor], later: nn.Module
     own = vars(module).get("forward")  # accelerate and TRL give modules a forward of their own
     vars(module)["forward"] = forward
     try:
-        return wrapper()[0]
+        return wrapper(None)[0]  # on a GPU the wrapper moves its inputs there, and wants one
     finally:
         if own is None:
             del vars(module)["forward"]
