@@ -65,25 +65,34 @@ def micro_batch(sizes: list[int], group: int = 4, *, tool_mask: bool = False, se
     return inputs
 
 
-def both_ways(built: MirrorTrainer, inputs: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor, dict[str, float]]]:
+Found = tuple[Tensor, dict[str, Tensor], dict[str, float]]
+
+
+def both_ways(built: MirrorTrainer, inputs: dict[str, Any]) -> dict[str, Found]:
     """Loss, gradient of every parameter and metrics, packed and padded; fails if nothing was packed."""
     found = {}
-    for name, reason in (("packed", None), ("padded", "a test")):
+    for way, reason in (("packed", None), ("padded", "a test")):
         built.packed.reason = reason
         built._metrics["train"].clear()
-        found[name] = (
-            *loss_and_gradient(built, inputs),
-            {key: values[-1] for key, values in built._metrics["train"].items()},
-        )
+        loss, _ = loss_and_gradient(built, inputs)
+        gradients = {name: p.grad.clone() for name, p in built.model.named_parameters() if p.grad is not None}
+        found[way] = (loss, gradients, {key: values[-1] for key, values in built._metrics["train"].items()})
     assert not built.packed._said, built.packed._said
     return found
 
 
-def assert_same(found: dict[str, tuple[Tensor, Tensor, dict[str, float]]], tolerance: float = 1e-5) -> None:
-    (loss, gradient, metrics), (padded_loss, padded_gradient, padded_metrics) = found["packed"], found["padded"]
-    assert padded_gradient.abs().max() > 1e-5
+def assert_same(found: dict[str, Found], tolerance: float = 1e-5) -> None:
+    (loss, gradients, metrics), (padded_loss, padded_gradients, padded_metrics) = found["packed"], found["padded"]
+    whole = torch.stack([g.norm() for g in padded_gradients.values()]).norm()
+    assert whole > 1e-5
     assert abs(loss - padded_loss) <= tolerance * max(1.0, abs(padded_loss))
-    assert (gradient - padded_gradient).norm() <= tolerance * padded_gradient.norm()
+    assert gradients.keys() == padded_gradients.keys()
+    # A gradient of nothing but rounding (an adapter's, say) has no digits to compare.
+    real = {name: g for name, g in padded_gradients.items() if g.norm() > 1e-6 * whole}
+    apart = {name: ((gradients[name] - g).norm() / g.norm()).item() for name, g in real.items()}
+    # Both are a float32 rounding away from the truth, TRL's more (below): a single parameter gets twice the room.
+    assert max(apart.values()) <= 2 * tolerance, max(apart, key=lambda name: apart[name])
+    assert torch.stack([(gradients[n] - g).norm() for n, g in padded_gradients.items()]).norm() <= tolerance * whole
     assert metrics.keys() == padded_metrics.keys()
     # A share of tokens moves by whole tokens where one lies on a bound; none does here.
     for key, value in padded_metrics.items():
@@ -157,28 +166,47 @@ def test_in_float64_packed_and_padded_are_the_same_function(tmp_path: Path) -> N
     assert_same(found, 2e-6)
 
 
+def test_no_parameter_s_gradient_is_further_from_the_truth_than_on_the_padded_path(tmp_path: Path) -> None:
+    errors = []
+    for seed in range(4):
+        built = build(tmp_path)
+        inputs = fill(micro_batch(SIZES["ragged"], seed=seed), built)
+        found = both_ways(built, inputs)
+        built.packed.reason = None
+        built.model.double()
+        loss_and_gradient(built, {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()})
+        for name, p in built.model.named_parameters():
+            assert p.grad is not None
+            gradients = (found[way][1][name] for way in ("packed", "padded"))
+            errors.append([((g - p.grad).norm() / p.grad.norm()).item() for g in gradients])
+    packed, padded = torch.tensor(errors).square().mean(0).sqrt()
+    assert packed <= 1e-5
+    assert packed <= padded, (packed, padded)
+
+
 def test_in_bfloat16_packed_rows_are_no_further_from_float32_than_padded_ones(tmp_path: Path) -> None:
     full, half = build(tmp_path), build(tmp_path, bf16=True)
-    errors: dict[str, list[tuple[float, float]]] = {"packed": [], "padded": []}
-    for seed in range(6):
+    errors: dict[str, list[tuple[float, float, float]]] = {"packed": [], "padded": []}
+    for seed in range(40):
         inputs = fill(micro_batch(SIZES["ragged"], seed=seed), full)
         ids, mask, keep = gather_ids(inputs)
         full.packed.reason = "a test"
-        truth = loss_and_gradient(full, inputs)[1]
+        loss, gradient = loss_and_gradient(full, inputs)
         with torch.no_grad():
             logp = full._get_per_token_logps_and_entropies(full.model, ids, mask, keep)[0]
-        for name, reason in (("packed", None), ("padded", "a test")):
+        for way, reason in (("packed", None), ("padded", "a test")):
             half.packed.reason = reason
-            gradient = loss_and_gradient(half, inputs)[1]
+            found_loss, found_gradient = loss_and_gradient(half, inputs)
             with torch.no_grad():
                 found = half._get_per_token_logps_and_entropies(half.model, ids, mask, keep)[0]
-            scale = truth.norm().item()
-            errors[name].append(((gradient - truth).norm().item() / scale, (found - logp).norm().item()))
+            apart = ((found_gradient - gradient).norm() / gradient.norm(), (found - logp).norm(), (found_loss - loss))
+            errors[way].append(tuple(x.item() for x in apart))
     assert not half.packed._said
-    # A single loss is one number, its error a draw: the tokens' and the gradient's errors are many.
-    packed, padded = (torch.tensor(errors[name]).square().mean(0).sqrt() for name in ("packed", "padded"))
+    packed, padded = (torch.tensor(errors[way]).square().mean(0).sqrt() for way in ("packed", "padded"))
     assert padded[0] > 1e-3  # bfloat16 was used
-    assert bool((packed <= 1.1 * padded).all()), (packed, padded)
+    assert bool((packed[:2] <= 1.1 * padded[:2]).all()), (packed, padded)
+    # The loss is one number a batch, its error a draw of either sign; 500 batches give 0.97 +- 0.04, 40 vary by 0.15.
+    assert packed[2] <= 1.3 * padded[2], (packed, padded)
 
 
 def test_old_and_reference_log_probabilities_are_packed_too(tmp_path: Path) -> None:
@@ -363,9 +391,9 @@ def test_a_region_over_the_vocabulary_falls_back(tmp_path: Path, caught: pytest.
 @pytest.mark.parametrize(
     ("kind", "compiled", "aux", "said"),
     [
-        (DistributedType.MULTI_GPU, False, False, "the model is wrapped (multi_gpu)"),
-        (DistributedType.FSDP, False, False, "the model is wrapped (fsdp)"),
-        (DistributedType.DEEPSPEED, False, False, "the model is wrapped (deepspeed)"),
+        (DistributedType.MULTI_GPU, False, False, None),
+        (DistributedType.FSDP, False, False, "the model is sharded (fsdp)"),
+        (DistributedType.DEEPSPEED, False, False, "the model is sharded (deepspeed)"),
         (DistributedType.NO, True, False, "torch_compile"),
         (DistributedType.NO, False, True, "load-balancing loss"),
         (DistributedType.NO, False, False, None),

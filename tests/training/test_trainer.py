@@ -14,6 +14,7 @@ import mirrorpo
 from mirrorpo.presets import PRESETS
 from mirrorpo.training import MirrorConfig, MirrorTrainer, NonFiniteError
 from mirrorpo.training.control import load_state
+from mirrorpo.training.padded_loss import score
 from mirrorpo.training.reference import ReferenceMismatchError, check_reference
 from trl_pair import MAX_COMPLETION, TINY, batch, fill, loss_and_gradient, settings, trainer
 
@@ -73,7 +74,7 @@ def test_scoring_from_logits_equals_the_fused_path(tmp_path: Path) -> None:
     fused = build(tmp_path, "grpo", temperature=0.7)
     plain = build(tmp_path, {"preset": "grpo", "estimator": "exact"}, temperature=0.7)
     inputs = fill(batch(), fused)
-    one, two = fused._score(fused.model, inputs), plain._score(plain.model, inputs)
+    one, two = score(fused, fused.model, inputs), score(plain, plain.model, inputs)
     keep = inputs["completion_mask"].bool()
     assert one.logits is None
     assert two.logits is not None

@@ -49,9 +49,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 @pytest.mark.parametrize("case", two_ranks.cases(), ids=" with ".join)
 def test_two_processes_give_the_loss_gradient_and_metrics_of_one(
-    case: tuple[str, str], ranks: list[Any], tmp_path: Path
+    case: tuple[str, str, str], ranks: list[Any], tmp_path: Path
 ) -> None:
     assert [found[case]["type"] for found in ranks] == ["DistributedType.MULTI_CPU"] * 2
+    assert [found[case]["packed"] for found in ranks] == [case[2] != "padded"] * 2
     one = two_ranks.measure(*case, tmp_path)
     assert {"ratio/q99/mean", "penalty_gradient_share", "clip/high/frac", "entropy/mean"} <= set(one["metrics"])
     for found in ranks:
@@ -62,10 +63,11 @@ def test_two_processes_give_the_loss_gradient_and_metrics_of_one(
 def test_parameters_sharded_by_fsdp2_give_the_loss_gradient_and_metrics_of_one_process(
     objective: str, ranks: list[Any], tmp_path: Path
 ) -> None:
-    one = two_ranks.measure(objective, "ragged", tmp_path)
+    one = two_ranks.measure(objective, "ragged", "packed", tmp_path)
     one["metrics"].pop("penalty_gradient_share")  # not measured where gradients are sharded
     for found in ranks:
         assert found["FSDP2", objective]["parameters"] == "DTensor"
+        assert not found["FSDP2", objective]["packed"]
         assert_same(found["FSDP2", objective], one)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedDataParallelKwargs
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -26,26 +27,38 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "exact": {"preset": "dapo", "divergence": "js", "coefficient": 0.5, "estimator": "exact"},
 }
 LAYOUTS = ("ragged", "an empty rank")
+WAYS: dict[str, dict[str, Any]] = {
+    "packed": {},
+    "padded": {"fast": "off"},
+    "unused parameters looked for": {"ddp_find_unused_parameters": True},
+    "recomputed, in several rows": {"activation_checkpointing": True, "token_budget": 40},
+    "LoRA": {"lora": True},
+}
 
 
-def cases() -> list[tuple[str, str]]:
-    return [(objective, layout) for objective in OBJECTIVES for layout in LAYOUTS]
+def cases() -> list[tuple[str, str, str]]:
+    """Objective, layout, way: all objectives packed, the other ways with one."""
+    packed = [(objective, layout, "packed") for objective in OBJECTIVES for layout in LAYOUTS]
+    return packed + [("token_mean", layout, way) for layout in LAYOUTS for way in WAYS if way != "packed"]
 
 
-def measure(objective: str, layout: str, folder: Path, *, shard: bool = False) -> dict[str, Any]:
+def measure(objective: str, layout: str, way: str, folder: Path, *, shard: bool = False) -> dict[str, Any]:
     """Loss, gradient (the mean over processes) and metrics of one batch; this process takes its share of the rows.
 
     With ``shard`` the parameters lie on both processes (FSDP2: torch's ``fully_shard``; accelerate's own FSDP asks for
     an accelerator and is not used on CPU).
     """
-    processes = world_size()
-    config = MirrorConfig(
-        **settings(folder, per_device_train_batch_size=ROWS // processes, gradient_share_every=0 if shard else 1),
-        objective=OBJECTIVES[objective],
+    processes, more = world_size(), dict(WAYS[way])
+    adapter = {"peft_config": lora()} if more.pop("lora", False) else {}
+    more |= {"per_device_train_batch_size": ROWS // processes, "gradient_share_every": 0 if shard else 1}
+    config = MirrorConfig(**settings(folder, **more), objective=OBJECTIVES[objective])
+    built: Any = trainer(MirrorTrainer, config, **adapter)
+    built.accelerator.ddp_handler = DistributedDataParallelKwargs(
+        find_unused_parameters=bool(config.ddp_find_unused_parameters)
     )
-    built: Any = trainer(MirrorTrainer, config)
     built.current_gradient_accumulation_steps = 1
     inputs = batch(rows=ROWS)
+    inputs["prompt_ids"] = inputs["prompt_ids"][::2].repeat_interleave(2, 0)  # groups that stay on their process
     if layout == "an empty rank":
         inputs["completion_mask"][ROWS // 2 :] = 0
     inputs = fill(inputs, built)
@@ -64,7 +77,15 @@ def measure(objective: str, layout: str, folder: Path, *, shard: bool = False) -
         "metrics": {name: values[-1] for name, values in built._metrics["train"].items()},
         "parameters": type(next(built.model.parameters())).__name__,
         "type": str(built.accelerator.distributed_type),
+        "packed": built.packed.reason is None and not built.packed._said,
     }
+
+
+def lora() -> Any:
+    from peft import LoraConfig
+
+    torch.manual_seed(0)
+    return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
 
 
 def sharded(model: Any) -> Any:
@@ -87,7 +108,7 @@ def unequal(folder: Path) -> str:
 
 def main(folder: Path) -> None:
     found: dict[Any, Any] = {case: measure(*case, folder) for case in cases()}
-    found |= {("FSDP2", name): measure(name, "ragged", folder, shard=True) for name in OBJECTIVES}
+    found |= {("FSDP2", name): measure(name, "ragged", "packed", folder, shard=True) for name in OBJECTIVES}
     found["unequal"] = unequal(folder)
     torch.save(found, folder / f"rank-{rank()}.pt")
 

@@ -100,6 +100,16 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
     return model
 
 
+def prompt_adapter(model: nn.Module) -> str | None:
+    """Why a model's adapters do not live in its layers, None if they do: virtual tokens are no part of a packed row."""
+    if is_peft_available():
+        from peft import PeftModel
+
+        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+            return f"the adapter adds tokens to the prompt ({type(model.active_peft_config).__name__})"
+    return None
+
+
 def hidden_states(model: PreTrainedModel, packing: Packing) -> Tensor:
     """The last hidden states of every token of every row, differentiable.
 
@@ -180,4 +190,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-__all__ = ["IMPLEMENTATIONS", "UnsupportedAttentionError", "causal_model", "hidden_states", "install", "probe"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "UnsupportedAttentionError",
+    "causal_model",
+    "hidden_states",
+    "install",
+    "probe",
+    "prompt_adapter",
+]

@@ -23,7 +23,8 @@ def budget_advice(path: PackedPath, model: nn.Module) -> Iterator[None]:
     """A failed allocation while a packed micro-batch is trained on becomes an error that says which budget fits.
 
     The micro-batch is read again, forward and backward, with budgets of half its longest row, a quarter, ... until one
-    fits; the gradients of the failed step are dropped.
+    fits; the gradients of the failed step are dropped. Not with several processes: the others would wait for this one's
+    gradients.
 
     Args:
         path: whose last micro-batch it was.
@@ -40,6 +41,9 @@ def budget_advice(path: PackedPath, model: nn.Module) -> Iterator[None]:
         return
     model.zero_grad(set_to_none=True)
     tokens, shortest = path.last_tokens, path.last_shortest
+    failure = f"out of memory with packed rows of {tokens} tokens"
+    if path.accelerator.num_processes > 1:
+        raise torch.OutOfMemoryError(f"{failure}; try a token_budget from {shortest} to {tokens // 2}") from failed
     budget = fitting_budget(path.read_last, tokens, shortest)
     model.zero_grad(set_to_none=True)
     advice = (
@@ -47,7 +51,7 @@ def budget_advice(path: PackedPath, model: nn.Module) -> Iterator[None]:
         if budget is not None
         else "no token_budget fits: use a smaller per_device_train_batch_size, activation_checkpointing or LoRA"
     )
-    raise torch.OutOfMemoryError(f"out of memory with packed rows of {tokens} tokens; {advice}") from failed
+    raise torch.OutOfMemoryError(f"{failure}; {advice}") from failed
 
 
 def fitting_budget(read: Callable[[int], None], tokens: int, shortest: int) -> int | None:

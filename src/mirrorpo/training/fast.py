@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -23,8 +23,11 @@ from mirrorpo.training.backbone import (
     hidden_states,
     install,
     probe,
+    prompt_adapter,
 )
 from mirrorpo.training.head import check_head, head_of
+from mirrorpo.training.resuming import UNSHARDED
+from mirrorpo.training.wrapped import through
 
 logger = logging.get_logger(__name__)
 
@@ -54,8 +57,8 @@ class PackedPath:
         if args.fast == "off":
             self.reason = "fast is 'off'"
             return
-        if accelerator.distributed_type != DistributedType.NO:
-            self.reason = f"the model is wrapped ({accelerator.distributed_type.value.lower()})"
+        if accelerator.distributed_type not in UNSHARDED:
+            self.reason = f"the model is sharded ({accelerator.distributed_type.value.lower()})"
         elif args.n_gpu > 1:
             self.reason = "the model is wrapped (data parallel)"
         elif args.torch_compile:
@@ -69,17 +72,22 @@ class PackedPath:
 
     def say(self, reason: str) -> None:
         """Logs a reason for the padded path, the first time that it holds."""
-        if reason not in self._said and self.accelerator.is_main_process:
-            self._said.add(reason)
+        if reason in self._said:
+            return
+        self._said.add(reason)
+        if self.accelerator.is_main_process:
             logger.warning("completions are padded, not packed: %s", reason)
 
     def model(self, model: Any) -> PreTrainedModel | None:
         """The causal language model to read packed rows with, None if it cannot."""
         if self.reason is not None:
             return None
-        causal = causal_model(self.accelerator.unwrap_model(model))
+        unwrapped = self.accelerator.unwrap_model(model)
+        causal = causal_model(unwrapped)
+        if any(isinstance(parameter, DTensor) for parameter in causal.parameters()):  # a model is sharded in place
+            self._models[id(causal)] = "the model is sharded (distributed tensors)"
         if id(causal) not in self._models:
-            self._models[id(causal)] = self._unsupported(causal)
+            self._models[id(causal)] = prompt_adapter(unwrapped) or self._unsupported(causal)
         reason = self._models[id(causal)]
         if reason is not None:
             self.say(reason)
@@ -130,16 +138,27 @@ class PackedPath:
             return None
         return packing
 
-    def hidden(self, causal: PreTrainedModel, packing: Packing) -> Tensor | None:
-        """(N, H): what predicts each token of the completions, in the order of ``packing.tokens``."""
+    def hidden(self, model: nn.Module, packing: Packing) -> Tensor | None:
+        """(N, H): what predicts each token of the completions, in the order of ``packing.tokens``.
+
+        Args:
+            model: as the trainer holds it; ``self.model`` has accepted it.
+            packing: what it reads.
+        """
+        causal = causal_model(self.accelerator.unwrap_model(model))
+        head = causal.get_output_embeddings()
+        assert head is not None
+
+        def read() -> Tensor:
+            return hidden_states(causal, packing).index_select(0, packing.predictors)
+
         try:
             with self.accelerator.autocast():
-                states = hidden_states(causal, packing)
+                return through(model, read, head) if torch.is_grad_enabled() else read()
         except UnsupportedAttentionError as error:
             self._models[id(causal)] = str(error)
             self.say(str(error))
             return None
-        return states.index_select(0, packing.predictors)
 
     # What a failed allocation is advised on
 
@@ -183,7 +202,7 @@ class PackedPath:
         for first in range(0, ids.shape[0], rows):
             part = slice(first, first + rows)
             packing = self.pack(causal, ids[part], attention[part], keep)
-            hidden = None if packing is None else self.hidden(causal, packing)
+            hidden = None if packing is None else self.hidden(model, packing)
             if packing is None or hidden is None:
                 return None
             logp, entropy = token_logps(hidden, self.head(causal), packing.tokens)

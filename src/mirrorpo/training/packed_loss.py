@@ -11,6 +11,7 @@ from trl.trainer.utils import use_adapter
 from mirrorpo.divergences import LOGITS_ESTIMATORS
 from mirrorpo.kernels import Anchor, Packing, objective_from_hidden
 from mirrorpo.objective import Output
+from mirrorpo.training.gradient_share import share_is_due
 from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def packed_loss(
         path.say(f"region {objective.region.name!r} needs the rollout policy's logits")
         return None
     packing = path.pack(causal, *gather_ids(inputs))
-    hidden = None if packing is None else path.hidden(causal, packing)
+    hidden = None if packing is None else path.hidden(model, packing)
     if packing is None or hidden is None:
         return None
     if not bool(hidden.detach().isfinite().all()):
@@ -84,7 +85,7 @@ def _weight(trainer: MirrorTrainer, inputs: dict[str, Any], mask: Tensor) -> Any
         old = inputs.get("old_per_token_logps")
         return trainer._policy_weight(Scored(logp=logp, entropy=entropy), old, inputs, mask)
 
-    if trainer.weighs_by_scores or trainer.measures_gradient_share:
+    if trainer.weighs_by_scores or share_is_due(trainer):
         return of_scores
     return of_scores(mask, mask)  # looks at neither
 
@@ -95,12 +96,12 @@ def _reference(trainer: MirrorTrainer, packing: Packing, kept: Any) -> Anchor | 
     path = trainer.packed
     if trainer.ref_model is not None:
         causal = path.model(trainer.ref_model)
-        hidden = None if causal is None else path.hidden(causal, packing)
+        hidden = None if causal is None else path.hidden(trainer.ref_model, packing)
     else:
-        policy = trainer.accelerator.unwrap_model(trainer.model)
+        policy: Any = trainer.accelerator.unwrap_model(trainer.model)
         causal = path.model(policy)
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
-            hidden = None if causal is None else path.hidden(causal, packing)
+            hidden = None if causal is None else path.hidden(policy, packing)
     if causal is None or hidden is None:
         return None
     return Anchor(hidden=hidden[kept], head=path.head(causal))

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
-from trl.trainer.utils import use_adapter
 
 from mirrorpo.advantages import advantages as group_advantages
 from mirrorpo.objective import Objective, Output
@@ -21,10 +20,12 @@ from mirrorpo.training.budget import budget_advice
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state
 from mirrorpo.training.fast import PackedPath
+from mirrorpo.training.gradient_share import penalty_share, share_is_due
 from mirrorpo.training.grouping import regroup
-from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids, score_from_logits
+from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.packed_loss import packed_loss
+from mirrorpo.training.padded_loss import logits_of, padded_loss, with_bonuses
 from mirrorpo.training.reduction import quantiles_over_ranks, reduce_metrics
 from mirrorpo.training.reference import check_reference
 from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
@@ -37,8 +38,6 @@ logger = logging.get_logger(__name__)
 
 # Where the texts stand in what TRL's `_generate` returns.
 _COMPLETIONS = 3
-# The penalty's share of the gradient is measured once more, early, when the policy has left its reference.
-_EARLY_LOOK = 5
 
 
 class MirrorTrainer(ResumableTrainer):
@@ -187,7 +186,7 @@ class MirrorTrainer(ResumableTrainer):
                 ids, attention, keep = gather_ids(output)
                 size = self.args.per_device_train_batch_size
                 rows = [slice(i, i + size) for i in range(0, ids.shape[0], size)]
-                parts = [self._scored(self.model, ids[part], attention[part], keep) for part in rows]
+                parts = [logits_of(self, self.model, ids[part], attention[part], keep) for part in rows]
                 output["old_logits"] = torch.cat([part.logits for part in parts if part.logits is not None])
         return output
 
@@ -265,35 +264,13 @@ class MirrorTrainer(ResumableTrainer):
                 mask.shape[0] * self.current_gradient_accumulation_steps if num_tokens is None else num_tokens
             )
         found = packed_loss(self, model, inputs, mask)
-        output, scored, mask = self._padded_loss(model, inputs, mask) if found is None else (*found, mask)
+        output, scored, mask = padded_loss(self, model, inputs, mask) if found is None else (*found, mask)
         self.nonfinite.check_loss(output.loss, step)
-        self._record_gradient_share(model, output)
+        if output.penalty_loss is not None and share_is_due(self):
+            self._metrics["train"]["penalty_gradient_share"].append(penalty_share(model, output, self.accelerator))
         loss = output.loss * self._share(training)
         self._record(output, scored, old, mask, "train" if training else "eval")
-        return loss if found is not None else self._with_bonuses(loss, scored, mask, training)
-
-    def _padded_loss(self, model: nn.Module, inputs: dict[str, Any], mask: Tensor) -> tuple[Output, Scored, Tensor]:
-        """Loss, metrics, scores and usable tokens of a micro-batch as TRL lays it out."""
-        scored = self._score(model, inputs)
-        mask = self.nonfinite.usable({"logp": scored.logp}, mask, self.state.global_step + 1)
-        old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
-        output = self.policy_objective(
-            logp=scored.logp,
-            logp_old=old,
-            logp_ref=ref,
-            advantages=inputs["advantages"],
-            mask=mask,
-            max_completion_length=self.max_completion_length,
-            num_tokens=self._num_tokens(inputs, self.model.training),
-            weight=self._policy_weight(scored, old, inputs, mask),
-            logits=scored.logits,
-            logits_ref=self._reference_logits(inputs),
-            logits_old=inputs.get("old_logits"),
-            tokens=inputs["completion_ids"],
-            entropy=scored.entropy,
-            penalty_scale=self.penalty_state.factor,
-        )
-        return output, scored, mask
+        return loss if found is not None else with_bonuses(self, loss, scored, mask)
 
     def _share(self, training: bool) -> float:
         # `token_mean` has the whole step's tokens in its denominator already; the others average within a micro-batch.
@@ -307,22 +284,6 @@ class MirrorTrainer(ResumableTrainer):
             return 0.0
         each = 1.0 / self.current_gradient_accumulation_steps if training else 1.0
         return -self.entropy_coef * each / self._share(training)
-
-    def _score(self, model: nn.Module, inputs: dict[str, Any]) -> Scored:
-        ids, attention, keep = gather_ids(inputs)
-        if self.policy_objective.needs_logits:
-            return self._scored(model, ids, attention, keep)
-        logp, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
-            model,
-            ids,
-            attention,
-            keep,
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
-            **{key: inputs.get(key) for key in FORWARD_KEYS},
-        )
-        assert entropy is not None
-        return Scored(logp=logp, entropy=entropy, aux_loss=aux_loss)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -343,21 +304,6 @@ class MirrorTrainer(ResumableTrainer):
         return super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
         )
-
-    def _scored(self, model: Any, ids: Tensor, attention: Tensor, keep: int) -> Scored:
-        with self.accelerator.autocast():
-            return score_from_logits(model, ids, attention, keep, self.temperature)
-
-    def _reference_logits(self, inputs: dict[str, Any]) -> Tensor | None:
-        if not any(p.estimator in ("exact", "top_k") for p in self.policy_objective.penalties):
-            return None
-        ids, attention, keep = gather_ids(inputs)
-        with torch.no_grad():
-            if self.ref_model is not None:
-                return self._scored(self.ref_model, ids, attention, keep).logits
-            policy = self.accelerator.unwrap_model(self.model)
-            with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
-                return self._scored(self.model, ids, attention, keep).logits
 
     def _num_tokens(self, inputs: dict[str, Any], training: bool) -> Tensor | None:
         """This micro-batch's share of an optimiser step's tokens (TRL counts those of a whole generation batch)."""
@@ -399,16 +345,6 @@ class MirrorTrainer(ResumableTrainer):
             weight = weight * factor
         return weight
 
-    def _with_bonuses(self, loss: Tensor, scored: Scored, mask: Tensor, training: bool) -> Tensor:
-        """TRL's static entropy bonus and its load-balancing loss of mixture models, averaged over micro-batches."""
-        share = 1.0 / self.current_gradient_accumulation_steps if training else 1.0
-        if self._entropy_bonus_enabled:
-            mean_entropy = (scored.entropy * mask).sum() / mask.sum().clamp(min=1.0)
-            loss = loss - self.entropy_coef * mean_entropy * share
-        if self.aux_loss_enabled and scored.aux_loss is not None:
-            loss = loss + self.router_aux_loss_coef * scored.aux_loss * share
-        return loss
-
     # Checks and metrics
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -418,33 +354,6 @@ class MirrorTrainer(ResumableTrainer):
             self.nonfinite.drop_gradient(model, float(norm), self.state.global_step + 1)
             self._metrics["train"]["nonfinite/dropped/frac"][-1] = 1.0
         return norm
-
-    @property
-    def measures_gradient_share(self) -> bool:
-        """Whether this micro-batch is one to measure the penalty's share of the gradient on."""
-        every, objective = self.args.gradient_share_every, self.policy_objective
-        if (
-            not objective.penalties
-            or objective.placement != "loss"
-            or self.accelerator.distributed_type not in UNSHARDED
-        ):
-            return False  # sharded gradients have no norm of their own
-        step = self.state.global_step
-        return every > 0 and self.model.training and (step % every == 0 or step == _EARLY_LOOK)
-
-    def _record_gradient_share(self, model: nn.Module, output: Output) -> None:
-        """Every n optimiser steps: the penalty's share of the gradient norm, from two extra backward passes."""
-        if output.penalty_loss is None or not self.measures_gradient_share:
-            return
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        norms = []
-        for part in (output.policy_loss, output.penalty_loss):
-            grads = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
-            # of the gradient that the step would take: the mean over ranks
-            present = (self.accelerator.reduce(g.detach().float(), "mean") for g in grads if g is not None)
-            norms.append(torch.stack([g.norm() for g in present]).norm())  # pyright: ignore[reportAttributeAccessIssue]
-        share = norms[1] / (norms[0] + norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
-        self._metrics["train"]["penalty_gradient_share"].append(share.item())
 
     def _record(self, output: Output, scored: Scored, old: Tensor | None, mask: Tensor, mode: str) -> None:
         tokens = mask.sum()
