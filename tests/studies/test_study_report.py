@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 
 from mirrorpo.errors import InputError
+from mirrorpo.studies import tables
 from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import gather
 from mirrorpo.studies.report import as_json, markdown, write_study_report
 from mirrorpo.studies.runs import Collection, Failure, by_seed, fairness_notes, read_run
+from mirrorpo.studies.statistics import Interval
 from mirrorpo.studies.words import conclude, verdicts
 from run_folder import HOSTILE
 from simulated import ARMS, simulated, write_simulated
@@ -66,6 +69,15 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
 @pytest.fixture(scope="module")
 def page(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> _Page:
     return _Page(write_study_report(collection, tmp_path_factory.mktemp("report"))[0])
+
+
+def test_an_open_end_of_an_interval_has_its_sign() -> None:
+    cells = [
+        tables._interval(Interval(estimate=-1.0, low=low, high=high), tables._signed)
+        for low, high in ((-math.inf, 0.5), (-2.0, math.inf))
+    ]
+    assert [cell.text for cell in cells] == ["[\u2212∞, +0.5]", "[\u22122, ∞]"]
+    assert [cell.text for cell in (tables._cell(x, tables._signed) for x in (math.inf, -math.inf))] == ["∞", "\u2212∞"]
 
 
 def test_each_arm_gets_the_verdict_that_it_was_drawn_for(collection: Collection) -> None:

@@ -109,7 +109,9 @@ def test_resume_repeats_no_run(tmp_path: Path) -> None:
     again = Here()
     go(tmp_path, again, resume=True)
     assert again.keys == []
-    assert len(study_collection(tmp_path).runs) == 6
+    found = study_collection(tmp_path)
+    assert len(found.runs) == 6
+    assert found.changes == {arm: f"objective: {{preset: {arm}}}" for arm in ARMS}
 
 
 def failing(key: str) -> dict[str, Any] | None:

@@ -108,7 +108,8 @@ def _read_study(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def _in_words(changes: Mapping[str, Any]) -> str:
     """Changed keys as one line of YAML."""
-    return yaml.safe_dump(dict(changes), default_flow_style=True, width=10_000, sort_keys=False).strip().strip("{}")
+    text = yaml.safe_dump(dict(changes), default_flow_style=True, width=10_000, sort_keys=False).strip()
+    return text.removeprefix("{").removesuffix("}")  # of the outermost mapping; an inner one ends with one too
 
 
 def gather(

@@ -140,14 +140,19 @@ def _arrival_cells(found: Arrival) -> tuple[Cell, ...]:
 def _cell(value: float | None, show: Callable[[float], str]) -> Cell:
     if value is None or math.isnan(value):
         return Cell(text=NOTHING, value=None)
-    return Cell(text="∞" if math.isinf(value) else show(value), value=value if math.isfinite(value) else 1e300)
+    return Cell(text=_shown(value, show), value=value if math.isfinite(value) else math.copysign(1e300, value))
 
 
 def _interval(found: Interval | None, show: Callable[[float], str]) -> Cell:
     if found is None or (math.isinf(found.low) and math.isinf(found.high)):
         return Cell(text=NOTHING, value=None)
-    low, high = ("∞" if math.isinf(end) else show(end) for end in (found.low, found.high))
-    return Cell(text=f"[{low}, {high}]", value=found.low)
+    return Cell(text=f"[{_shown(found.low, show)}, {_shown(found.high, show)}]", value=found.low)
+
+
+def _shown(value: float, show: Callable[[float], str]) -> str:
+    if math.isinf(value):
+        return "∞" if value > 0 else "\u2212∞"
+    return show(value)
 
 
 def _scaled(factor: float, digits: int, *, signed: bool = False) -> Callable[[float], str]:

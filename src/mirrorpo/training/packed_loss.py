@@ -96,7 +96,7 @@ def _reference(trainer: MirrorTrainer, packing: Packing, kept: Any) -> Anchor | 
     path = trainer.packed
     if trainer.ref_model is not None:
         causal = path.model(trainer.ref_model)
-        hidden = None if causal is None else path.hidden(trainer.ref_model, packing)
+        hidden = None if causal is None else path.hidden(causal, packing)  # never trained: no wrapper matters
     else:
         policy: Any = trainer.accelerator.unwrap_model(trainer.model)
         causal = path.model(policy)
