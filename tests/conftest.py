@@ -3,6 +3,9 @@
 import os
 
 os.environ["MIRRORPO_CHECK_SHAPES"] = "1"
+# Before torch is imported, here and in what tests start: tests fork from servers that have imported everything, and a
+# process forked from one with OpenMP threads hangs in its first parallel region.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
