@@ -166,7 +166,7 @@ def test_in_float64_packed_and_padded_are_the_same_function(tmp_path: Path) -> N
     assert_same(found, 2e-6)
 
 
-def test_no_parameter_s_gradient_is_further_from_the_truth_than_on_the_padded_path(tmp_path: Path) -> None:
+def test_parameters_gradients_are_on_average_no_further_from_the_truth_than_on_the_padded_path(tmp_path: Path) -> None:
     errors = []
     for seed in range(4):
         built = build(tmp_path)
