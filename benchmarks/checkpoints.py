@@ -40,8 +40,8 @@ def overhead(folder: Path, steps: int) -> float:
     """Median seconds of a checkpoint over those of the steps between two."""
     from rich.console import Console
 
-    from mirrorpo.recipes import find_recipe
-    from mirrorpo.training.recipe import load_recipe
+    from mirrorpo.config.shipped import find_recipe
+    from mirrorpo.config.train import load_recipe
     from mirrorpo.training.resuming import ResumableTrainer
     from mirrorpo.training.run import train
 

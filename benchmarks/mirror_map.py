@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import mirrorpo
-from mirrorpo.divergences.neural import GROUPS, SLICES, UNITS_PER_GROUP, MirrorMap
+from mirrorpo.divergences.neural.map import GROUPS, SLICES, UNITS_PER_GROUP, MirrorMap
 from timing import interleaved, parser, ratios, show
 
 TOKENS = 8192

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from mirrorpo.config.study import Study, study_from
 from mirrorpo.quiet import quiet
-from mirrorpo.studies.recipe import Study, study_from
-from mirrorpo.studies.report import write_study_report
+from mirrorpo.reports.study_report import write_study_report
 from mirrorpo.studies.run import open_pool, open_study, run_study
 from mirrorpo.studies.runs import Collection, by_seed, read_run
 from mirrorpo.training.run import train

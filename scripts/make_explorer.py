@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorpo.divergences import DIVERGENCES
-from mirrorpo.trust_region import DIVERGENCE_REGIONS, REGIONS
+from mirrorpo.losses.regions import DIVERGENCE_REGIONS, REGIONS
 
 HERE = Path(__file__).resolve().parent
 PARTS = HERE / "explorer"

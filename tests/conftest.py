@@ -11,17 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-CORE = (
-    "divergences",
-    "trust_region",
-    "advantages",
-    "aggregation",
-    "objective",
-    "future_kl",
-    "surrogate",
-    "solver",
-    "kernels",
-)
+CORE = ("divergences", "losses", "kernels")
 install_import_hook([f"mirrorpo.{module}" for module in CORE], "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must be in place before the package is imported)

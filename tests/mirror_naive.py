@@ -13,7 +13,7 @@ import mpmath
 import numpy as np
 import torch
 
-from mirrorpo.divergences.neural import GROUPS, SLICES, phi_inv, project
+from mirrorpo.divergences.neural.map import GROUPS, SLICES, phi_inv, project
 
 DIGITS = 170  # d is e^-160 of the constants in h at p = e^-80
 

@@ -12,10 +12,10 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch import nn
 
+from mirrorpo.config.train import Recipe, recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.training import MirrorConfig, run, world
 from mirrorpo.training.nonfinite import NonFinite
-from mirrorpo.training.recipe import Recipe, recipe_from
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "accelerate"
 EXPECTED = {

@@ -13,13 +13,13 @@ except (ImportError, OSError) as error:  # a build for another system, or a libr
         f"mirrorpo needs torch, which cannot be imported ({error}): pip install --force-reinstall torch"
     ) from error
 
-from mirrorpo.advantages import advantages
-from mirrorpo.aggregation import aggregate
 from mirrorpo.divergences import Divergence, divergence
-from mirrorpo.future_kl import FutureKL
-from mirrorpo.objective import Objective, Output, Penalty
-from mirrorpo.presets import objective, objective_from
-from mirrorpo.trust_region import TrustRegion, trust_region
+from mirrorpo.losses.advantages import advantages
+from mirrorpo.losses.aggregation import aggregate
+from mirrorpo.losses.future_kl import FutureKL
+from mirrorpo.losses.objective import Objective, Output, Penalty
+from mirrorpo.losses.presets import objective, objective_from
+from mirrorpo.losses.regions import TrustRegion, trust_region
 
 __version__ = version("mirrorpo")
 

@@ -30,8 +30,8 @@ _EVENTS = (
     "open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree", "sqlite3.connect",
 )  # fmt: skip
 _PRELOAD = [
-    "mirrorpo.cli", "mirrorpo.training.run", "mirrorpo.reporting", "peft",
-    "mirrorpo.evolution.command", "mirrorpo.evolution.picture", "mirrorpo.studies.commands", "mirrorpo.studies.job",
+    "mirrorpo.cli", "mirrorpo.training.run", "mirrorpo.reports", "peft",
+    "mirrorpo.search.command", "mirrorpo.reports.search_picture", "mirrorpo.studies.commands", "mirrorpo.studies.job",
 ]  # fmt: skip
 _STATUS_FILE, _OUT_FILE, _ERR_FILE = "status.json", "stdout.txt", "stderr.txt"
 

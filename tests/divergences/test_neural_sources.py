@@ -11,10 +11,10 @@ import torch
 
 import mirrorpo
 from mirror_naive import random_like, single
-from mirrorpo.divergences.neural import SLICES, MirrorMap, project
-from mirrorpo.divergences.neural_fit import non_negative_least_squares
-from mirrorpo.divergences.neural_units import curvature
-from mirrorpo.mirror_maps import resolve_map
+from mirrorpo.divergences.neural.file import resolve_map
+from mirrorpo.divergences.neural.fit import non_negative_least_squares
+from mirrorpo.divergences.neural.map import SLICES, MirrorMap, project
+from mirrorpo.divergences.neural.units import curvature
 from naive import logits
 
 INF, NAN = math.inf, math.nan

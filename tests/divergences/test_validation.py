@@ -128,7 +128,7 @@ def test_k_must_be_a_positive_integer(k: int) -> None:
 # Shapes are checked by the library itself too: the annotations that catch them here are off for its users.
 WITHOUT_ANNOTATIONS = """
 import torch, mirrorpo
-from mirrorpo.aggregation import aggregate
+from mirrorpo.losses.aggregation import aggregate
 x, y, row = torch.full((2, 3), -1.0), torch.full((2, 4), -1.0), torch.full((1, 3), -1.0)
 d, grpo, mask, a = mirrorpo.divergence("kl"), mirrorpo.objective("grpo"), torch.ones(2, 3), torch.ones(2)
 CALLS = {

@@ -18,12 +18,12 @@ from types import ModuleType
 
 import pytest
 
-from mirrorpo.advantages import ADVANTAGES
-from mirrorpo.aggregation import AGGREGATIONS
 from mirrorpo.divergences import DIVERGENCES, ESTIMATORS
-from mirrorpo.presets import PRESETS
-from mirrorpo.surrogate import SURROGATES
-from mirrorpo.trust_region import REGIONS
+from mirrorpo.losses.advantages import ADVANTAGES
+from mirrorpo.losses.aggregation import AGGREGATIONS
+from mirrorpo.losses.presets import PRESETS
+from mirrorpo.losses.regions import REGIONS
+from mirrorpo.losses.surrogates import SURROGATES
 
 Load = Callable[[str], ModuleType]
 ROOT = Path(__file__).resolve().parents[2]

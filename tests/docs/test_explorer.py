@@ -15,7 +15,7 @@ import torch
 
 import mirrorpo
 from mirrorpo.divergences import DIVERGENCES
-from mirrorpo.trust_region import REGIONS
+from mirrorpo.losses.regions import REGIONS
 
 Load = Callable[[str], ModuleType]
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ BOUNDED = [
 
 @pytest.fixture(scope="module")
 def browser(load: Load, tmp_path_factory: pytest.TempPathFactory):
-    driver = load("tests/reporting/browser.py")
+    driver = load("tests/reports/browser.py")
     command = driver.chromium()
     if command is None:
         pytest.skip("no Chromium is installed")

@@ -9,10 +9,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from test_cli import refused, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mirrorpo.evaluation.engines import Sampler, TransformersEngine
-from test_cli import refused, run
 
 ARGUMENTS = (
     "eval", "builtin:tiny", "--task", "arithmetic", "--samples", "2", "-k", "1,2",

@@ -216,7 +216,7 @@ def test_a_disk_that_fills_while_the_folder_is_made_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mirrorpo.training.folder.write_text_atomic", full)
+    monkeypatch.setattr("mirrorpo.runs.folder.write_text_atomic", full)
     assert "No space left" in refused(["train", "arithmetic", *TINY_RUN, "--out", "a/b"], tmp_path)
     (tmp_path / "mine").mkdir()
     refused(["train", "arithmetic", *TINY_RUN, "--out", "mine"], tmp_path)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mirrorpo.config.train import Recipe, parse_yaml, recipe_from
 from mirrorpo.errors import InputError
-from mirrorpo.training.recipe import Recipe, parse_yaml, recipe_from
 from refusal import TINY_RUN, refused
 
 BILLION_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

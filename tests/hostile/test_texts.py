@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from test_cli import run
 
-from mirrorpo.evolution.run import _Run
-from mirrorpo.reporting import write_curve, write_report
+from mirrorpo.config.study import Job, study_from
+from mirrorpo.reports import write_curve, write_report
+from mirrorpo.reports.study_report import as_json, write_study_report
+from mirrorpo.search.run import _Run
 from mirrorpo.studies.progress import Progress
-from mirrorpo.studies.recipe import Job, study_from
-from mirrorpo.studies.report import as_json, write_study_report
 from mirrorpo.studies.runs import Collection, Failure, by_seed, read_run
 from run_folder import SAMPLE, line_of, write_run, write_samples
 from simulated import write_simulated
-from test_cli import run
 
 TEXTS = {
     "colour": "\x1b[31mred\x1b[0m",
@@ -195,7 +195,7 @@ def test_a_failed_run_and_a_failed_member_are_told_without_obeying_the_text(text
 
 REWARD = """
 import json
-from mirrorpo.grade import Grade
+from mirrorpo.rewards.verdict import Grade
 
 def verdict(completion, row):
     return Grade(reward=1.0, reason=json.loads(row["text"]))

@@ -12,9 +12,9 @@ from torch import Tensor
 import prime_rl_call
 import slime_call
 from framework_batch import assert_same
+from mirrorpo.config.objective_file import read_objective
 from mirrorpo.integrations import prime_rl, slime
 from mirrorpo.integrations.__main__ import main
-from mirrorpo.objective_file import read_objective
 from mirrorpo.training import MirrorConfig, MirrorTrainer
 from trl_pair import MAX_COMPLETION, batch, fill, loss_and_gradient, settings, trainer
 

@@ -17,7 +17,7 @@ from framework_batch import LENGTHS, PROMPTS, Batch, assert_same, batch, gradien
 from mirrorpo.errors import InputError
 from mirrorpo.integrations.__main__ import main
 from mirrorpo.integrations.prime_rl import loss
-from mirrorpo.presets import PRESETS
+from mirrorpo.losses.presets import PRESETS
 
 BASE = {"advantage": "dr_grpo", "aggregation": "token_mean"}
 

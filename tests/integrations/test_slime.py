@@ -15,7 +15,7 @@ from framework_batch import LENGTHS, PROMPTS, assert_same
 from mirrorpo.errors import InputError
 from mirrorpo.integrations import slime
 from mirrorpo.integrations.__main__ import main
-from mirrorpo.presets import PRESETS
+from mirrorpo.losses.presets import PRESETS
 
 VOCABULARY = 11
 HORIZON = 12

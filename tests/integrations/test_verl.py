@@ -18,12 +18,12 @@ import torch
 
 import mirrorpo
 from framework_batch import LENGTHS, PROMPTS, Batch, assert_same, batch, gradient
+from mirrorpo.config.objective_file import read_objective
 from mirrorpo.divergences import DIVERGENCES
 from mirrorpo.errors import InputError
 from mirrorpo.integrations.__main__ import main
 from mirrorpo.integrations.verl_settings import overrides, penalties_of
-from mirrorpo.objective_file import read_objective
-from mirrorpo.trust_region import DIVERGENCE_REGIONS, REGIONS
+from mirrorpo.losses.regions import DIVERGENCE_REGIONS, REGIONS
 
 verl = pytest.importorskip("verl", reason="verl is for Python below 3.13: `make test` installs it there")
 
@@ -135,7 +135,7 @@ def test_every_trust_region_through_verl_is_ours_called_directly(region: str, ag
     assert_same(directly(b, mirrorpo.objective_from(spec)), through_verl(b, name_of(spec), MODES[aggregation]))
 
 
-@pytest.mark.parametrize("preset", mirrorpo.presets.PRESETS)
+@pytest.mark.parametrize("preset", mirrorpo.losses.presets.PRESETS)
 def test_every_preset_through_verl_is_ours_called_directly(preset: str) -> None:
     spec = {"preset": preset}
     objective = mirrorpo.objective(preset)
@@ -355,7 +355,7 @@ def test_a_penalty_that_verl_does_not_call_is_noticed(monkeypatch: pytest.Monkey
 
 
 def test_a_bare_name_is_a_preset_or_a_divergence_and_never_both() -> None:
-    assert set(mirrorpo.presets.PRESETS).isdisjoint(DIVERGENCES)
+    assert set(mirrorpo.losses.presets.PRESETS).isdisjoint(DIVERGENCES)
     assert penalties_of("mirrorpo:grpo")[0].coefficient == 0.04
     assert penalties_of("mirrorpo:k3")[0].coefficient == 1.0
 

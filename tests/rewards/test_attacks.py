@@ -14,9 +14,9 @@ import psutil
 import pytest
 from attacks import ALL, ESCAPES, EXHAUSTIONS, FORGERIES, Attack, program
 
-from mirrorpo.grade import Grade
 from mirrorpo.rewards.code import CodeVerifier
 from mirrorpo.rewards.sandbox import Limits
+from mirrorpo.rewards.verdict import Grade
 
 TESTS = {"value": ["assert solve(3) == 9"], "live": ["def check(c):\n    assert c(3) == 9\ncheck(solve)"]}
 LAYERS = {"isolated": ("namespaces", "landlock", "seccomp"), "confined": ("landlock", "seccomp")}

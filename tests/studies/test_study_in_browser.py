@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from browser import Browser, chromium
-from mirrorpo.studies.report import write_study_report
+from mirrorpo.reports.study_report import write_study_report
 from mirrorpo.studies.runs import Failure
 from run_folder import HOSTILE
 from simulated import ARMS, simulated, write_simulated

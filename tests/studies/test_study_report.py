@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from mirrorpo.errors import InputError
+from mirrorpo.reports.study_report import as_json, markdown, write_study_report
+from mirrorpo.reports.study_words import conclude, verdicts
+from mirrorpo.statistics import Interval
 from mirrorpo.studies import tables
 from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import gather
-from mirrorpo.studies.report import as_json, markdown, write_study_report
 from mirrorpo.studies.runs import Collection, Failure, by_seed, fairness_notes, read_run
-from mirrorpo.studies.statistics import Interval
-from mirrorpo.studies.words import conclude, verdicts
 from run_folder import HOSTILE
 from simulated import ARMS, simulated, write_simulated
 

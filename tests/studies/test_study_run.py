@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
+from test_cli import refused, run
 
+from mirrorpo.config.study import Study, study_from
 from mirrorpo.errors import InputError
+from mirrorpo.reports.study_report import write_study_report
 from mirrorpo.studies.gather import study_collection
 from mirrorpo.studies.job import ATTEMPTS, run_job
-from mirrorpo.studies.recipe import Study, study_from
-from mirrorpo.studies.report import write_study_report
 from mirrorpo.studies.run import open_study, run_study, statuses
 from mirrorpo.workers import Done, Job, JobError, Record
 from simulated import write_simulated
-from test_cli import refused, run
 
 BASE = {
     "task": {"name": "arithmetic", "difficulty": "hard"},

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from mirrorpo.config.train import recipe_from
 from mirrorpo.tasks import Gsm8k, Mbpp, Task
-from mirrorpo.training.recipe import recipe_from
 
 FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 GSM8K, MBPP = FOLDER / "gsm8k" / "train.jsonl", FOLDER / "mbpp" / "mbpp.jsonl"

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from test_cli import refused, run
 from transformers import AutoModelForCausalLM
 
+from mirrorpo.config.shipped import shipped_recipes
+from mirrorpo.config.train import load_recipe, recipe_from
 from mirrorpo.models import builtin_path
-from mirrorpo.recipes import shipped_recipes
 from mirrorpo.training.memory import KNOWN, memory, model_facts
 from mirrorpo.training.plan import plan, render
-from mirrorpo.training.recipe import load_recipe, recipe_from
 from mirrorpo.training.setup import build_trainer, prepare
 from rewards.data import GSM8K, rows_of
-from test_cli import refused, run
 
 SMALL = ("train.steps=1", "train.prompts_per_step=2", "train.group_size=4", "train.max_completion_length=6")
 

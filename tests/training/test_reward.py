@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from mirrorpo.config.train import recipe_from
 from mirrorpo.rewards import RewardError
 from mirrorpo.tasks import TASKS, Arithmetic, Grade, Row
-from mirrorpo.training.recipe import recipe_from
 from mirrorpo.training.reward import BackgroundReward, reward_function
 from mirrorpo.training.setup import build_trainer, prepare
 

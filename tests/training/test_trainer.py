@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import mirrorpo
-from mirrorpo.presets import PRESETS
+from mirrorpo.losses.presets import PRESETS
 from mirrorpo.training import MirrorConfig, MirrorTrainer, NonFiniteError
 from mirrorpo.training.control import load_state
 from mirrorpo.training.padded_loss import score

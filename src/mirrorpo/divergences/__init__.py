@@ -13,7 +13,7 @@ from mirrorpo.divergences.base import ESTIMATORS, LOGITS_ESTIMATORS, Divergence,
 from mirrorpo.divergences.bregman import BregmanDivergence, beta_divergence
 from mirrorpo.divergences.custom import Generator, bregman_from, f_divergence_from
 from mirrorpo.divergences.fdivergence import LogRatioPenalty, RatioDivergence, alpha_divergence
-from mirrorpo.divergences.neural import SOURCES, MirrorMap, NeuralDivergence, neural
+from mirrorpo.divergences.neural.map import SOURCES, MirrorMap, NeuralDivergence, neural
 
 ENTRY_POINT_GROUP = "mirrorpo.divergences"
 GBMPO, UNIFIED = "GBMPO, arXiv 2602.04380", "Unified clipping, arXiv 2602.05494"

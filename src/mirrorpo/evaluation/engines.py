@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from mirrorpo.errors import InputError
-from mirrorpo.evaluation.draws import OwnDraws
+from mirrorpo.evaluation.seeded_sampling import OwnDraws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class Sampler:
         top_p: nucleus.
         max_completion_length: tokens.
         batch_size: completions generated at once.
-        seed: of the draws; every sample of every problem has its own (``mirrorpo.evaluation.draws``). The global
-            random state is neither used nor changed.
+        seed: of the draws; every sample of every problem has its own (``mirrorpo.evaluation.seeded_sampling``). The
+            global random state is neither used nor changed.
     """
 
     temperature: float = 1.0

@@ -14,16 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
+from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.escape import printable
 from mirrorpo.evaluation.engines import Engine, TransformersEngine, VllmEngine
-from mirrorpo.evaluation.folder import EvaluationFolder
 from mirrorpo.evaluation.sampling import prompt_ids, sample_batches
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import SAFE_LOADING
 from mirrorpo.models.weights import without_memory
-from mirrorpo.training.recipe import Recipe
+from mirrorpo.runs.evaluation_folder import EvaluationFolder
 from mirrorpo.training.run import versions
 from mirrorpo.training.setup import build_task, load_tokenizer, sampler_of
 

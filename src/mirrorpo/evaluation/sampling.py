@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from mirrorpo.evaluation.draws import seed_of
 from mirrorpo.evaluation.engines import Completion, Engine, Sampler, TransformersEngine
+from mirrorpo.evaluation.seeded_sampling import seed_of
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.tasks.base import Row, Task, grade_all
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mirrorpo.config.objective_file import read_objective
 from mirrorpo.errors import InputError
 from mirrorpo.integrations import prime_rl, slime, verl_settings
-from mirrorpo.objective_file import read_objective
 
 FRAMEWORKS = {
     "verl": lambda source, objective: "\n".join(verl_settings.overrides(source, objective)),

@@ -25,9 +25,9 @@ from typing import Any
 
 from torch import Tensor
 
+from mirrorpo.config.objective_file import read_objective
 from mirrorpo.integrations.shared import Reach, check_expressible
-from mirrorpo.objective import Objective
-from mirrorpo.objective_file import read_objective
+from mirrorpo.losses.objective import Objective
 
 REACH = Reach(
     framework="prime-rl",

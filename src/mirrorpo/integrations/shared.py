@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mirrorpo.errors import InputError
-from mirrorpo.objective import Objective
+from mirrorpo.losses.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)

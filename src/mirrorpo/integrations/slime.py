@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirrorpo.config.objective_file import read_objective
 from mirrorpo.errors import InputError
 from mirrorpo.integrations.shared import Reach, check_expressible, flat_rows, pad_rows
-from mirrorpo.objective import Objective, TokenTerms
-from mirrorpo.objective_file import read_objective
+from mirrorpo.losses.objective import Objective, TokenTerms
 
 VARIABLE = "MIRRORPO_OBJECTIVE"
 CONTRACT = "tests/integrations/test_slime.py"

@@ -41,7 +41,7 @@ from mirrorpo.divergences import divergence
 from mirrorpo.errors import InputError
 from mirrorpo.integrations.shared import check_expressible
 from mirrorpo.integrations.verl_settings import PREFIX, REACH, is_objective, loss_objective, penalties_of
-from mirrorpo.objective import Objective
+from mirrorpo.losses.objective import Objective
 
 SUPPORTED = (Version("0.9.1"), Version("0.10"))  # from, up to but not with
 CONTRACT = "tests/integrations/test_verl.py"

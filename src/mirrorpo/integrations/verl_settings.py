@@ -6,14 +6,14 @@ import json
 from functools import lru_cache
 from typing import Any
 
+from mirrorpo.config.objective_file import SUFFIXES, read_objective, read_spec
+from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.divergences import ESTIMATORS
 from mirrorpo.errors import InputError
 from mirrorpo.integrations.shared import Reach, check_expressible
-from mirrorpo.objective import Objective, Penalty
-from mirrorpo.objective_file import SUFFIXES, read_objective, read_spec
-from mirrorpo.plain_yaml import parse_yaml
-from mirrorpo.presets import PRESETS
-from mirrorpo.trust_region import resolve_divergence
+from mirrorpo.losses.objective import Objective, Penalty
+from mirrorpo.losses.presets import PRESETS
+from mirrorpo.losses.regions import resolve_divergence
 
 PREFIX = "mirrorpo:"
 REACH = Reach(

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from mirrorpo._shapes import Float, Num, Shaped, Tensor
-from mirrorpo.aggregation import aggregation_weights
 from mirrorpo.divergences import LOGITS_ESTIMATORS
 from mirrorpo.kernels.fused import PerToken, measure_from_hidden, single_pass
 from mirrorpo.kernels.head import Head, check_inputs, work_dtype
 from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm
-from mirrorpo.objective import Objective, Output
-from mirrorpo.trust_region import OverVocabulary
+from mirrorpo.losses.aggregation import aggregation_weights
+from mirrorpo.losses.objective import Objective, Output
+from mirrorpo.losses.regions import OverVocabulary
 
 Weight = Tensor | Callable[[Tensor, Tensor], Tensor | None]
 

@@ -16,13 +16,13 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mirrorpo.grade import Grade
 from mirrorpo.rewards.sandbox.levels import LAYERS, Level
 from mirrorpo.rewards.sandbox.limits import Limits
 from mirrorpo.rewards.sandbox.plain import Decoder, NotPlain, to_bytes
 from mirrorpo.rewards.sandbox.pool import Ended, Outcome, Pool
 from mirrorpo.rewards.sandbox.template import Reached
 from mirrorpo.rewards.sandbox.tests_of import BadTests, Check, Plan, plan
+from mirrorpo.rewards.verdict import Grade
 
 MAX_CODE_CHARACTERS = 200_000
 # Results above this size are compared by a judge: a set of colliding numbers must not keep this process busy.

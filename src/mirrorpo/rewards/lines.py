@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mirrorpo.errors import InputError
-from mirrorpo.grade import Grade
 from mirrorpo.jsonlines import read_lines
 from mirrorpo.rewards.code import CodeVerifier
 from mirrorpo.rewards.maths import MathVerifier
 from mirrorpo.rewards.sandbox.limits import Limits
+from mirrorpo.rewards.verdict import Grade
 
 
 class _BrokenLine(ValueError):

@@ -9,8 +9,8 @@ from fractions import Fraction
 from typing import Any
 
 from mirrorpo._checks import import_attribute
-from mirrorpo.grade import Grade, Row
 from mirrorpo.rewards.time_limit import TimeLimitExceeded, time_limit
+from mirrorpo.rewards.verdict import Grade, Row
 
 Verifier = Callable[[str, str], Grade]
 

@@ -14,9 +14,9 @@ from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mirrorpo.grade import Grade
 from mirrorpo.rewards.numbers import MAX_CHARACTERS, Number, agree, read_number, tidy
 from mirrorpo.rewards.symbolic import Symbolic
+from mirrorpo.rewards.verdict import Grade
 
 # A final answer stands at the end; the rest of a long text is not looked at.
 TAIL_CHARACTERS = 100_000

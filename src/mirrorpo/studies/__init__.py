@@ -3,6 +3,6 @@
 Imported by the commands ``mirrorpo study`` and ``mirrorpo report``; nothing here is needed to train.
 """
 
-from mirrorpo.studies.recipe import Study, load_study, study_from
+from mirrorpo.config.study import Study, load_study, study_from
 
 __all__ = ["Study", "load_study", "study_from"]

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
+from mirrorpo.config.study import Study
 from mirrorpo.errors import InputError
 from mirrorpo.files import one_line_if_refused
-from mirrorpo.reporting import write_curve, write_report
-from mirrorpo.reporting.text import duration, plural
+from mirrorpo.reports import write_curve, write_report
+from mirrorpo.reports.study_report import as_json, write_study_report
+from mirrorpo.reports.text import duration, plural
 from mirrorpo.studies.gather import gather, is_run, is_study, study_collection
-from mirrorpo.studies.recipe import Study
-from mirrorpo.studies.report import as_json, write_study_report
 from mirrorpo.studies.run import check_arms, estimate, open_pool, open_study, run_study
 
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mirrorpo.studies.learning import area_under_curve, median_steps, restricted, steps_to_target
-from mirrorpo.studies.runs import Collection, FinishedRun
-from mirrorpo.studies.statistics import (
+from mirrorpo.statistics import (
     LEVEL,
     Interval,
     detectable_effect,
@@ -26,6 +24,8 @@ from mirrorpo.studies.statistics import (
     permutation_p,
     variance_ratio,
 )
+from mirrorpo.studies.learning import area_under_curve, median_steps, restricted, steps_to_target
+from mirrorpo.studies.runs import Collection, FinishedRun
 
 
 @dataclass(frozen=True, kw_only=True)

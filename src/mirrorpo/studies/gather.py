@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from mirrorpo._checks import unknown_name
+from mirrorpo.config.study import StudySpec
+from mirrorpo.config.train import parse_yaml
 from mirrorpo.errors import InputError
-from mirrorpo.studies.recipe import StudySpec
 from mirrorpo.studies.run import RECORD_FILE, RUNS_FOLDER, STUDY_FILE, statuses
 from mirrorpo.studies.runs import (
     Collection,
@@ -23,7 +24,6 @@ from mirrorpo.studies.runs import (
     group,
     read_run,
 )
-from mirrorpo.training.recipe import parse_yaml
 from mirrorpo.workers import Record
 
 TARGET = float(StudySpec.model_fields["target"].default)

@@ -15,15 +15,15 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from mirrorpo.config.train import Recipe, recipe_from
 from mirrorpo.divergences import divergence
 from mirrorpo.evaluation.sampling import prompt_ids
 from mirrorpo.files import write_text_atomic
 from mirrorpo.models import resolve_model
 from mirrorpo.quiet import quiet
-from mirrorpo.reporting.reading import read_samples
+from mirrorpo.runs.folder import LOCK_FILE
+from mirrorpo.runs.reader import read_samples
 from mirrorpo.studies.runs import DIVERGENCE_FILE
-from mirrorpo.training.folder import LOCK_FILE
-from mirrorpo.training.recipe import Recipe, recipe_from
 from mirrorpo.training.run import train
 from mirrorpo.training.setup import load_tokenizer
 

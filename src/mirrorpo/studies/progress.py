@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mirrorpo.config.study import Job
 from mirrorpo.escape import say
-from mirrorpo.reporting.text import duration
-from mirrorpo.studies.recipe import Job
+from mirrorpo.reports.text import duration
 from mirrorpo.training.callbacks import METRICS_FILE
 
 _EVERY = 2.0  # seconds between looks at the run folders

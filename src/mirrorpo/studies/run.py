@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mirrorpo.config.study import Job, Study
 from mirrorpo.errors import InputError
 from mirrorpo.escape import say
 from mirrorpo.files import is_left_behind, write_text_atomic
-from mirrorpo.reporting.reading import read_metrics
+from mirrorpo.runs.reader import read_metrics
 from mirrorpo.studies.progress import Progress
-from mirrorpo.studies.recipe import Job, Study
 from mirrorpo.training.callbacks import METRICS_FILE
 from mirrorpo.training.run import versions
 from mirrorpo.training.setup import prepare
@@ -111,8 +111,8 @@ def _open_record(path: Path, command: str) -> Record:
 
 
 def _check_same(study: Study, out: Path) -> None:
+    from mirrorpo.config.train import parse_yaml
     from mirrorpo.studies.runs import flat
-    from mirrorpo.training.recipe import parse_yaml
 
     kept = flat(parse_yaml((out / STUDY_FILE).read_text(encoding="utf-8"), str(out / STUDY_FILE)))
     asked = flat(parse_yaml(study.to_yaml(), "study"))

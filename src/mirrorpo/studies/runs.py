@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mirrorpo.config.train import parse_yaml
 from mirrorpo.errors import InputError
-from mirrorpo.reporting.reading import Metrics, Summary, read_metrics, read_recipe, read_summary
-from mirrorpo.training.recipe import parse_yaml
+from mirrorpo.runs.reader import Metrics, Summary, read_metrics, read_recipe, read_summary
 
 DIVERGENCE_FILE = "divergence.json"
 # Keys that change what a run costs or keeps, not what it computes.

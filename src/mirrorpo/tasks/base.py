@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from mirrorpo.grade import Grade, Row
+from mirrorpo.rewards.verdict import Grade, Row
 
 Split = Literal["train", "validation", "test"]
 

@@ -9,11 +9,11 @@ from typing import Any
 from trl.trainer.grpo_config import GRPOConfig
 
 from mirrorpo._checks import check_number, unknown_name
-from mirrorpo.objective import Objective
-from mirrorpo.objective_file import read_spec
-from mirrorpo.presets import objective_from
+from mirrorpo.config.objective_file import read_spec
+from mirrorpo.losses.objective import Objective
+from mirrorpo.losses.presets import objective_from
+from mirrorpo.losses.regions import Interval
 from mirrorpo.training.world import uses_deepspeed
-from mirrorpo.trust_region import Interval
 
 FAST = ("auto", "off")
 # TRL's loss type with the same denominator, so that what TRL derives from it (warnings, model card) stays true.

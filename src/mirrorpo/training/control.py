@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mirrorpo.control import Control
 from mirrorpo.files import write_text_atomic
+from mirrorpo.losses.coefficient import Control
 
 _STATE_FILE = "penalty_state.json"
 _REFERENCE_FILE = "reference.safetensors"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mirrorpo.objective import Output
+from mirrorpo.losses.objective import Output
 from mirrorpo.training.resuming import UNSHARDED
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
+from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.models import resolve_model
-from mirrorpo.training.recipe import Recipe
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What the public configs of the models in the shipped recipes say, for a plan without network.
@@ -135,7 +135,7 @@ def memory(recipe: Recipe, model: ModelFacts, longest_prompt: int) -> dict[str, 
         ``device``: the least memory of a device that has room for that and for vLLM's share.
 
     Example:
-        >>> from mirrorpo.training.recipe import recipe_from
+        >>> from mirrorpo.config.train import recipe_from
         >>> recipe = recipe_from({"task": {"name": "arithmetic"}, "objective": {"preset": "prob_l2_grpo"}})
         >>> facts = model_facts(recipe)
         >>> memory(recipe, facts, 10)["reference"] == 4 * facts.parameters

@@ -10,7 +10,7 @@ from trl.trainer.utils import use_adapter
 
 from mirrorpo.divergences import LOGITS_ESTIMATORS
 from mirrorpo.kernels import Anchor, Packing, objective_from_hidden
-from mirrorpo.objective import Output
+from mirrorpo.losses.objective import Output
 from mirrorpo.training.gradient_share import share_is_due
 from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
-from mirrorpo.objective import Output
+from mirrorpo.losses.objective import Output
 from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids, score_from_logits
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.sampling import prompt_ids
 from mirrorpo.tasks import Row
 from mirrorpo.training.memory import memory, model_facts
-from mirrorpo.training.recipe import Recipe
 from mirrorpo.training.setup import build_task, check_context, check_prompts, load_tokenizer
 
 # Bytes of English text in a token of a large vocabulary, roughly; used only where the tokenizer cannot be loaded.

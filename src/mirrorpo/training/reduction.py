@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirrorpo.diagnostics import ratio_quantiles
+from mirrorpo.losses.metrics import ratio_quantiles
 
 # Tokens of a rank that enter the quantiles over all ranks; of more, an even subsample.
 MAX_GATHERED_TOKENS = 8192

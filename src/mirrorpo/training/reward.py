@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from mirrorpo.grade import VERDICTS, Grade
+from mirrorpo.rewards.verdict import VERDICTS, Grade
 from mirrorpo.tasks.base import BatchTask, Task, grade_all
 
 Rewards = list[float | None]

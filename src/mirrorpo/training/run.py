@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
+from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.escape import say
 from mirrorpo.evaluation import Evaluation, evaluate
 from mirrorpo.files import one_line_if_refused, write_text_atomic
 from mirrorpo.interrupts import resume_command
+from mirrorpo.runs.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, FollowedFolder, RunFolder
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
 from mirrorpo.training.checkpoints import CheckpointError, clean, publish, seal, step_of, writing_folder
-from mirrorpo.training.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, FollowedFolder, RunFolder
-from mirrorpo.training.recipe import Recipe
 from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of
 from mirrorpo.training.stopping import GracefulStop
 from mirrorpo.training.trainer import MirrorTrainer
@@ -230,7 +230,7 @@ def _write_results(folder: RunFolder, summary: dict[str, Any], before: Any, afte
 
 
 def _draw(folder: RunFolder) -> None:
-    from mirrorpo.reporting import write_curve, write_report
+    from mirrorpo.reports import write_curve, write_report
 
     write_curve(folder.path)
     write_report(folder.path)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PrinterCallback
 
+from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
@@ -22,7 +23,6 @@ from mirrorpo.models.folder import SAFE_LOADING, check_model_folder
 from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import TASKS, Row, Task
 from mirrorpo.training.config import MirrorConfig
-from mirrorpo.training.recipe import Recipe
 from mirrorpo.training.reward import reward_function
 from mirrorpo.training.trainer import MirrorTrainer
 from mirrorpo.training.world import world_size

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from mirrorpo.advantages import advantages as group_advantages
-from mirrorpo.objective import Objective, Output
+from mirrorpo.losses.advantages import advantages as group_advantages
+from mirrorpo.losses.objective import Objective, Output
 from mirrorpo.training.budget import budget_advice
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state

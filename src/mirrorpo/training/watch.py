@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from mirrorpo.objective import Objective
+from mirrorpo.losses.objective import Objective
 
 logger = logging.get_logger(__name__)
 

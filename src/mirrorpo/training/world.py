@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from mirrorpo.errors import InputError
-from mirrorpo.objective import Objective
+from mirrorpo.losses.objective import Objective
 
 T = TypeVar("T")
 # What every process must have alike, beyond the objective: otherwise one waits for the other for ever, or the average

@@ -1,0 +1,1 @@
+"""Configuration files: recipes of trainings, studies and searches, and objective files."""

@@ -1,0 +1,88 @@
+"""What is evolved, on what, how? A recipe as ``train`` takes it, whose objective has a neural map, and a group more."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mirrorpo.config.train import ObjectiveSpec, Part, Recipe
+from mirrorpo.divergences.neural.map import MirrorMap, NeuralDivergence
+
+
+class EvolutionSpec(Part):
+    """The search; the defaults are GBMPO's (with ``train.steps: 100``)."""
+
+    generations: int = Field(default=15, ge=1, le=10_000, description="at most so many")
+    population: int = Field(default=10, ge=2, le=10_000, description="members of a generation, in antithetic pairs")
+    sigma: float = Field(default=0.01, gt=0.0, le=10.0, description="standard deviation of the first generation")
+    sigma_decay: float = Field(default=0.99, gt=0.0, le=1.0, description="factor on sigma after each generation")
+    sigma_smallest: float = Field(default=0.0, ge=0.0, le=10.0, description="sigma decays to this at most")
+    step: float = Field(default=0.01, gt=0.0, le=100.0, description="step size of the centre")
+    optimiser: Literal["sgd", "adam"] = Field(default="sgd", description="of the centre")
+    fitness: Literal["raw", "centred_ranks"] = Field(default="raw", description="what the estimate is made of")
+    positivity: Literal["projection", "softplus"] = Field(
+        default="projection", description="how parameters stay >= 0: cut off at 0, or by construction"
+    )
+    acceptance: bool = Field(
+        default=False, description="take a step back that validation problems, on seeds of their own, find worse"
+    )
+    elites: int = Field(default=0, ge=0, le=100, description="best maps so far, evaluated again in each generation")
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many generations without a better mean fitness; empty: never"
+    )
+    min_improvement: float = Field(default=0.0, ge=0.0, le=1.0, description="what counts as better, with patience")
+    validation_problems: int = Field(default=256, ge=1, le=1_000_000, description="that fitness is measured on")
+    validation_samples: int = Field(default=1, ge=1, le=1_000, description="completions per validation problem")
+    final_seeds: int = Field(
+        default=3, ge=1, le=100, description="trainings of the best and of the first map for the last comparison"
+    )
+    max_deaths: int = Field(default=3, ge=1, le=100, description="workers that a member may cost")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="of the search's draws")
+
+    @model_validator(mode="after")
+    def _pairs(self) -> EvolutionSpec:
+        if self.population % 2:
+            raise ValueError(
+                f"population must be even: members come in antithetic pairs, got {self.population}; "
+                f"legal: {self.population - 1}, {self.population + 1}, ..."
+            )
+        if self.sigma_smallest > self.sigma:
+            raise ValueError(f"sigma_smallest must be at most sigma = {self.sigma:g}, got {self.sigma_smallest:g}")
+        if self.min_improvement > 0 and self.patience is None:
+            raise ValueError("min_improvement has no effect without patience")
+        return self
+
+
+class MapObjectiveSpec(ObjectiveSpec):
+    """An objective whose penalty is a neural mirror map."""
+
+    preset: str = Field(default="nm_grpo", description="a name of `mirrorpo list objectives`")
+
+
+class EvolveRecipe(Recipe):
+    """A whole search. The objective's map is where it starts."""
+
+    objective: MapObjectiveSpec = MapObjectiveSpec()  # pyright: ignore[reportIncompatibleVariableOverride]
+    evolution: EvolutionSpec = EvolutionSpec()
+
+    @model_validator(mode="after")
+    def _evolvable(self) -> EvolveRecipe:
+        penalties = self.objective.build().penalties
+        if len(penalties) != 1 or not isinstance(penalties[0].divergence, NeuralDivergence):
+            raise ValueError(
+                f"objective must have one penalty, a neural mirror map (preset nm_grpo or nm_gspo, "
+                f"or divergence: neural), got {', '.join(p.divergence.name for p in penalties) or 'no penalty'}"
+            )
+        if self.eval.problems < 1:
+            raise ValueError("eval.problems must be at least 1: the best map is evaluated on them, got 0")
+        return self
+
+    def start(self) -> MirrorMap:
+        """The map that the search starts from."""
+        divergence = self.objective.build().penalties[0].divergence
+        assert isinstance(divergence, NeuralDivergence)
+        return divergence.map
+
+
+__all__ = ["EvolutionSpec", "EvolveRecipe"]

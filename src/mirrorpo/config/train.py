@@ -1,0 +1,360 @@
+"""What is trained, on what, how? A recipe: a YAML file whose every key is checked before anything is written."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mirrorpo.config.inherit import with_bases
+from mirrorpo.config.objective_file import read_spec
+from mirrorpo.config.parts import EvalSpec, Part, VllmSpec
+from mirrorpo.config.yaml import parse_yaml, read_text
+from mirrorpo.errors import InputError
+from mirrorpo.losses.objective import Objective
+from mirrorpo.losses.presets import objective_from
+from mirrorpo.tasks.gsm8k import INSTRUCTION as GSM8K_INSTRUCTION
+from mirrorpo.tasks.mbpp import INSTRUCTION as MBPP_INSTRUCTION
+
+
+class ArithmeticSpec(Part):
+    """The embedded task."""
+
+    name: Literal["arithmetic"]
+    difficulty: Literal["easy", "medium", "hard"] = "medium"
+    train_size: int = Field(default=8192, ge=1, le=10_000, description="training problems")
+    test_size: int = Field(default=512, ge=1, le=1_000, description="unseen problems")
+    validation_size: int = Field(default=512, ge=1, le=512, description="unseen problems to choose by")
+    seed: int = Field(default=0, ge=0, description="which problems are drawn")
+
+
+class JsonlSpec(Part):
+    """Your own file."""
+
+    name: Literal["jsonl"]
+    path: str = Field(description="the file, one JSON object a line")
+    prompt: str = Field(default="prompt", description="field with the user's message")
+    answer: str = Field(default="answer", description="field with the answer")
+    reward: str = Field(default="exact", description="exact, numeric or module:function")
+    on_reward_error: Literal["raise", "skip"] = Field(
+        default="raise", description="your reward function fails: the run ends, or the completion is left out"
+    )
+    reward_seconds: float = Field(default=60.0, gt=0.0, le=86_400, description="its time limit for a completion")
+    test_path: str | None = Field(default=None, description="a second file for testing; else one row in ten")
+    train_size: int | None = Field(default=None, ge=1, description="at most so many training rows")
+    test_size: int | None = Field(default=512, ge=1, description="at most so many test rows")
+
+
+class Gsm8kSpec(Part):
+    """GSM8K."""
+
+    name: Literal["gsm8k"]
+    path: str | None = Field(default=None, description="the original train.jsonl; empty: openai/gsm8k from the hub")
+    test_path: str | None = Field(default=None, description="the original test.jsonl, with path")
+    test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
+    validation_size: int = Field(default=500, ge=0, description="problems that training never sees")
+    train_size: int | None = Field(default=None, ge=1, description="at most so many training problems")
+    seed: int = Field(default=0, ge=0, description="which problems are held out")
+    instruction: str = Field(default=GSM8K_INSTRUCTION, description="follows every question")
+    last_number: bool = Field(default=False, description="without ####, \\boxed or 'the answer is': the last number")
+
+
+class SandboxSpec(Part):
+    """Where programs run, and what they may use."""
+
+    require: Literal["limits", "filtered", "confined", "isolated"] = Field(
+        default="confined", description="the least level (`mirrorpo doctor` says which this machine reaches)"
+    )
+    in_flight: int | None = Field(default=None, ge=1, le=1024, description="programs at once; empty: 4 a core")
+    wall_seconds: float = Field(default=10.0, ge=0.05, le=3600, description="time limit of a program")
+    cpu_seconds: int = Field(default=5, ge=1, le=3600, description="processor time of a program")
+    memory_mb: int = Field(default=512, ge=64, le=1_000_000, description="address space of a program")
+
+
+class MbppSpec(Part):
+    """MBPP."""
+
+    name: Literal["mbpp"]
+    path: str | None = Field(default=None, description="the original mbpp.jsonl; empty: from the hub")
+    test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
+    train_size: int | None = Field(default=None, ge=1, description="at most so many training problems")
+    shown_tests: int = Field(default=3, ge=0, le=3, description="tests in the prompt")
+    instruction: str = Field(default=MBPP_INSTRUCTION, description="the prompt's last line")
+    sandbox: SandboxSpec = SandboxSpec()
+
+
+TaskSpec = Annotated[ArithmeticSpec | JsonlSpec | Gsm8kSpec | MbppSpec, Field(discriminator="name")]
+
+
+class LoraSpec(Part):
+    """Low-rank adapters; the reference is then the model with its adapter off."""
+
+    r: int = Field(default=16, ge=1, le=65_536, description="rank")
+    alpha: int = Field(default=32, ge=1, description="scale: the update is multiplied by alpha / r")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: str | list[str] = Field(default="all-linear", description="which layers get an adapter")
+
+
+class ModelSpec(Part):
+    """The policy."""
+
+    path: str = Field(default="builtin:tiny", min_length=1, description="builtin:tiny, a folder or a hub name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    lora: LoraSpec | None = None
+    chat_template: dict[str, bool | int | float | str] = Field(
+        default={}, description="options of the tokenizer's chat template, such as enable_thinking: false"
+    )
+
+
+class ObjectiveSpec(BaseModel):
+    """A preset with overrides; the keys are those of ``mirrorpo.objective``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    preset: str = Field(default="dr_grpo", description="a name of `mirrorpo list objectives`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, data: Any) -> Any:
+        """A text is an objective file, or a preset's name; the resolved recipe holds what it says."""
+        return read_spec(data) if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _builds(self) -> ObjectiveSpec:
+        try:
+            self.build()
+        except (TypeError, OverflowError, RecursionError) as error:  # a value of a kind that nobody thought of
+            raise ValueError(f"cannot be built from these values ({error})") from error
+        return self
+
+    def build(self) -> Objective:
+        """The objective; raises ``ValueError`` for what does not fit together."""
+        return objective_from(self.spec())
+
+    def spec(self) -> dict[str, Any]:
+        """The mapping that ``MirrorConfig(objective=...)`` takes."""
+        return {"preset": self.preset, **(self.model_extra or {})}
+
+
+class TrainSpec(Part):
+    """The optimisation."""
+
+    steps: int = Field(default=80, ge=1, le=10_000_000, description="rollout batches")
+    prompts_per_step: int = Field(default=16, ge=1, le=1_000_000, description="prompts in a rollout batch")
+    group_size: int = Field(
+        default=16, ge=2, le=100_000, description="completions per prompt; a group of 1 has no baseline"
+    )
+    updates_per_batch: int = Field(
+        default=1, ge=1, le=1_000_000, description="optimiser steps per rollout batch, on parts of it"
+    )
+    passes_per_batch: int = Field(
+        default=1, ge=1, le=10_000, description="times that each rollout batch is gone through"
+    )
+    micro_batch_size: int | None = Field(default=None, ge=1, description="completions in memory at once (per process)")
+    learning_rate: float = Field(default=1e-4, gt=0.0, le=10.0)
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
+    max_grad_norm: float = Field(default=1.0, ge=0.0, description="0: no clipping")
+    temperature: float = Field(default=1.0, gt=0.0, le=10.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    max_completion_length: int = Field(default=256, ge=1, le=1_000_000, description="tokens")
+    save_every: int = Field(default=20, ge=1, le=10_000_000, description="steps between checkpoints")
+    keep: int = Field(default=2, ge=1, le=1_000_000, description="checkpoints kept")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the forward and backward pass")
+    on_nonfinite: Literal["raise", "skip"] = Field(
+        default="raise", description="a number that is not finite ends the run, or its tokens or step are left out"
+    )
+    max_nonfinite: int = Field(
+        default=10, ge=0, le=10_000_000, description="with skip: optimiser steps with something left out"
+    )
+    gradient_checkpointing: bool = False
+    fast: Literal["auto", "off"] = Field(
+        default="auto", description="auto: completions packed, prompts shared, where supported; off: padded"
+    )
+    token_budget: int | None = Field(
+        default=None, ge=1, description="most tokens in a packed row: less memory, more time; empty: a micro-batch"
+    )
+    use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
+    vllm: VllmSpec = Field(default=VllmSpec(), description="how, if use_vllm is true")
+
+    @property
+    def batch_size(self) -> int:
+        """Completions in a rollout batch."""
+        return self.prompts_per_step * self.group_size
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSpec:
+        if self.batch_size % self.updates_per_batch:
+            raise ValueError(
+                f"updates_per_batch must divide prompts_per_step * group_size = {self.batch_size}, "
+                f"got {self.updates_per_batch}"
+            )
+        update = self.batch_size // self.updates_per_batch
+        if self.micro_batch_size is not None and update % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size must divide the {update} completions of an update "
+                f"(prompts_per_step * group_size / updates_per_batch), got {self.micro_batch_size}"
+            )
+        return self
+
+
+class ReferenceSpec(Part):
+    """Where the penalty is measured from."""
+
+    kind: Literal["kept", "synced", "averaged"] = Field(
+        default="kept", description="the start; the policy of some steps ago; a running average of the policy"
+    )
+    every: int = Field(default=1, ge=1, le=10_000_000, description="optimiser steps between updates (synced, averaged)")
+    rate: float = Field(default=0.01, gt=0.0, le=1.0, description="share of the policy in each update (averaged)")
+
+
+class Recipe(Part):
+    """A whole experiment."""
+
+    task: TaskSpec
+    model: ModelSpec = ModelSpec()
+    objective: ObjectiveSpec = ObjectiveSpec()
+    reference: ReferenceSpec = ReferenceSpec()
+    train: TrainSpec = TrainSpec()
+    eval: EvalSpec = EvalSpec()
+
+    @model_validator(mode="after")
+    def _reference_exists(self) -> Recipe:
+        if self.reference.kind == "kept":
+            return self
+        if not self.objective.build().needs_reference:
+            raise ValueError(
+                f"reference.kind {self.reference.kind!r} has no effect: the objective has no penalty "
+                "(objective.divergence and objective.coefficient)"
+            )
+        if self.model.lora is not None:
+            raise ValueError("reference.kind must be 'kept' with model.lora: the reference is the adapter switched off")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every key written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+RecipeKind = TypeVar("RecipeKind", bound=Recipe)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), kind: type[RecipeKind] = Recipe) -> RecipeKind:
+    """A recipe file with ``key=value`` overrides.
+
+    Args:
+        path: the YAML file.
+        overrides: such as ``train.steps=5``; the value is read as YAML.
+        kind: a recipe with further groups of keys.
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        InputError: no such file or base, not YAML, an unknown key (the nearest valid one is named), a value out of
+            range.
+
+    Example:
+        >>> load_recipe(Path("recipes/arithmetic.yaml"), ["train.steps=5"]).train.steps  # doctest: +SKIP
+        5
+    """
+    return recipe_from(with_bases(_read(path), path, _read), overrides, str(path), kind)
+
+
+def _read(path: Path) -> Any:
+    """The data of one recipe file, its ``base`` not looked at."""
+    return parse_yaml(read_text(path, "recipe"), str(path))
+
+
+def recipe_from(
+    data: Any, overrides: Sequence[str] = (), where: str = "recipe", kind: type[RecipeKind] = Recipe
+) -> RecipeKind:
+    """A recipe from plain data; see ``load_recipe``."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
+    for override in overrides:
+        apply_override(data, override)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error, kind)}") from None
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply") from None
+
+
+def apply_override(data: dict[Any, Any], override: str) -> None:
+    """Sets one ``key=value`` in plain data; raises ``InputError`` for what is none, or leads through a value."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"override {override!r}: must be key=value, such as train.steps=5")
+    target = data
+    for part in parts[:-1]:
+        if target.get(part) is None:
+            target[part] = {}
+        target = target[part]
+        if not isinstance(target, dict):
+            raise InputError(f"override {override!r}: {part} is no group of keys")
+    target[parts[-1]] = parse_yaml(text, f"override {key}")
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """One line for pydantic's first complaint: the key, what is wrong, the legal values, the nearest name."""
+    first = error.errors(include_url=False)[0]
+    # The union's tag stands in the location (task, arithmetic, difficulty) but is no key.
+    loc = [str(part) for part in first["loc"]]
+    if len(loc) > 1 and loc[0] == "task":
+        loc = [loc[0], *loc[2:]] if len(loc) > 2 else loc[:1]
+    key = ".".join(loc) or "recipe"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        legal = _fields_at(root, first["loc"][:-1])
+        near = difflib.get_close_matches(loc[-1], legal, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        return f"unknown key {key!r}{hint} Legal: {', '.join(legal)}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing{more}"
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        from mirrorpo.tasks import TASKS
+
+        given = first["input"].get("name") if isinstance(first["input"], dict) else first["input"]
+        near = difflib.get_close_matches(str(given), TASKS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        return f"task.name: unknown task {given!r}{hint} Legal: {', '.join(TASKS)}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    got = "" if isinstance(value, dict | BaseModel) or "got" in message else f", got {value!r:.80}"
+    if isinstance(value, float) and not math.isfinite(value):
+        got = f", got {value}"
+    return " ".join(f"{key}: {message[0].lower() + message[1:]}{got}{more}".split())
+
+
+def _fields_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
+    """The legal keys of the group at a location."""
+    groups: dict[str, type[BaseModel]] = {
+        "model": ModelSpec,
+        "objective": ObjectiveSpec,
+        "train": TrainSpec,
+        "eval": EvalSpec,
+        "reference": ReferenceSpec,
+        "arithmetic": ArithmeticSpec,
+        "jsonl": JsonlSpec,
+        "gsm8k": Gsm8kSpec,
+        "mbpp": MbppSpec,
+        "sandbox": SandboxSpec,
+        "lora": LoraSpec,
+        "vllm": VllmSpec,
+    }
+    groups |= {  # the groups of a recipe that has more of them
+        name: field.annotation
+        for name, field in root.model_fields.items()
+        if name not in groups and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    return list((groups.get(str(loc[-1]), root) if loc else root).model_fields)

@@ -1,0 +1,93 @@
+r"""What should somebody watch while a policy moves? Numbers to act on, from tensors the loss has anyway.
+
+=================================  ====================================================================================
+metric                             what it says, and what to do
+=================================  ====================================================================================
+``divergence/<name>/mean``         the chosen penalty's estimate per token; ``reverse_kl`` stands beside it always
+``clip/low/frac``                  tokens with A < 0 held back below the region: high? a smaller step or a wider region
+``clip/high/frac``                 the same above it, with A > 0
+``outside/positive/frac``          tokens outside the region whose A > 0, on either side
+``outside/negative/frac``          the same with A < 0; much more here than above: the negative side drives the policy
+``ratio/q01/mean`` (q50, q99)      quantiles of w, and ``ratio/mean`` and ``ratio/max``
+``entropy/predicted_change/mean``  first-order change of the entropy per unit step from the tokens that pass
+``entropy/held_back/mean``         the same from the tokens that the region stops: negative means clipping saves entropy
+=================================  ====================================================================================
+
+The entropy prediction: a policy-gradient step moves the logits of a state by w A (e_y - p); entropy changes by
+:math:`\langle \nabla_z H, w A (e_y - p) \rangle` with :math:`\nabla_z H = -p (\log p + H)`. The part that depends on
+the sampled token is :math:`-w A\, p_y (\log p_y + H)`; the rest, :math:`w A \sum_v p_v^2 (\log p_v + H)`, averages out
+over a group of centred advantages and is left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mirrorpo.divergences import divergence
+from mirrorpo.losses.surrogates import Tokens
+
+_REVERSE_KL = divergence("reverse_kl")
+# torch.quantile sorts; beyond this many tokens an even subsample is as good.
+_MAX_QUANTILE_TOKENS = 1 << 20
+_QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
+
+
+@torch.no_grad()
+def batch_metrics(
+    tokens: Tokens,
+    token_log_ratio: Tensor,
+    logp_ref: Tensor | None,
+    penalty_values: dict[str, Tensor],
+    entropy: Tensor | None,
+) -> dict[str, Tensor]:
+    """The metrics of one batch.
+
+    Args:
+        tokens: the surrogate's view of the batch.
+        token_log_ratio: (B, T), log w of every token, whatever the level.
+        logp_ref: (B, T) or None.
+        penalty_values: estimates of the penalties, (B, T) each, by name.
+        entropy: (B, T) or None.
+
+    Returns:
+        Detached scalars; see the module for their meaning.
+    """
+    keep, logp = tokens.mask, tokens.logp.detach()
+    count = keep.sum().clamp(min=1)
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.where(keep, x.to(logp.dtype), 0.0).sum() / count
+
+    metrics = {f"divergence/{name}/mean": mean(value) for name, value in penalty_values.items()}
+    if logp_ref is not None and "divergence/reverse_kl/mean" not in metrics:
+        metrics["divergence/reverse_kl/mean"] = mean(_REVERSE_KL.sampled(logp, logp_ref))
+    low, high = tokens.blocked()
+    metrics["clip/low/frac"] = mean(low.expand_as(keep))
+    metrics["clip/high/frac"] = mean(high.expand_as(keep))
+    beyond = tokens.beyond().expand_as(keep)
+    metrics["outside/positive/frac"] = mean(beyond & (tokens.advantage > 0))
+    metrics["outside/negative/frac"] = mean(beyond & (tokens.advantage < 0))
+    ratio = token_log_ratio.detach().exp()
+    metrics["ratio/mean"] = mean(ratio)
+    metrics["ratio/max"] = torch.where(keep, ratio, 0.0).amax() if ratio.numel() else ratio.sum()
+    metrics |= ratio_quantiles(ratio, keep)
+    if entropy is not None:
+        push = -ratio * tokens.advantage * logp.exp() * (logp + entropy.detach())
+        held = low | high
+        metrics["entropy/mean"] = mean(entropy.detach())
+        metrics["entropy/predicted_change/mean"] = mean(torch.where(held, 0.0, push))
+        metrics["entropy/held_back/mean"] = mean(torch.where(held, push, 0.0))
+    return metrics
+
+
+def ratio_quantiles(ratio: Tensor, keep: Tensor) -> dict[str, Tensor]:
+    """Quantiles of w over the tokens that ``keep`` keeps, by metric name; 1 where it keeps none."""
+    # NaN marks what the mask drops: boolean indexing would make the host wait for the device.
+    flat = torch.where(keep, ratio.double(), torch.nan).reshape(-1)
+    if flat.numel() == 0:
+        return {}
+    flat = flat[:: -(-flat.numel() // _MAX_QUANTILE_TOKENS)]
+    at = torch.tensor(list(_QUANTILES.values()), dtype=flat.dtype, device=flat.device)
+    values = torch.nanquantile(flat, at).nan_to_num(nan=1.0)
+    return {f"ratio/{name}/mean": values[index].to(ratio.dtype) for index, name in enumerate(_QUANTILES)}

@@ -1,0 +1,218 @@
+"""How does a run look at a glance? `curve.png`, made for the width of a README.
+
+Left: the mean reward of every step, and the accuracy on unseen problems before and after with its interval, all on one
+axis from 0 to 1. Right: how far the policy moved, how often the trust region stopped it, how long it writes.
+Figures are built from objects: no pyplot, so nothing global changes and any thread may draw.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mirrorpo.files import write_bytes_atomic
+from mirrorpo.reports.panels import divergences
+from mirrorpo.reports.scales import Values, step_scale, value_scale
+from mirrorpo.reports.text import duration, plural
+from mirrorpo.reports.words import accuracy_line
+from mirrorpo.runs.reader import Metrics, Summary, read_metrics, read_summary
+
+_SIZE = (9.0, 4.5)  # inches; at 200 dots an inch twice the width of a README, so sharp on dense screens
+_DPI = 200
+_INK, _SOFT, _GRID = "#1a1d23", "#59616e", "#e4e7eb"
+# from Okabe and Ito: told apart with any colour vision
+_COLOURS = ("#0072b2", "#d55e00", "#009e73")
+_ACCURACY = "#d55e00"
+_DENSE = 300  # steps from which a line is drawn thin, or its noise would be one broad band
+_MAX_NAMED = 3  # more divergences than this do not fit a README's picture; report.html has them all
+
+
+def write_curve(run_dir: Path) -> Path:
+    """Write `curve.png` into a run folder.
+
+    Args:
+        run_dir: a folder with `summary.json` and `metrics.jsonl`.
+
+    Returns:
+        The path of the picture, 1800 by 900 pixels.
+
+    Raises:
+        FileNotFoundError: one of these files is missing; it is named.
+        ValueError: one of them is broken; the file and the line or key are named.
+
+    Example:
+        >>> import tempfile
+        >>> write_curve(Path(tempfile.mkdtemp()))  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        FileNotFoundError: summary.json: no such file in the run folder ...
+    """
+    run_dir = Path(run_dir)
+    figure = _figure(read_summary(run_dir), read_metrics(run_dir))
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    target = run_dir / "curve.png"
+    write_bytes_atomic(target, buffer.getvalue())
+    return target
+
+
+def _figure(summary: Summary, metrics: Metrics) -> Figure:
+    figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
+    grid = figure.add_gridspec(
+        3, 2, width_ratios=(1.15, 1), left=0.062, right=0.972, top=0.79, bottom=0.105, wspace=0.16, hspace=0.5
+    )
+    _heading(figure, summary)
+    _draw_reward(figure.add_subplot(grid[:, 0]), summary, metrics)
+    names = divergences(metrics)
+    shown = dict(list(names.items())[:_MAX_NAMED])
+    more = len(names) - len(shown)
+    rows = (
+        ("divergence" + (f" ({more} more in the report)" if more else ""), shown),
+        ("clipped tokens", {"clip/low/frac": "low side", "clip/high/frac": "high side"}),
+        ("completion length, tokens", {"completions/mean_length": ""}),
+    )
+    for n, (title, keys) in enumerate(rows):
+        axes = figure.add_subplot(grid[n, 1])
+        _draw_row(axes, title, keys, metrics, share=n == 1, may_be_log=n == 0)
+        axes.tick_params(labelbottom=n == len(rows) - 1)
+    for axes in (figure.axes[0], figure.axes[-1]):
+        axes.set_xlabel("step", fontsize=8.5, color=_SOFT)
+    return figure
+
+
+def _heading(figure: Figure, summary: Summary) -> None:
+    title = _ascii(f"{summary.objective} on {summary.task}", 72)
+    effort = f"{plural(summary.steps, 'step')}, {duration(max(0.0, summary.seconds))}, seed {summary.seed}"
+    outcome = accuracy_line(summary.before, summary.after, summary.problems)
+    left = 0.02
+    figure.text(left, 0.945, title, fontsize=14, fontweight="bold", color=_INK, va="center", parse_math=False)
+    figure.text(left, 0.885, f"{outcome} · {effort}", fontsize=9.5, color=_SOFT, va="center", parse_math=False)
+
+
+def _draw_reward(axes: Axes, summary: Summary, metrics: Metrics) -> None:
+    _dress(axes, "", metrics)
+    reward = metrics.columns.get("reward", ())
+    _draw_values(axes, metrics, reward, 0, "mean reward of a step")
+    first, last = (metrics.steps[0], metrics.steps[-1]) if metrics.steps else (0, 1)
+    width = max(1.0, last - first)
+    drawn = [value for value in reward if value is not None]
+    label = "accuracy, unseen problems"
+    for side, evaluation in ((-1, summary.before), (1, summary.after)):
+        if evaluation.accuracy is None:
+            continue
+        drawn.append(evaluation.accuracy)
+        at = (first if side < 0 else last) + 0.04 * side * width
+        low, high = evaluation.interval or (evaluation.accuracy, evaluation.accuracy)
+        axes.vlines(at, low, high, color=_ACCURACY, linewidth=3, alpha=0.5, zorder=3)
+        axes.plot([at], [evaluation.accuracy], "o", color=_ACCURACY, markersize=6, zorder=4, label=label)
+        label = "_"  # one entry in the legend is enough
+        # Beside the marker, outside the curve: nothing can lie under the letters.
+        axes.annotate(
+            f"{'before' if side < 0 else 'after'}\n{100 * evaluation.accuracy:.1f} %",
+            (at, evaluation.accuracy),
+            xytext=(7 * side, 0),
+            textcoords="offset points",
+            ha="right" if side < 0 else "left",
+            va="center",
+            fontsize=9,
+            color=_ACCURACY,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+        )
+    if not drawn:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=_SOFT)
+    low, high = min((0.0, *drawn)), max((1.0, *drawn))
+    axes.set_ylim(low, high + 0.02 * (high - low))
+    axes.set_xlim(first - 0.24 * width, last + 0.22 * width)
+    _legend(axes, "lower left", (-0.01, 1.0))
+
+
+def _draw_row(axes: Axes, title: str, keys: dict[str, str], metrics: Metrics, *, share: bool, may_be_log: bool) -> None:
+    _dress(axes, title, metrics)
+    columns = {key: metrics.columns.get(key, ()) for key in keys}
+    values = [value for column in columns.values() for value in column if value is not None]
+    if not values:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=_SOFT)
+        axes.set_yticks([])
+        return
+    scale = value_scale(values, may_be_log=may_be_log, share=share)
+    fitting = {key: [value if scale.fits(value) else None for value in column] for key, column in columns.items()}
+    for n, (key, column) in enumerate(fitting.items()):
+        if any(value is not None for value in columns[key]):
+            _draw_values(axes, metrics, column, n, _ascii(keys[key], 20))
+    axes.set_yscale("log" if scale.log else "linear")
+    axes.set_ylim(scale.low, scale.high)
+    ticks = scale.ticks if len(scale.ticks) <= 4 else scale.ticks[:: -(-(len(scale.ticks) - 1) // 3)]
+    axes.set_yticks([value for value, _ in ticks], labels=[_mathematical(label) for _, label in ticks])
+    axes.minorticks_off()
+    if any(keys.values()):
+        _legend(axes, "lower right", (1.01, 1.0))
+
+
+def _draw_values(axes: Axes, metrics: Metrics, values: Values, n: int, label: str) -> None:
+    """A line that leaves missing values out, and dots where a value stands alone."""
+    if not values:
+        return
+    numbers = [float("nan") if value is None else value for value in values]
+    colour = _COLOURS[n]
+    axes.plot(
+        metrics.steps,
+        numbers,
+        color=colour,
+        linewidth=1.8 if len(values) <= _DENSE else 0.8,
+        label=label,
+        clip_on=False,
+    )
+    padded = [None, *values, None]
+    alone = [i for i, value in enumerate(values) if value is not None and padded[i] is None and padded[i + 2] is None]
+    axes.plot(
+        [metrics.steps[i] for i in alone], [numbers[i] for i in alone], "o", color=colour, markersize=4, clip_on=False
+    )
+
+
+def _dress(axes: Axes, title: str, metrics: Metrics) -> None:
+    axes.set_title(title, fontsize=9.5, color=_INK, loc="left", pad=5, parse_math=False)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_SOFT)
+    axes.tick_params(colors=_SOFT, labelsize=8.5, length=0, pad=4)
+    axes.set_xticks([])
+    if metrics.steps:
+        scale = step_scale(metrics.steps)
+        axes.set_xlim(scale.low, scale.high)
+        axes.set_xticks([step for step, _ in scale.ticks], labels=[label for _, label in scale.ticks])
+
+
+def _legend(axes: Axes, loc: Literal["lower left", "lower right"], anchor: tuple[float, float]) -> None:
+    """In one row above the axes; none where nothing was drawn."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    legend = axes.legend(
+        handles, labels, loc=loc, bbox_to_anchor=anchor, ncols=len(handles), fontsize=8.5, frameon=False,
+        handlelength=1.5, handletextpad=0.5, columnspacing=1.2, borderpad=0, borderaxespad=0.4, labelcolor=_INK,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _ascii(text: str, limit: int) -> str:
+    """Outside text for the picture: its font lacks most letters, and a missing one warns; there is little room."""
+    safe = text.encode("ascii", "backslashreplace").decode("ascii")
+    safe = "".join(character if character.isprintable() else "?" for character in safe)
+    return safe if len(safe) <= limit else safe[: limit - 3] + "..."
+
+
+_POWER = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+
+
+def _mathematical(label: str) -> str:
+    """A label of the page as a label of the picture, whose font draws no superscript minus well."""
+    if label.startswith("10") and not label.isascii():
+        return f"$10^{{{label[2:].translate(_POWER)}}}$"
+    return label

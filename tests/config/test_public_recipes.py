@@ -1,0 +1,119 @@
+"""The recipes for GSM8K and MBPP: the whole grid is there, and each runs, with a tiny model, on the real rows."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mirrorpo.config.shipped import shipped_recipes
+from mirrorpo.config.train import Recipe, load_recipe
+from mirrorpo.losses.presets import PRESETS
+from mirrorpo.tasks import TASKS
+from rewards.data import GSM8K, MBPP, rows_of
+
+DATA = {"gsm8k": GSM8K, "mbpp": MBPP}
+OBJECTIVES = ("dr_grpo", "prob_l2_grpo", "prob_l2_gspo", "nm_grpo", "nm_grpo_es", "atr_grpo")
+GRID = [
+    (f"{task}/{objective}_{size}{adapter}", task, objective, size, adapter)
+    for task in DATA
+    for objective in OBJECTIVES
+    if objective in PRESETS
+    for size in ("1.7b", "0.6b")
+    for adapter in ("", "_lora")
+]
+# The recipe as it is, but for its size: real prompts, real rewards, a tiny policy.
+SMALL = (
+    "model.path=builtin:tiny",
+    "model.dtype=auto",
+    "train.use_vllm=false",
+    "train.steps=2",
+    "train.prompts_per_step=2",
+    "train.group_size=4",
+    "train.updates_per_batch=2",
+    "train.micro_batch_size=2",
+    "train.max_completion_length=6",
+    "eval.problems=1",
+    "task.train_size=16",
+)
+
+
+def test_every_recipe_of_the_two_tasks_is_in_the_grid() -> None:
+    assert {name for name, *_ in GRID} == {n for n in shipped_recipes() if n.partition("/")[0] in DATA}
+
+
+@pytest.mark.parametrize(("name", "task", "objective", "size", "adapter"), GRID, ids=[row[0] for row in GRID])
+def test_a_recipe_is_what_its_name_says_with_the_settings_of_the_paper(
+    name: str, task: str, objective: str, size: str, adapter: str
+) -> None:
+    recipe = load_recipe(shipped_recipes()[name])
+    baseline = load_recipe(shipped_recipes()[f"{task}/dr_grpo_{size}{adapter}"])
+    assert recipe.model_copy(update={"objective": baseline.objective}) == baseline, "only the objective is different"
+    assert recipe.task.name == task
+    assert recipe.objective.spec() == {"preset": objective}
+    assert recipe.model.path == f"Qwen/Qwen3-{size.upper()}"
+    assert (recipe.model.lora is not None) == bool(adapter)
+    train = recipe.train
+    assert (train.schedule, train.warmup_ratio, train.max_grad_norm) == ("cosine", 0.1, 1.0)
+    assert 0.6 <= train.temperature <= 0.8
+    assert 0.9 <= train.top_p <= 0.95
+    assert train.use_vllm
+    assert all(penalty.coefficient == 1e-4 for penalty in recipe.objective.build().penalties)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Runs a recipe; each task is read once, and MBPP's sandbox stays warm."""
+    from mirrorpo.training.run import train
+
+    built: dict[str, Any] = {}
+    builds: dict[str, Callable[..., Any]] = {task: TASKS[task].build for task in DATA}
+
+    def build(task: str) -> Callable[..., Any]:
+        return lambda **options: built.setdefault(task, builds[task](**options)) if task not in built else built[task]
+
+    done: dict[str, Any] = {}
+
+    def run_once(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        # With the tiny model in their place two sizes of a model are the same recipe, key for key: one run serves both.
+        key = recipe.to_yaml()
+        if key not in done:
+            done[key] = run_one(recipe)
+        return done[key]
+
+    def run_one(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        out = tmp_path_factory.mktemp("run") / "run"
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            patch.setitem(TASKS, recipe.task.name, replace_build(recipe.task.name))
+            for part in ("write_curve", "write_report"):  # pictures of two steps: tested elsewhere, and slow
+                patch.setattr(f"mirrorpo.reports.{part}", lambda folder: folder)
+            warnings.simplefilter("ignore", FutureWarning)
+            summary = train(recipe, out, resume=False, console=Console(quiet=True), command="test")
+        return summary, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+    def replace_build(task: str) -> Any:
+        from dataclasses import replace
+
+        return replace(TASKS[task], build=build(task))
+
+    yield run_once
+    if "mbpp" in built:
+        built["mbpp"].close()
+
+
+@pytest.mark.parametrize(("name", "task"), [row[:2] for row in GRID], ids=[row[0] for row in GRID])
+def test_a_recipe_runs_two_steps_with_a_tiny_model_on_real_rows(name: str, task: str, run: Any) -> None:
+    rows_of(DATA[task])
+    recipe = load_recipe(shipped_recipes()[name], [*SMALL, f"task.path={DATA[task]}"])
+    summary, lines = run(recipe)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert summary["steps"] == 2
+    assert summary["objective"] == recipe.objective.preset
+    for line in lines:
+        assert sum(line[f"answers/{verdict}"] for verdict in ("right", "wrong", "unreadable")) == pytest.approx(1.0)
+        assert line["grad_norm"] is not None
+    assert sum(summary["reasons_after"].values()) == 1

@@ -1,0 +1,323 @@
+"""Every preset against its paper's loss, re-derived here as naive tensors, and every override."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import mirrorpo
+from mirrorpo.losses.future_kl import FutureKL
+from mirrorpo.losses.presets import OVERRIDES, PRESETS
+from naive import logits
+
+B, T, LENGTH = 5, 8, 11
+Data = dict[str, torch.Tensor]
+
+
+def batch(seed: int = 4, scale: float = 0.5) -> Data:
+    logp_old = -4.0 * logits(B, T, seed=seed).abs() - 0.05
+    return {
+        "logp": (logp_old + scale * logits(B, T, seed=seed + 1)).clamp(max=-1e-4).requires_grad_(),
+        "logp_old": logp_old,
+        "logp_ref": (logp_old + scale * logits(B, T, seed=seed + 2)).clamp(max=-1e-4),
+        "advantages": logits(B, seed=seed + 3),
+        "mask": (torch.arange(T) < torch.tensor([[8], [5], [3], [1], [7]])).double(),
+    }
+
+
+def sequence_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return ((x * mask).sum(-1) / mask.sum(-1)).mean()
+
+
+def token_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (x * mask).sum() / mask.sum()
+
+
+def constant(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (x * mask).sum() / (B * LENGTH)
+
+
+def ratio_and_advantage(d: Data) -> tuple[torch.Tensor, torch.Tensor]:
+    return (d["logp"] - d["logp_old"]).exp(), d["advantages"].unsqueeze(1)
+
+
+def clipped(d: Data, low: float, high: float) -> torch.Tensor:
+    w, a = ratio_and_advantage(d)
+    return -torch.min(w * a, w.clamp(low, high) * a)
+
+
+def sequence_clipped(d: Data) -> torch.Tensor:
+    u = ((d["logp"] - d["logp_old"]) * d["mask"]).sum(-1) / d["mask"].sum(-1)
+    s, a = u.exp(), d["advantages"]
+    return -torch.min(s * a, s.clamp(1 - 3e-4, 1 + 4e-4) * a).mean()
+
+
+def k3(d: Data) -> torch.Tensor:
+    r = d["logp_ref"] - d["logp"]
+    return r.exp() - r - 1
+
+
+def prob_l2(d: Data) -> torch.Tensor:
+    return (d["logp"].exp() - d["logp_ref"].exp()) ** 2
+
+
+def gmpo(d: Data) -> torch.Tensor:
+    # arXiv 2507.20673, Algorithm 1: clip per token in log space on the side of the advantage, then the geometric mean
+    u, sign = d["logp"] - d["logp_old"], torch.sign(d["advantages"]).unsqueeze(1)
+    held = sign * torch.min(sign * u, sign * u.clamp(-0.4, 0.4))
+    return -(((held * d["mask"]).sum(-1) / d["mask"].sum(-1)).exp() * d["advantages"]).mean()
+
+
+def dppo(d: Data, value: torch.Tensor, radius: float) -> torch.Tensor:
+    w, a = ratio_and_advantage(d)
+    outward = ((w > 1) & (a > 0)) | ((w < 1) & (a < 0))
+    keep = ~((value > radius) & outward)
+    return token_mean(-keep.double() * w.clamp(max=20.0).detach() * a * d["logp"], d["mask"])
+
+
+def dppo_tv(d: Data) -> torch.Tensor:
+    return dppo(d, (d["logp"].exp() - d["logp_old"].exp()).abs().detach(), 0.15)
+
+
+def dppo_kl(d: Data) -> torch.Tensor:
+    p, b = d["logp"].exp().detach(), d["logp_old"].exp()
+    return dppo(d, b * (b / p).log() + (1 - b) * ((1 - b) / (1 - p)).log(), 0.05)
+
+
+def cispo(d: Data) -> torch.Tensor:
+    w, a = ratio_and_advantage(d)
+    return token_mean(-torch.clamp(w, max=5.0).detach() * a * d["logp"], d["mask"])
+
+
+def sapo(d: Data) -> torch.Tensor:
+    w, a = ratio_and_advantage(d)
+    tau = torch.tensor([1.05, 1.0], dtype=torch.float64)[(a > 0).long()]
+    return token_mean(-torch.sigmoid(tau * (w - 1)) * 4 / tau * a, d["mask"])
+
+
+def fipo(d: Data) -> torch.Tensor:
+    u, gamma = (d["logp"] - d["logp_old"]).detach(), 2 ** (-1 / 32)
+    w, a = ratio_and_advantage(d)
+    factor = torch.ones_like(u)
+    for i in range(B):
+        for t in range(T):
+            entering = [j for j in range(t, T) if d["mask"][i, j] and u[i, j].exp() <= 10]
+            future = sum(gamma ** (j - t) * u[i, j].item() for j in entering)
+            unsafe = d["advantages"][i] < 0 and u[i, t].exp() > 4
+            low, high = (0.8, 1.0) if unsafe else (1.0, 1.2)
+            factor[i, t] = min(max(math.exp(future), low), high)
+    a = a * factor
+    gain = torch.min(w * a, w.clamp(0.8, 1.28) * a)
+    return token_mean(-torch.where(a < 0, torch.max(gain, 10.0 * a), gain), d["mask"])
+
+
+def kl3_bounds() -> tuple[float, float]:
+    """w - 1 - log w = 0.03, by bisection on each side."""
+    found = []
+    for inside, outside in ((1.0, 1e-6), (1.0, 10.0)):
+        for _ in range(100):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if middle - 1 - math.log(middle) < 0.03 else (inside, middle)
+        found.append(inside)
+    return found[0], found[1]
+
+
+LOSSES: dict[str, Callable[[Data], torch.Tensor]] = {
+    "grpo": lambda d: sequence_mean(clipped(d, 0.8, 1.2) + 0.04 * k3(d), d["mask"]),
+    "dr_grpo": lambda d: constant(clipped(d, 0.8, 1.2), d["mask"]),
+    "dapo": lambda d: token_mean(clipped(d, 0.8, 1.28), d["mask"]),
+    "gspo": sequence_clipped,
+    "atr_grpo": lambda d: sequence_mean(clipped(d, *kl3_bounds()), d["mask"]),
+    "prob_l2_grpo": lambda d: constant(clipped(d, 0.8, 1.2) + 1e-4 * prob_l2(d), d["mask"]),
+    "prob_l2_gspo": lambda d: sequence_clipped(d) + sequence_mean(1e-4 * prob_l2(d), d["mask"]),
+    "prob_l2_kl_grpo": lambda d: constant(clipped(d, 0.8, 1.2) + 1e-4 * prob_l2(d) + 0.04 * k3(d), d["mask"]),
+    "log_l2_grpo": lambda d: constant(clipped(d, 0.8, 1.2) + 1e-4 * (d["logp"] - d["logp_ref"]) ** 2, d["mask"]),
+    "dppo_tv": dppo_tv,
+    "dppo_kl": dppo_kl,
+    "cispo": cispo,
+    "sapo": sapo,
+    "gmpo": gmpo,
+    "fipo": fipo,
+}
+# the learned maps have a test file of their own
+NEURAL = {"nm_grpo", "nm_gspo", "nm_grpo_es", "nm_gspo_es"}
+
+
+def loss(objective: mirrorpo.Objective, d: Data) -> torch.Tensor:
+    return objective(**d, max_completion_length=LENGTH).loss
+
+
+def assert_same(got: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
+    one, other = (torch.autograd.grad(value, x)[0] for value in (got, expected))
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)
+
+
+def test_every_preset_has_a_loss_here() -> None:
+    assert set(PRESETS) - NEURAL == set(LOSSES)
+
+
+def test_the_widest_batch_reaches_every_cap() -> None:
+    d = batch(scale=8.0)
+    w, a = ratio_and_advantage(d)
+    kept = d["mask"] > 0
+    assert (kept & (w > 20) & (a < 0)).any()
+    assert (kept & (w > 20) & (a > 0)).any()
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.5, 2.5, 8.0])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_preset_is_its_papers_loss(name: str, scale: float) -> None:
+    d = batch(scale=scale)
+    assert_same(loss(mirrorpo.objective(name), d), LOSSES[name](d), d["logp"])
+
+
+ADVANTAGES = {
+    "dr_grpo": ("dr_grpo", "prob_l2_grpo", "prob_l2_gspo", "prob_l2_kl_grpo", "log_l2_grpo"),
+    "grpo": ("grpo", "dapo", "gspo", "atr_grpo", "dppo_tv", "dppo_kl", "cispo", "sapo", "gmpo", "fipo"),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in ADVANTAGES.items() for name in names])
+def test_a_preset_names_the_advantages_of_its_paper(kind: str, name: str) -> None:
+    assert mirrorpo.objective(name).advantage == kind
+
+
+def test_every_part_can_be_overridden() -> None:
+    d = batch()
+    x = d["logp"]
+    cases: list[tuple[str, dict[str, Any], torch.Tensor]] = [
+        ("grpo", {"coefficient": 0.5}, sequence_mean(clipped(d, 0.8, 1.2) + 0.5 * k3(d), d["mask"])),
+        ("grpo", {"coefficient": 0}, sequence_mean(clipped(d, 0.8, 1.2), d["mask"])),
+        ("grpo", {"divergence": "prob_l2"}, sequence_mean(clipped(d, 0.8, 1.2) + 0.04 * prob_l2(d), d["mask"])),
+        ("dapo", {"epsilon_low": 0.1}, token_mean(clipped(d, 0.9, 1.28), d["mask"])),
+        ("dapo", {"epsilon_high": 0.4}, token_mean(clipped(d, 0.8, 1.4), d["mask"])),
+        ("dapo", {"aggregation": "constant"}, constant(clipped(d, 0.8, 1.28), d["mask"])),
+        ("dapo", {"divergence": "k3", "coefficient": 0.1}, LOSSES["dapo"](d) + 0.1 * token_mean(k3(d), d["mask"])),
+        ("atr_grpo", {"region": "chi2", "radius": 0.09}, sequence_mean(clipped(d, 0.7, 1.3), d["mask"])),
+        ("dapo", {"region": {"name": "tv", "radius": 0.1}}, token_mean(clipped(d, 0.8, 1.2), d["mask"])),
+        ("gspo", {"level": "token"}, sequence_mean(clipped(d, 1 - 3e-4, 1 + 4e-4), d["mask"])),
+        ("prob_l2_kl_grpo", {"coefficient": [0, 0.04]}, constant(clipped(d, 0.8, 1.2) + 0.04 * k3(d), d["mask"])),
+        ("dapo", {"surrogate": "truncated", "ratio_cap": 5.0, "region": "none"}, cispo(d)),
+    ]
+    for preset, overrides, expected in cases:
+        assert_same(loss(mirrorpo.objective(preset, **overrides), d), expected, x)
+
+
+def test_overrides_that_are_not_tensors_of_the_loss_reach_the_objective() -> None:
+    assert mirrorpo.objective("grpo", advantage="rloo").advantage == "rloo"
+    assert mirrorpo.objective("grpo", estimator="top_k", k=5).penalties[0].k == 5
+    assert (
+        mirrorpo.objective("sapo", temperature_positive=2.0, temperature_negative=3.0).options.temperature_negative == 3
+    )
+    assert mirrorpo.objective("grpo", divergence={"name": "beta", "beta": 0.5}).penalties[0].divergence.name == "beta"
+    assert set(OVERRIDES) >= {
+        "coefficient",
+        "radius",
+        "epsilon_low",
+        "epsilon_high",
+        "estimator",
+        "divergence",
+        "region",
+    }
+
+
+def test_the_dual_clip_bound_of_fipo_is_also_the_one_of_its_weighting() -> None:
+    objective = mirrorpo.objective("fipo", dual_clip=3.0)
+    assert objective.options.dual_clip == 3.0
+    assert objective.future_kl is not None
+    assert objective.future_kl.max_ratio == 3.0
+
+
+def test_future_kl_weighting_goes_on_top_of_any_objective_and_off_again() -> None:
+    objective = mirrorpo.objective("grpo", future_kl={"lower_bound": True, "half_life": 8.0})
+    assert objective.future_kl == FutureKL(lower_bound=True, half_life=8.0)
+    assert mirrorpo.objective("grpo", future_kl=True).future_kl == FutureKL()
+    assert mirrorpo.objective("fipo", future_kl=False).future_kl is None
+    assert mirrorpo.objective("fipo", future_kl={"max_ratio": 4.0}).future_kl == FutureKL(max_ratio=4.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "true, false or a mapping"),
+        ({"halflife": 3}, "did you mean 'half_life'"),
+        ({"half_life": 0.5}, "half_life must be a number in"),
+    ],
+)
+def test_a_bad_future_kl_setting_is_refused_with_the_legal_values(value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mirrorpo.objective("fipo", future_kl=value)
+
+
+def test_two_penalties_of_one_divergence_have_metrics_of_their_own() -> None:
+    divergence = [{"name": "alpha", "alpha": 0.3}, {"name": "alpha", "alpha": 2.0}]
+    objective = mirrorpo.objective("dr_grpo", divergence=divergence, coefficient=[0.1, 0.1])
+    metrics = objective(**batch(), max_completion_length=LENGTH).metrics
+    assert metrics["divergence/alpha/mean"] != metrics["divergence/alpha_2/mean"]
+
+
+def test_an_objective_is_built_from_a_name_a_mapping_or_itself() -> None:
+    d = batch()
+    built = mirrorpo.objective("prob_l2_grpo", coefficient=1e-3)
+    assert mirrorpo.objective_from(built) is built
+    assert loss(mirrorpo.objective_from("dapo"), d) == loss(mirrorpo.objective("dapo"), d)
+    from_mapping = mirrorpo.objective_from({"preset": "prob_l2_grpo", "coefficient": 1e-3})
+    assert loss(from_mapping, d) == loss(built, d)
+
+
+BAD = [
+    ("gropo", {}, ("unknown objective preset 'gropo'", "did you mean 'grpo'", "Legal: ")),
+    ("grpo", {"coeficient": 1.0}, ("unknown objective key 'coeficient'", "did you mean 'coefficient'")),
+    ("grpo", {"coefficient": -0.1}, ("coefficient", "-0.1", "[0, 1e+06]")),
+    ("grpo", {"coefficient": float("nan")}, ("coefficient", "nan", "[0, 1e+06]")),
+    ("grpo", {"coefficient": "0.1"}, ("coefficient", "'0.1'", "number")),
+    ("grpo", {"estimator": "samplde"}, ("unknown estimator 'samplde'", "did you mean 'sampled'", "weighted")),
+    ("grpo", {"divergence": "reverse-kl"}, ("unknown divergence 'reverse-kl'", "did you mean 'reverse_kl'")),
+    ("grpo", {"divergence": {"beta": 1.0}}, ("divergence", "'name'", "beta")),
+    ("grpo", {"region": "kl4", "radius": 0.1}, ("unknown region 'kl4'", "did you mean 'kl")),
+    ("grpo", {"region": "kl3"}, ("kl3", "radius", "(0, 1e+06]")),
+    ("grpo", {"region": {"radius": 0.1}}, ("region", "'name'", "radius")),
+    ("grpo", {"region": {"name": "kl3", "radius": 0.1}, "radius": 0.2}, ("radius", "twice", "0.1", "0.2")),
+    ("grpo", {"radius": 0.1}, ("region 'ratio'", "'radius'", "epsilon_high, epsilon_low")),
+    ("atr_grpo", {"epsilon_low": 0.1}, ("region 'kl3'", "'epsilon_low'", "radius")),
+    ("atr_grpo", {"radius": 0.0}, ("radius", "0.0", "(0, 1e+06]")),
+    ("cispo", {"epsilon_low": 0.1}, ("region 'none'", "'epsilon_low'", "no options")),
+    ("grpo", {"level": "batch"}, ("unknown level 'batch'", "sequence, token")),
+    ("grpo", {"advantage": "drgrpo"}, ("unknown advantage 'drgrpo'", "did you mean 'dr_grpo'")),
+    ("grpo", {"aggregation": "mean"}, ("unknown aggregation 'mean'", "sequence_mean")),
+    ("grpo", {"surrogate": "clipped"}, ("unknown surrogate 'clipped'", "did you mean 'clip'")),
+    ("grpo", {"k": 5}, ("k", "no effect", "top_k")),
+    ("grpo", {"estimator": "top_k", "k": 0}, ("k", ">= 1", "0")),
+    ("dapo", {"coefficient": 0.1}, ("'dapo'", "no penalty", "coefficient", "divergence")),
+    ("dapo", {"estimator": "score"}, ("'dapo'", "no penalty", "estimator")),
+    ("dapo", {"divergence": "kl"}, ("'dapo'", "coefficient", "divergence")),
+    ("prob_l2_kl_grpo", {"coefficient": 0.1}, ("coefficient", "list of 2", "0.1")),
+    ("prob_l2_kl_grpo", {"coefficient": [0.1]}, ("coefficient", "2 penalties", "[0.1]")),
+    ("grpo", {"ratio_cap": 5.0}, ("ratio_cap", "no effect", "'clip'")),
+    ("grpo", {"temperature_positive": 2.0}, ("temperature_positive", "no effect", "'clip'")),
+    ("cispo", {"dual_clip": 5.0}, ("dual_clip", "no effect", "'truncated'")),
+    ("grpo", {"dual_clip": 0.5}, ("dual_clip", "0.5", "(1, 1e+06]")),
+    ("cispo", {"ratio_cap": float("inf")}, ("ratio_cap", "inf", "(1, 1e+06]")),
+    ("gspo", {"region": "binary_kl", "radius": 0.1}, ("level 'sequence'", "binary_kl")),
+    ("gspo", {"region": "exact", "radius": 0.1}, ("level 'sequence'", "exact")),
+    ("cispo", {"level": "sequence"}, ("level 'sequence'", "'truncated'")),
+    ("gmpo", {"level": "sequence"}, ("level 'sequence'", "'geometric'")),
+]
+
+
+@pytest.mark.parametrize(("preset", "overrides", "words"), BAD, ids=[f"{row[0]} {row[1]}" for row in BAD])
+def test_bad_overrides_are_named_with_what_is_legal(
+    preset: str, overrides: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        mirrorpo.objective(preset, **overrides)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_a_mapping_without_a_preset_is_named() -> None:
+    with pytest.raises(ValueError, match=r"needs the key 'preset', got \['coefficient'\]. Legal: .*grpo"):
+        mirrorpo.objective_from({"coefficient": 0.1})
