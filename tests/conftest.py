@@ -11,7 +11,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-CORE = ("divergences", "losses", "kernels")
+CORE = (
+    "divergences",
+    "kernels",
+    "losses.advantages",
+    "losses.aggregation",
+    "losses.future_kl",
+    "losses.objective",
+    "losses.regions",
+    "losses.solver",
+    "losses.surrogates",
+)
 install_import_hook([f"mirrorpo.{module}" for module in CORE], "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must be in place before the package is imported)

@@ -20,7 +20,7 @@ import pytest
 import torch
 from test_cli import run
 
-from mirrorpo import doctor
+from mirrorpo.cli import doctor
 from mirrorpo.rewards import sandbox
 
 Usage = namedtuple("Usage", "total used free")

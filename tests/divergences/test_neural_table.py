@@ -22,7 +22,7 @@ from mirror_naive import (
     random_like,
     single,
 )
-from mirrorpo.divergences import neural_table
+from mirrorpo.divergences.neural import table as neural_table
 from mirrorpo.divergences.neural.map import phi_inv
 from mirrorpo.divergences.neural.table import LOG_BOTTOM, TABLE_ERROR, build_table
 from mirrorpo.divergences.neural.units import curvature

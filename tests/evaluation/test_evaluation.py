@@ -75,8 +75,8 @@ def test_the_interval_covers_the_truth_however_samples_agree_within_a_problem(ag
 @pytest.mark.parametrize(
     "name",
     [
-        "evaluation.draws", "evaluation.statistics", "grade", "tasks.jsonl", "training.inherit", "training.memory",
-        "training.plan",
+        "config.inherit", "evaluation.seeded_sampling", "evaluation.statistics", "rewards.verdict", "tasks.jsonl",
+        "training.memory", "training.plan",
     ],
 )  # fmt: skip
 def test_docstring_examples_run(name: str) -> None:

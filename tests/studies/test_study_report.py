@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from mirrorpo.errors import InputError
+from mirrorpo.reports import study_tables as tables
 from mirrorpo.reports.study_report import as_json, markdown, write_study_report
 from mirrorpo.reports.study_words import conclude, verdicts
 from mirrorpo.statistics import Interval
-from mirrorpo.studies import tables
 from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import gather
 from mirrorpo.studies.runs import Collection, Failure, by_seed, fairness_notes, read_run

@@ -318,6 +318,3 @@ def _fail_unexpected(error: Exception) -> None:
 
 
 __all__ = ["app", "main"]
-
-if __name__ == "__main__":
-    main()

@@ -70,14 +70,14 @@ def study_page(collection: Collection, comparison: Comparison) -> str:
     Raises:
         ValueError: a samples.jsonl is broken; the file and line are named.
     """
-    style = asset("report.css") + asset("study.css", "mirrorpo.studies")
-    script = asset("report.js") + asset("study.js", "mirrorpo.studies")
+    style = asset("report.css") + asset("study.css")
+    script = asset("report.js") + asset("study.js")
     conclusion = conclude(collection, comparison)
     version = next((run.summary.mirrorpo_version for run in collection.runs), "")
     known = collection.baseline in comparison.accuracy
     found = verdicts(collection, comparison) if known else Verdicts(higher=(), lower=(), same=(), open=())
     findings = "".join(f"<dt>{escape(title)}</dt><dd>{_sentence(text)}</dd>" for title, text in conclusion.paragraphs)
-    return Template(asset("study.template.html", "mirrorpo.studies")).substitute(
+    return Template(asset("study.template.html")).substitute(
         style=style,
         script=script,
         style_hash=source_hash(style),
