@@ -13,6 +13,7 @@ except (ImportError, OSError) as error:  # a build for another system, or a libr
         f"mirrorpo needs torch, which cannot be imported ({error}): pip install --force-reinstall torch"
     ) from error
 
+from mirrorpo import _moved
 from mirrorpo.divergences import Divergence, divergence
 from mirrorpo.losses.advantages import advantages
 from mirrorpo.losses.aggregation import aggregate
@@ -22,6 +23,7 @@ from mirrorpo.losses.presets import objective, objective_from
 from mirrorpo.losses.regions import TrustRegion, trust_region
 
 __version__ = version("mirrorpo")
+_moved.install()
 
 __all__ = [
     # divergences: how far apart are two policies?
