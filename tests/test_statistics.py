@@ -12,8 +12,12 @@ from scipy import stats
 
 from mirrorpo.statistics import (
     EXACT_SEEDS,
+    MIN_EQUIVALENCE,
+    SHARE,
     Interval,
+    binomial_noise,
     detectable_effect,
+    equivalent,
     holm,
     improvement_probability,
     interquartile_mean,
@@ -130,7 +134,106 @@ def test_the_probability_of_improvement_is_mann_and_whitneys() -> None:
     assert found.estimate == pytest.approx(stats.mannwhitneyu(x, y).statistic / 144)
     assert 0.0 <= found.low < found.estimate < found.high <= 1.0
     assert improvement_probability(x, x).estimate == 0.5
-    assert improvement_probability(x + 9, y).low == pytest.approx(1.0)
+
+
+def test_winning_every_pair_of_few_runs_is_no_certainty() -> None:
+    # Wilson's lower end for 3 of 3: 3 / (3 + z^2).
+    found = improvement_probability([0.9, 0.8, 0.7], [0.1, 0.2, 0.3])
+    assert (found.estimate, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(3 / (3 + 1.959963984540054**2))
+
+
+# ---- equivalence, and the noise of an evaluation
+
+
+@pytest.mark.parametrize("num_problems", [8, 500, 100_000])
+@pytest.mark.parametrize("count", [2, 3, MIN_EQUIVALENCE - 1])
+def test_few_identical_differences_never_show_that_two_arms_are_the_same(count: int, num_problems: int) -> None:
+    noise = math.sqrt(2) * binomial_noise(0.5, num_problems, count)
+    assert not equivalent([0.0] * count, 0.02, noise)
+
+
+def test_identical_differences_count_as_noisy_as_their_evaluation() -> None:
+    # 50 problems at 50 %: a difference is uncertain by 10 points; with ten seeds by 10 t(9) / sqrt(10) = 7.2.
+    noise = math.sqrt(2) * binomial_noise(0.5, 50)
+    assert noise == pytest.approx(0.1)
+    found = mean_interval([0.01] * 10, noise=noise)
+    assert found.high - 0.01 == pytest.approx(stats.t.ppf(0.975, 9) * noise / math.sqrt(10))
+    assert not equivalent([0.01] * 10, 0.02, noise)
+    assert equivalent([0.01] * 10, 0.1, noise)
+    assert not equivalent([0.01] * 10, 0.1, None), "without the number of problems nothing is claimed"
+    assert detectable_effect([0.01] * 10, noise=noise) > noise
+    assert math.isnan(detectable_effect([0.01] * 10)), "a spread of 0 is not a study that finds everything"
+
+
+def test_an_accuracy_of_all_or_none_is_not_exact() -> None:
+    for share in (0.0, 1.0):
+        # 8 problems, two right and two wrong added: 2/12 of the other kind.
+        assert binomial_noise(share, 8) == pytest.approx(math.sqrt(10 / 12 * 2 / 12 / 8))
+        assert not equivalent([0.0] * MIN_EQUIVALENCE, 0.02, binomial_noise(share, 8))
+
+
+def accuracies(rng: np.random.Generator, mean: float, studies: int, problems: int, spread: float) -> np.ndarray:
+    """Accuracies of (studies, SEEDS) runs whose true accuracies vary by ``spread``."""
+    truth = np.clip(rng.normal(mean, spread, (studies, SEEDS)), 0.0, 1.0)
+    return rng.binomial(problems, truth) / problems
+
+
+@pytest.mark.parametrize(("problems", "spread"), [(20, 0.0), (200, 0.0), (200, 0.02), (2000, 0.01)])
+def test_arms_that_differ_by_the_margin_are_called_the_same_in_at_most_five_of_a_hundred_studies(
+    problems: int, spread: float
+) -> None:
+    rng, studies, arms, margin = np.random.default_rng(23), 400, 3, 0.02
+    base = accuracies(rng, 0.7, studies, problems, spread)
+    others = [accuracies(rng, 0.7 + margin, studies, problems, spread) for _ in range(arms)]
+    wrong = 0
+    for n in range(studies):
+        noises = [binomial_noise(arm[n].mean(), problems, SEEDS) for arm in (base, *others)]
+        wrong += any(
+            equivalent(arm[n] - base[n], margin, math.hypot(noise, noises[0]), arms)
+            for arm, noise in zip(others, noises[1:], strict=True)
+        )
+    assert wrong / studies <= 0.05
+
+
+def test_arms_without_a_difference_are_called_the_same_where_the_evaluation_is_large_enough() -> None:
+    rng, studies = np.random.default_rng(29), 200
+    x, y = (accuracies(rng, 0.7, studies, 5000, 0.005) for _ in range(2))
+    noise = math.sqrt(2) * binomial_noise(0.7, 5000, SEEDS)
+    assert np.mean([equivalent(a - b, 0.02, noise) for a, b in zip(x, y, strict=True)]) >= 0.9
+
+
+@pytest.mark.parametrize("mean", [0.7, 0.98])
+def test_the_interval_of_an_accuracy_covers_it_when_only_the_evaluation_is_noisy(mean: float) -> None:
+    rng, studies, problems = np.random.default_rng(31), 400, 50
+    covered = []
+    for sample in accuracies(rng, mean, studies, problems, 0.0)[:, :5]:
+        found = mean_interval(sample, noise=binomial_noise(sample.mean(), problems, 5), legal=SHARE)
+        assert 0.0 <= found.low <= found.estimate <= found.high <= 1.0
+        covered.append(not found.excludes(mean))
+    assert np.mean(covered) >= 0.93
+
+
+def test_an_interval_ends_at_the_legal_range() -> None:
+    found = mean_interval([0.99, 0.90], legal=SHARE)
+    # Student's: 0.945 +- 12.7 * 0.045 = 0.37 to 1.52.
+    assert (found.low, found.high) == (pytest.approx(0.945 - stats.t.ppf(0.975, 1) * 0.045), 1.0)
+    assert mean_interval([0.01, 0.90], legal=SHARE).low == 0.0
+    assert mean_interval([0.7], legal=SHARE) == Interval(estimate=0.7, low=0.0, high=1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: binomial_noise(1.2, 10), r"share must lie in \[0, 1\], got 1.2"),
+        (lambda: binomial_noise(0.5, 0), "num_problems and num_runs must be at least 1, got 0 and 1"),
+        (lambda: mean_interval([1.0, 2.0], noise=-1.0), "noise must be at least 0, got -1.0"),
+        (lambda: mean_interval([1.0, 2.0], noise=math.nan), "noise must be at least 0, got nan"),
+    ],
+)
+def test_what_is_no_noise_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_the_interquartile_mean_is_that_of_the_middle_half() -> None:

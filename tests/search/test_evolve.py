@@ -147,6 +147,9 @@ def test_the_comparison_is_paired_over_seeds() -> None:
     # differences 0.1, 0.2, 0.3: mean 0.2, sd 0.1, t(2) = 4.302652729911275
     assert got["seeds"] == 3
     assert got["difference"] == pytest.approx(0.2)
+    # 100 problems of 3 runs each, two right and two wrong answers added: their noise is less than 0.1.
+    best, start = ((300 * mean + 2) / 304 for mean in (2.2 / 3, 1.6 / 3))
+    assert math.sqrt((best * (1 - best) + start * (1 - start)) / 100) < 0.1
     reach = 4.302652729911275 * 0.1 / math.sqrt(3)
     assert got["difference_interval"] == pytest.approx([0.2 - reach, 0.2 + reach], rel=1e-6)
     assert got["best"]["accuracies"] == [0.6, 0.7, None, 0.9]
@@ -158,11 +161,16 @@ def test_the_comparison_is_paired_over_seeds() -> None:
     assert (alone["difference"], alone["difference_interval"], alone["start"]["accuracy"]) == (None, None, None)
 
 
-def test_differences_without_spread_have_an_interval_of_no_width() -> None:
+def test_differences_without_spread_are_as_uncertain_as_their_evaluation() -> None:
     def row(fitness: float) -> dict[str, Any]:
         return {"fitness": fitness, "right": 5, "problems": 10, "samples": 1}
 
-    assert compare([row(0.5)] * 3, [row(0.25)] * 3)["difference_interval"] == [0.25, 0.25]
+    found = compare([row(0.5)] * 3, [row(0.25)] * 3)["difference_interval"]
+    # 10 problems, 30 answers and 4 more: shares 17/34 and 9.5/34.
+    best, start = 17 / 34, 9.5 / 34
+    reach = 4.302652729911275 * math.sqrt((best * (1 - best) + start * (1 - start)) / 10 / 3)
+    assert found == pytest.approx([0.25 - reach, 0.25 + reach])
+    assert compare([row(1.0)] * 2, [row(0.0)] * 2)["difference_interval"][1] == 1.0  # a difference of shares ends there
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,48 @@ def test_one_seed_concludes_nothing(tmp_path: Path) -> None:
     json.dumps(as_json(found), allow_nan=False)
 
 
+@pytest.mark.parametrize(("num_seeds", "problems"), [(3, 1000), (5, 1000), (10, 8), (10, None)])
+def test_identical_accuracies_are_inconclusive_on_few_seeds_or_few_problems(
+    tmp_path: Path, num_seeds: int, problems: int | None
+) -> None:
+    arms = {
+        arm: by_seed(
+            arm,
+            [
+                read_run(write_simulated(tmp_path / arm / str(seed), arm, seed, 0.75, problems=problems), arm)
+                for seed in range(num_seeds)
+            ],
+        )
+        for arm in ("dr_grpo", "twin")
+    }
+    found = Collection(title="Twins", arms=arms, baseline="dr_grpo", target=0.7, margin=0.02)
+    assert verdicts(found, compare(found)).open == ("twin",)
+    text = markdown(found, compare(found)).replace("\u00a0", " ")
+    assert "the same within 2.0 points;" not in text
+    assert "**Inconclusive after correction.**" in text
+    assert ("is claimed from 6 common seeds on" in text) == (num_seeds < 6)
+    assert ("number of evaluated problems, which was not recorded" in text) == (problems is None)
+    assert "difference of 0.0 points" not in text, "what it could have found is not zero where nothing spread"
+
+
+def test_no_interval_of_an_accuracy_leaves_its_legal_range(tmp_path: Path) -> None:
+    runs = {
+        arm: by_seed(
+            arm,
+            [read_run(write_simulated(tmp_path / arm / str(s), arm, s, value), arm) for s, value in enumerate(values)],
+        )
+        for arm, values in {"dr_grpo": (0.02, 0.4), "high": (0.99, 0.6)}.items()
+    }
+    found = compare(Collection(title="Wide", arms=runs, baseline="dr_grpo", target=0.7, margin=0.02))
+    for spread in found.accuracy.values():
+        assert (spread.mean.low, spread.mean.high) == (0.0, 1.0)
+    difference = found.accuracy["high"].difference
+    assert difference is not None
+    assert (difference.mean.low, difference.mean.high) == (-1.0, 1.0)
+    assert all(spread.mean.low >= 0.0 for spread in found.measures["length"].values())
+    assert all(0.0 <= s.mean.low <= s.mean.high <= 30.0 for s in found.measures["steps"].values())
+
+
 def test_too_few_seeds_say_how_many_it_takes(tmp_path: Path) -> None:
     found = simulated(tmp_path, num_seeds=4)
     text = markdown(found, compare(found)).replace("\u00a0", " ")

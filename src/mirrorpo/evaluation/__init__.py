@@ -2,8 +2,8 @@
 
 from mirrorpo.evaluation.engines import Sampler
 from mirrorpo.evaluation.sampling import evaluate
-from mirrorpo.evaluation.statistics import clustered_interval, pass_at_k, wilson_interval
 from mirrorpo.evaluation.summary import Evaluation, Sample
+from mirrorpo.statistics import clustered_interval, pass_at_k, wilson_interval
 
 __all__ = [
     # engines: how completions are drawn

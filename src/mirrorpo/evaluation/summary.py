@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mirrorpo.evaluation.statistics import clustered_interval, pass_at_k, quantile
 from mirrorpo.rewards.verdict import VERDICTS, Grade
+from mirrorpo.statistics import clustered_interval, pass_at_k, quantile
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 

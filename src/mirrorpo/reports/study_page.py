@@ -17,6 +17,7 @@ from mirrorpo.reports.study_tables import Cell, Table, accuracy_table, other_tab
 from mirrorpo.reports.study_words import Verdicts, conclude, verdicts
 from mirrorpo.reports.text import cut, plain, plural, shown
 from mirrorpo.runs.reader import Sample, read_samples
+from mirrorpo.statistics import MIN_EQUIVALENCE
 from mirrorpo.studies.compare import Comparison
 from mirrorpo.studies.runs import Collection, FinishedRun
 
@@ -30,8 +31,14 @@ READING = (
     ("Seeds", "Seed k of one arm stands beside seed k of the baseline: they share the start and the problems' order."),
     (
         "Intervals",
-        "95 %, studentised bootstrap over seeds (Student's t below 6 seeds). They hold the noise between training "
-        "runs, and that of the evaluation's samples.",
+        "95 %, studentised bootstrap over seeds (Student's t below 6 seeds), for these evaluation problems. They hold "
+        "the noise between training runs, and are never narrower than drawing answers to so many problems allows.",
+    ),
+    (
+        "The same",
+        f"Shown only where the whole interval of the difference, at the level that holds for all arms at once, lies "
+        f"within the margin, from {MIN_EQUIVALENCE} common seeds on (two one-sided tests). Inconclusive is neither "
+        "different nor the same.",
     ),
     (
         "p",

@@ -1,8 +1,9 @@
-"""What may be concluded from a study? Sentences: what differs, what does not, and what could not be told.
+"""Conclusions of a study in sentences: what differs, what does not, and what is inconclusive.
 
-"Differs" means p <= 0.05 after Holm's correction. "Does not" needs evidence too: the whole 95 % interval of the
-difference within the margin. Everything else is open, and the smallest effect that the study would have found says
-how much that means. Arm names are outside text: the sentences are escaped where they are shown.
+"Differs" means p <= 0.05 after Holm's correction. "Does not" needs evidence too: the whole interval of the difference,
+at the level that holds for all arms at once and with the noise of the evaluation in it, within the margin, over enough
+seeds. Everything else is inconclusive, and the smallest effect that the study would have found says how much that
+means. Arm names are outside text: the sentences are escaped where they are shown.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mirrorpo.reports.text import number, percent, plural
-from mirrorpo.statistics import LEVEL, Interval, smallest_p
+from mirrorpo.statistics import LEVEL, MIN_EQUIVALENCE, Interval, binomial_noise, smallest_p
 from mirrorpo.studies.compare import Comparison, Difference, Spread
 from mirrorpo.studies.runs import Collection
 
@@ -53,7 +54,7 @@ def _verdict(difference: Difference | None, margin: float) -> str:
         return "open"
     if difference.significant:
         return "higher" if difference.mean.estimate > 0 else "lower"
-    return "same" if -margin <= difference.mean.low and difference.mean.high <= margin else "open"
+    return "same" if difference.same_within(margin) else "open"
 
 
 def conclude(collection: Collection, comparison: Comparison) -> StudyConclusion:
@@ -74,7 +75,7 @@ def conclude(collection: Collection, comparison: Comparison) -> StudyConclusion:
         ("Baseline", _baseline(collection, base)),
         ("Differs", _differs(comparison, found)),
         ("Does not differ", _same(collection, comparison, found)),
-        ("Could not be told", _open(comparison, found)),
+        ("Inconclusive after correction", _open(collection, comparison, found)),
         ("Agreement between seeds", _variances(collection, comparison)),
         ("Speed, length and drift", _others(collection, comparison)),
         ("Left out", _failures(collection)),
@@ -104,7 +105,7 @@ def _headline(collection: Collection, comparison: Comparison, found: Verdicts) -
     if found.same:
         parts.append(f"{len(found.same)} the same within {_points(collection.margin)}")
     if found.open and (found.higher or found.lower or found.same):
-        parts.append(f"{len(found.open)} could not be told")
+        parts.append(f"{len(found.open)} inconclusive after correction")
     return "; ".join(parts) + "."
 
 
@@ -132,8 +133,7 @@ def _evaluation_noise(collection: Collection, base: Spread) -> str:
     problems = collection.arms[collection.baseline][0].summary.problems
     if not problems:
         return ""
-    share = min(max(base.mean.estimate, 0.0), 1.0)
-    noise = math.sqrt(share * (1 - share) / problems)
+    noise = binomial_noise(base.mean.estimate, problems, len(base.values))
     return f"; drawing answers to {plural(problems, 'problem')} alone gives up to {_points(noise)}"
 
 
@@ -155,10 +155,13 @@ def _same(collection: Collection, comparison: Comparison, found: Verdicts) -> st
     if not found.same:
         return ""
     parts = [f"{arm} [{_range(_of(comparison.accuracy, arm).mean, _signed)}]" for arm in found.same]
-    return f"The whole interval of the difference lies within {_points(collection.margin)}: {', '.join(parts)}."
+    return (
+        "At the level that holds for all arms at once, the whole interval of the difference lies within "
+        f"{_points(collection.margin)}: {', '.join(parts)} (in brackets the 95\u00a0% intervals)."
+    )
 
 
-def _open(comparison: Comparison, found: Verdicts) -> str:
+def _open(collection: Collection, comparison: Comparison, found: Verdicts) -> str:
     told = {arm: comparison.accuracy[arm].difference for arm in found.open}
     known = {arm: difference for arm, difference in told.items() if difference and len(difference.seeds) > 1}
     if not found.open:
@@ -167,13 +170,27 @@ def _open(comparison: Comparison, found: Verdicts) -> str:
         return f"{', '.join(found.open)}: fewer than two seeds in common with the baseline."
     parts = [f"{arm} ({_signed(d.mean.estimate)} [{_range(d.mean, _signed)}])" for arm, d in known.items()]
     said = f"The data neither show a difference nor rule one out for {', '.join(parts)}. "
-    effects = [d.detectable for d in known.values()]
+    said += _no_equivalence(collection, known)
+    effects = [d.detectable for d in known.values() if not math.isnan(d.detectable)]
     few = min(len(d.seeds) for d in known.values())
+    if not effects:
+        return said.rstrip()
     if math.isinf(max(effects)):
         return said + _too_few(few, comparison.num_comparisons)
     low, high = min(effects), max(effects)
     span = _points(low) if f"{low:.4f}" == f"{high:.4f}" else f"{_points(low)} to {_points(high)}, depending on the arm"
     return said + f"This study would have found a difference of {span}, four times in five; a smaller one can hide."
+
+
+def _no_equivalence(collection: Collection, known: Mapping[str, Difference]) -> str:
+    """Why arms whose differences are small are not called the same."""
+    reasons = []
+    if any(len(d.seeds) < MIN_EQUIVALENCE for d in known.values()):
+        reasons.append(f"is claimed from {MIN_EQUIVALENCE} common seeds on")
+    if any(d.noise is None for d in known.values()):
+        reasons.append("needs the number of evaluated problems, which was not recorded")
+    same = f"That an arm is the same within {_points(collection.margin)}"
+    return f"{same} {' and '.join(reasons)}. " if reasons else ""
 
 
 def _too_few(seeds: int, comparisons: int) -> str:

@@ -1,4 +1,4 @@
-"""Is the evolved map better than the one it started from? Trainings with the same seeds, compared pair by pair."""
+"""Comparison of the evolved map with the one it started from: trainings with the same seeds, pair by pair."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scipy import stats
-
-from mirrorpo.evaluation.statistics import wilson_interval
+from mirrorpo.statistics import CHANGE, binomial_noise, mean_interval, wilson_interval
 
 
 def compare(best: Sequence[dict[str, Any]], start: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -21,23 +19,24 @@ def compare(best: Sequence[dict[str, Any]], start: Sequence[dict[str, Any]]) -> 
     Returns:
         For each map the accuracy of every seed (None: that training failed), their mean, and the Wilson interval of the
         pooled completions (for these trainings); for the difference its mean over the seeds where both stand, with the
-        95 % interval of a paired t-test (for other seeds; None with fewer than two).
+        95 % interval over the seeds, no narrower than the noise of the evaluation (None with fewer than two seeds).
 
     Example:
         >>> row = {"fitness": 0.5, "right": 5, "problems": 10, "samples": 1}
         >>> compare([row], [row])["difference"]
         0.0
     """
-    pairs = [
-        ours["fitness"] - theirs["fitness"]
+    both = [
+        (ours, theirs)
         for ours, theirs in zip(best, start, strict=True)
         if ours["fitness"] is not None and theirs["fitness"] is not None
     ]
+    pairs = [ours["fitness"] - theirs["fitness"] for ours, theirs in both]
     return {
         "best": _side(best),
         "start": _side(start),
         "difference": math.fsum(pairs) / len(pairs) if pairs else None,
-        "difference_interval": _t_interval(pairs),
+        "difference_interval": _difference_interval(pairs, both) if len(pairs) > 1 else None,
         "seeds": len(pairs),
     }
 
@@ -53,13 +52,13 @@ def _side(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _t_interval(values: Sequence[float]) -> list[float] | None:
-    count = len(values)
-    if count < 2:
-        return None
-    mean = math.fsum(values) / count
-    reach = float(stats.t.ppf(0.975, count - 1) * stats.sem(values))
-    return [mean - reach, mean + reach]
+def _difference_interval(pairs: Sequence[float], both: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[float]:
+    noises = [
+        binomial_noise(math.fsum(r["fitness"] for r in side) / len(side), min(r["problems"] for r in side), len(side))
+        for side in zip(*both, strict=True)
+    ]
+    found = mean_interval(pairs, noise=math.hypot(*noises), legal=CHANGE)
+    return [found.low, found.high]
 
 
 __all__ = ["compare"]

@@ -1,8 +1,9 @@
-"""How do the arms differ from the baseline? Every number of a report, from the runs of a collection.
+"""Comparison of the arms with the baseline: every number of a report, from the runs of a collection.
 
 A measure is one number a run: accuracy after training (the question a study asks first), response length, area under
 the learning curve, steps to the target, exact KL from the start. Each is compared over the seeds that arm and baseline
-share; Holm's correction runs over the arms, one measure at a time.
+share; Holm's correction runs over the arms, one measure at a time. An accuracy is measured on so many problems: its
+intervals are never narrower than the binomial noise of that, and every interval ends at the measure's legal range.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mirrorpo.statistics import (
+    ANY,
+    CHANGE,
     LEVEL,
+    SHARE,
     Interval,
+    binomial_noise,
     detectable_effect,
+    equivalent,
     holm,
     improvement_probability,
     interquartile_mean,
@@ -41,6 +47,9 @@ class Difference:
         detectable: the smallest effect that would have been found (80 % power, Holm's first step).
         variance: Var(arm) / Var(baseline) with its 95 % interval.
         variance_wide: the same at the level that holds for all arms at once (Bonferroni).
+        noise: standard deviation of measuring one difference; None where it is not known, which rules out ``same``.
+        values: arm minus baseline at each common seed.
+        num_comparisons: arms compared with the baseline.
     """
 
     seeds: tuple[int, ...]
@@ -51,6 +60,13 @@ class Difference:
     detectable: float
     variance: Interval
     variance_wide: Interval
+    noise: float | None
+    values: tuple[float, ...]
+    num_comparisons: int
+
+    def same_within(self, margin: float) -> bool:
+        """Whether the two are shown to be the same within a margin (``mirrorpo.statistics.equivalent``)."""
+        return equivalent(self.values, margin, self.noise, self.num_comparisons)
 
     @property
     def significant(self) -> bool:
@@ -103,6 +119,18 @@ _OF: dict[str, Callable[[FinishedRun], float | None]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Legal:
+    """The possible values of a measure's mean, and of a mean difference."""
+
+    mean: tuple[float, float] = ANY
+    difference: tuple[float, float] = ANY
+
+
+_POSITIVE = Legal(mean=(0.0, math.inf))
+_LEGAL = {"accuracy": Legal(mean=SHARE, difference=CHANGE), "length": _POSITIVE, "divergence": _POSITIVE}
+
+
 def compare(collection: Collection) -> Comparison:
     """Compare every arm with the baseline.
 
@@ -123,11 +151,25 @@ def compare(collection: Collection) -> Comparison:
         name: dict(zip(found.steps, restricted(list(found.steps.values()), horizon), strict=True))
         for name, found in arrivals.items()
     }
+    noises = {name: noise for name, runs in arms.items() if (noise := _noise(runs)) is not None}
+    legal = _LEGAL | {"steps": Legal(mean=(0.0, float(horizon)), difference=(-float(horizon), float(horizon)))}
     return Comparison(
-        measures={name: spreads(found, collection.baseline) for name, found in values.items() if found},
+        measures={
+            name: spreads(found, collection.baseline, noises if name == "accuracy" else None, legal.get(name, Legal()))
+            for name, found in values.items()
+            if found
+        },
         arrivals=arrivals,
         num_comparisons=max(1, len(arms) - 1),
     )
+
+
+def _noise(runs: Sequence[FinishedRun]) -> float | None:
+    """Of an arm's accuracies; None where a run does not say on how many problems it was measured."""
+    problems = [run.summary.problems or 0 for run in runs]
+    if min(problems) < 1:
+        return None
+    return binomial_noise(float(np.mean([run.accuracy for run in runs])), min(problems), len(runs))
 
 
 def _values(runs: Sequence[FinishedRun], of: Callable[[FinishedRun], float | None]) -> dict[int, float]:
@@ -144,12 +186,19 @@ def _arrival(runs: Sequence[FinishedRun], target: float, horizon: int) -> Arriva
     return Arrival(reached=reached, total=len(steps), median=median, horizon=horizon, steps=steps)
 
 
-def spreads(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Spread]:
+def spreads(
+    values: Mapping[str, Mapping[int, float]],
+    baseline: str,
+    noises: Mapping[str, float] | None = None,
+    legal: Legal = Legal(),
+) -> dict[str, Spread]:
     """One measure of all arms, each against the baseline.
 
     Args:
         values: arm to seed to value; an arm has at least one.
         baseline: an arm; without values of its own there are no differences.
+        noises: standard deviation of measuring one value of an arm, where it is known.
+        legal: where intervals end.
 
     Returns:
         Arm to numbers.
@@ -159,7 +208,7 @@ def spreads(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[st
         >>> found["b"].difference.seeds, round(found["b"].difference.mean.estimate, 2)
         ((0, 1), 0.15)
     """
-    base = values.get(baseline, {})
+    base, known = values.get(baseline, {}), noises or {}
     shared = {
         name: tuple(sorted(set(own) & set(base)))
         for name, own in values.items()
@@ -172,27 +221,32 @@ def spreads(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[st
     p_values = {name: permutation_p(x - y) for name, (x, y) in pairs.items()}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     count = max(1, len(pairs))
-    differences = {
-        name: Difference(
+    differences = {}
+    for name, (x, y) in pairs.items():
+        noise = math.hypot(known[name], known[baseline]) if name in known and baseline in known else None
+        differences[name] = Difference(
             seeds=shared[name],
-            mean=mean_interval(x - y),
+            mean=mean_interval(x - y, noise=noise or 0.0, legal=legal.difference),
             p=p_values[name],
             p_holm=corrected[name],
             improvement=improvement_probability(x, y),
-            detectable=detectable_effect(x - y, count),
+            detectable=detectable_effect(x - y, count, noise=noise or 0.0),
             variance=variance_ratio(x, y),
             variance_wide=variance_ratio(x, y, 1 - (1 - LEVEL) / count),
+            noise=noise,
+            values=tuple((x - y).tolist()),
+            num_comparisons=count,
         )
-        for name, (x, y) in pairs.items()
-    }
-    return {name: _spread(own, differences.get(name)) for name, own in values.items()}
+    return {name: _spread(own, differences.get(name), known.get(name, 0.0), legal.mean) for name, own in values.items()}
 
 
-def _spread(values: Mapping[int, float], difference: Difference | None) -> Spread:
+def _spread(
+    values: Mapping[int, float], difference: Difference | None, noise: float, legal: tuple[float, float]
+) -> Spread:
     found = np.array([values[seed] for seed in sorted(values)])
     return Spread(
         values=dict(sorted(values.items())),
-        mean=mean_interval(found),
+        mean=mean_interval(found, noise=noise, legal=legal),
         sd=float(found.std(ddof=1)) if len(found) > 1 else math.nan,
         median=float(np.median(found)),
         iqm=interquartile_mean(found),

@@ -1,11 +1,12 @@
-"""What do counts of right answers say? Unbiased pass@k and intervals."""
+"""Shares of right answers: unbiased pass@k, Wilson's interval (also for several samples a problem), binomial noise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
-Z95 = 1.959963984540054
+LEVEL = 0.95
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
@@ -34,8 +35,11 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
-def wilson_interval(num_right: float, num_total: float) -> tuple[float, float]:
-    """The 95 % interval of Wilson (1927) for a share; within [0, 1] also for 0 and all.
+def wilson_interval(num_right: float, num_total: float, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of Wilson (1927) for a share; within [0, 1] also for 0 and all.
+
+    Raises:
+        ValueError: fewer than one in all, or a number outside [0, num_total].
 
     Example:
         >>> low, high = wilson_interval(50, 100)
@@ -44,10 +48,12 @@ def wilson_interval(num_right: float, num_total: float) -> tuple[float, float]:
     """
     if num_total < 1:
         raise ValueError(f"num_total must be at least 1, got {num_total}")
-    share = num_right / num_total
-    scale = 1.0 + Z95**2 / num_total
-    centre = (share + Z95**2 / (2 * num_total)) / scale
-    reach = Z95 * math.sqrt(share * (1 - share) / num_total + Z95**2 / (4 * num_total**2)) / scale
+    if not 0 <= num_right <= num_total:
+        raise ValueError(f"num_right must be in [0, {num_total:g}], got {num_right}")
+    share, z = num_right / num_total, NormalDist().inv_cdf((1 + level) / 2)
+    scale = 1.0 + z**2 / num_total
+    centre = (share + z**2 / (2 * num_total)) / scale
+    reach = z * math.sqrt(share * (1 - share) / num_total + z**2 / (4 * num_total**2)) / scale
     return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
@@ -92,3 +98,35 @@ def quantile(ordered: Sequence[float], share: float) -> float:
         (2, 4)
     """
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def binomial_noise(share: float, num_problems: int, num_runs: int = 1) -> float:
+    r"""The standard deviation of an accuracy that comes from drawing the answers to so many problems.
+
+    .. math:: \sqrt{\tilde p (1 - \tilde p) / N}, \quad \tilde p = \frac{p N r + 2}{N r + 4}
+
+    for the mean accuracy p of r runs on N problems. The four answers added, half of them right, keep an accuracy of 0
+    or 1 from looking exact. For given problems this is an upper bound, since problems are not equally hard.
+
+    Args:
+        share: accuracy, a mean over the runs.
+        num_problems: N, of each run; several samples of one problem count once, as they may agree.
+        num_runs: r.
+
+    Raises:
+        ValueError: a share outside [0, 1], or a number below 1.
+
+    Reference: Agresti and Coull, "Approximate is better than 'exact' for interval estimation of binomial proportions",
+        The American Statistician 52, 1998.
+
+    Example:
+        >>> round(binomial_noise(0.8, 100), 2), round(binomial_noise(1.0, 10), 2)  # (0.04, 0.11)
+        (0.04, 0.11)
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share must lie in [0, 1], got {share}")
+    if num_problems < 1 or num_runs < 1:
+        raise ValueError(f"num_problems and num_runs must be at least 1, got {num_problems} and {num_runs}")
+    answers = num_problems * num_runs
+    smoothed = (share * answers + 2) / (answers + 4)
+    return math.sqrt(smoothed * (1 - smoothed) / num_problems)

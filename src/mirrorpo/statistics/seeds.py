@@ -1,15 +1,17 @@
-r"""What do a few runs with different seeds show about two objectives? Pure functions over arrays, paired by seed.
+r"""Comparisons of two arms over a few seeds: intervals, tests, corrections, equivalence, power.
 
-An array has one entry for each seed, in the same order for both arms: seed k of one arm stands beside seed k of the
-other, which share their start and their problems.
+Pure functions over arrays with one entry a seed, in the same order for both arms: seed k of one arm is paired with seed
+k of the other, which share their start and their problems.
 
 * **interval of a mean**: the studentised bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
   section 12.5). With ten seeds it covers 93 to 97 % where it says 95, over normal, uniform, skewed and heavy-tailed
-  values (``tests/studies/test_statistics.py``); percentile and BCa intervals stay near 91 %. Below ``MIN_BOOTSTRAP``
-  seeds there is too little to resample and Student's interval is used.
+  values (``tests/test_statistics.py``); percentile and BCa intervals stay near 91 %. Below ``MIN_BOOTSTRAP`` seeds
+  there is too little to resample and Student's interval is used. Where the noise of measuring one value is known (an
+  accuracy on so many problems), the interval is never narrower than that noise allows; it ends at the legal range.
 * **difference**: the same interval over the differences, and the paired permutation test: under the null the sign of
   each difference is a coin flip (Fisher, "The Design of Experiments", 1935, section 21); all sign patterns up to
   ``EXACT_SEEDS`` seeds, random ones beyond.
+* **equivalence**: two one-sided tests by that interval (Schuirmann, 1987), never below ``MIN_EQUIVALENCE`` seeds.
 * **several arms**: Holm's correction ("A Simple Sequentially Rejective Multiple Test Procedure", 1979).
 * **variances**: the F test assumes normal values and independent arms: over exponential values it covers 76 %, over
   pairs 99. Here Bonett's interval, which estimates the kurtosis, with the correlation of pairs in it: 92 to 97 % over
@@ -30,15 +32,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from mirrorpo.statistics.shares import LEVEL, wilson_interval
+
 Array = NDArray[np.float64]
 
-LEVEL = 0.95
 MIN_BOOTSTRAP = 6  # seeds; below this a resample is too often one seed repeated
+MIN_EQUIVALENCE = 6  # seeds; with fewer the permutation test could not have seen a difference of any size either
 EXACT_SEEDS = 12  # up to here all 2^n sign patterns are enumerated
 NUM_RESAMPLES = 4999
 NUM_FLIPS = 9999  # random sign patterns beyond EXACT_SEEDS
 POWER = 0.8
 NUM_POWER = 400  # simulated studies behind a detectable effect: its error is about 3 %
+SHARE = (0.0, 1.0)  # the legal range of an accuracy
+CHANGE = (-1.0, 1.0)  # and of the difference of two
+ANY = (-math.inf, math.inf)
 _LARGEST_EFFECT = 20.0  # standard deviations; every study with enough seeds finds this one
 _HALVINGS = 12
 _SEED = 20260204
@@ -90,7 +97,9 @@ def _draws(count: int) -> NDArray[np.intp]:
     return np.random.default_rng(_SEED).integers(0, count, size=(NUM_RESAMPLES, count))
 
 
-def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
+def mean_interval(
+    values: ArrayLike, level: float = LEVEL, *, noise: float = 0.0, legal: tuple[float, float] = ANY
+) -> Interval:
     r"""The mean with its studentised bootstrap interval.
 
     .. math:: [m - q_{1-a/2}\, s/\sqrt n,\; m - q_{a/2}\, s/\sqrt n], \quad q \text{ of } (m^* - m) \sqrt n / s^*
@@ -98,12 +107,15 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     Args:
         values: (n,), one a seed.
         level: of the interval.
+        noise: known standard deviation of measuring one value (``binomial_noise``). Where the values spread less than
+            that, by chance or because counts are coarse, the interval is at least Student's with this deviation.
+        legal: lowest and highest possible mean; the interval ends there.
 
     Returns:
-        The interval; without bounds (infinite) for one seed, of width 0 if all values are equal.
+        The interval; as wide as is legal for one seed, of width 0 if all values are equal and no noise is known.
 
     Raises:
-        ValueError: empty, or not finite.
+        ValueError: empty, or not finite; a negative noise.
 
     Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, Eq. 12.19.
 
@@ -111,22 +123,64 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
         >>> found = mean_interval([0.90, 0.92, 0.91, 0.95, 0.93, 0.94])
         >>> round(found.estimate, 3), found.low < 0.91 < 0.94 < found.high
         (0.925, True)
+        >>> found = mean_interval([0.5, 0.5, 0.5], noise=0.1, legal=SHARE)  # equal values are no proof of precision
+        >>> round(found.low, 2), round(found.high, 2)
+        (0.25, 0.75)
     """
+    if not noise >= 0.0:
+        raise ValueError(f"noise must be at least 0, got {noise}")
     sample = _sample("values", values)
     count, mean = len(sample), float(sample.mean())
     if count == 1:
-        return Interval(estimate=mean, low=-math.inf, high=math.inf)
+        return Interval(estimate=mean, low=legal[0], high=legal[1])
     spread = float(_spread(sample))
-    if spread == 0.0:
-        return Interval(estimate=mean, low=mean, high=mean)
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    if count < MIN_BOOTSTRAP:
-        low, high = stats.t.ppf(tails, count - 1)
-    else:
-        drawn = sample[_draws(count)]
-        low, high = _quantiles(drawn.mean(axis=1) - mean, np.std(drawn, axis=1, ddof=1), spread, count, tails)
-    error = spread / math.sqrt(count)
-    return Interval(estimate=mean, low=float(mean - high * error), high=float(mean - low * error))
+    student = stats.t.ppf(tails, count - 1)
+    low = high = 0.0
+    if spread > 0.0:
+        low, high = student
+        if count >= MIN_BOOTSTRAP:
+            drawn = sample[_draws(count)]
+            low, high = _quantiles(drawn.mean(axis=1) - mean, np.std(drawn, axis=1, ddof=1), spread, count, tails)
+    below, above = high * spread, -low * spread
+    if noise > spread:
+        below, above = max(below, student[1] * noise), max(above, student[1] * noise)
+    root = math.sqrt(count)
+    return Interval(
+        estimate=mean,
+        low=max(legal[0], float(mean - below / root)),
+        high=min(legal[1], float(mean + above / root)),
+    )
+
+
+def equivalent(differences: ArrayLike, margin: float, noise: float | None, num_comparisons: int = 1) -> bool:
+    """Whether the differences show two arms to be the same within a margin.
+
+    Two one-sided tests: the whole interval of the mean difference, at the level that holds for all comparisons at once,
+    lies within the margin. Agreement is not evidence by itself: the interval is at least as wide as the noise of the
+    evaluation, without which (None) nothing is claimed, and neither with fewer than ``MIN_EQUIVALENCE`` seeds.
+
+    Args:
+        differences: (n,), arm minus baseline at each common seed.
+        margin: > 0; differences within it count as none.
+        noise: standard deviation of measuring one difference, None if the number of problems is not known.
+        num_comparisons: arms that are compared with the baseline.
+
+    Raises:
+        ValueError: empty, or not finite.
+
+    Reference: Schuirmann, "A comparison of the two one-sided tests procedure and the power approach", Journal of
+        Pharmacokinetics and Biopharmaceutics 15, 1987.
+
+    Example:
+        >>> equivalent([0.0, 0.0, 0.0], 0.02, noise=0.001), equivalent([0.0] * 6, 0.02, noise=0.001)
+        (False, True)
+    """
+    sample = _sample("differences", differences)
+    if noise is None or len(sample) < MIN_EQUIVALENCE:
+        return False
+    found = mean_interval(sample, 1 - (1 - LEVEL) / num_comparisons, noise=noise)
+    return -margin <= found.low and found.high <= margin
 
 
 def _quantiles(shifts: Array, spreads: Array, own: float, count: int, tails: Array) -> tuple[float, float]:
@@ -238,7 +292,8 @@ def improvement_probability(x: ArrayLike, y: ArrayLike, level: float = LEVEL) ->
     r"""The chance that a run of one arm beats a run of the other, ties counted half: P(X > Y) + P(X = Y) / 2.
 
     Over all pairs of runs, not only those of one seed: who trains once does not share the other's seed. The interval
-    is a percentile bootstrap over seeds.
+    is a percentile bootstrap over seeds, and never narrower than Wilson's for as many pairs as there are seeds: three
+    wins of three are no certainty.
 
     Args:
         x: (n,), the arm.
@@ -264,10 +319,13 @@ def improvement_probability(x: ArrayLike, y: ArrayLike, level: float = LEVEL) ->
     counts = np.stack([(draws == seed).sum(axis=1) for seed in range(len(first))], axis=1) / len(first)
     drawn = np.einsum("ri,ij,rj->r", counts, wins, counts, optimize=True)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate=estimate, low=float(low), high=float(high))
+    least, most = wilson_interval(estimate * len(first), len(first), level)
+    return Interval(estimate=estimate, low=min(float(low), least), high=max(float(high), most))
 
 
-def detectable_effect(differences: ArrayLike, num_comparisons: int = 1, power: float = POWER) -> float:
+def detectable_effect(
+    differences: ArrayLike, num_comparisons: int = 1, power: float = POWER, *, noise: float = 0.0
+) -> float:
     r"""The smallest true mean difference that this study would have found with probability ``power``.
 
     Found means: by the permutation test at the level 0.05 / ``num_comparisons``, the first step of Holm's correction,
@@ -279,10 +337,11 @@ def detectable_effect(differences: ArrayLike, num_comparisons: int = 1, power: f
         differences: (n,), arm minus baseline; only their spread is used.
         num_comparisons: arms that are compared with the baseline.
         power: wanted.
+        noise: known standard deviation of measuring one difference; the spread counts as no less.
 
     Returns:
         The effect in the unit of the values; infinite where no p value of the permutation test could be small enough
-        with so few seeds (``smallest_p``).
+        with so few seeds (``smallest_p``), not a number where neither spread nor noise is known.
 
     Raises:
         ValueError: empty, or not finite.
@@ -298,7 +357,8 @@ def detectable_effect(differences: ArrayLike, num_comparisons: int = 1, power: f
     count, alpha = len(sample), (1 - LEVEL) / num_comparisons
     if count < 2 or smallest_p(count) > alpha:
         return math.inf
-    return _unit_effect(count, alpha, power) * float(_spread(sample))
+    wide = max(noise, float(_spread(sample)))
+    return _unit_effect(count, alpha, power) * wide if wide > 0.0 else math.nan
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,63 @@
+"""Statistics for evaluations, studies and searches: one place for every interval, test and correction."""
+
+from mirrorpo.statistics.seeds import (
+    ANY,
+    CHANGE,
+    EXACT_SEEDS,
+    MIN_BOOTSTRAP,
+    MIN_EQUIVALENCE,
+    NUM_FLIPS,
+    NUM_POWER,
+    NUM_RESAMPLES,
+    POWER,
+    SHARE,
+    Interval,
+    detectable_effect,
+    equivalent,
+    holm,
+    improvement_probability,
+    interquartile_mean,
+    mean_interval,
+    permutation_p,
+    smallest_p,
+    variance_ratio,
+)
+from mirrorpo.statistics.shares import (
+    LEVEL,
+    binomial_noise,
+    clustered_interval,
+    pass_at_k,
+    quantile,
+    wilson_interval,
+)
+
+__all__ = [
+    # seeds: two arms over a few seeds
+    "ANY",
+    "CHANGE",
+    "EXACT_SEEDS",
+    "MIN_BOOTSTRAP",
+    "MIN_EQUIVALENCE",
+    "NUM_FLIPS",
+    "NUM_POWER",
+    "NUM_RESAMPLES",
+    "POWER",
+    "SHARE",
+    "Interval",
+    "detectable_effect",
+    "equivalent",
+    "holm",
+    "improvement_probability",
+    "interquartile_mean",
+    "mean_interval",
+    "permutation_p",
+    "smallest_p",
+    "variance_ratio",
+    # shares: counted answers
+    "LEVEL",
+    "binomial_noise",
+    "clustered_interval",
+    "pass_at_k",
+    "quantile",
+    "wilson_interval",
+]
