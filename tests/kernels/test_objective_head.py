@@ -1,5 +1,6 @@
 """Loss, metrics and gradients from hidden states against float64 autograd on full logits."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import mirrorpo
 from kernels_batch import Batch, batch, converted, distance, gradients
 from mirrorpo.kernels import objective_from_hidden
+from mirrorpo.losses.surrogates import SURROGATES
 from naive import logits
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -46,6 +48,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "sequence level": {"preset": "gspo"},
     "sequence level, exact": {"preset": "prob_l2_gspo", "coefficient": 0.3, "estimator": "exact"},
     "geometric": {"preset": "gmpo"},
+    "geometric under another name": {"preset": "gmpo", "surrogate": replace(SURROGATES["geometric"], name="mine")},
+    "a function that may couple the tokens": {"preset": "gmpo", "surrogate": SURROGATES["geometric"].fn},
     "future KL": {"preset": "fipo"},
 }
 

@@ -94,7 +94,7 @@ def cispo(d: Data) -> torch.Tensor:
 def sapo(d: Data) -> torch.Tensor:
     w, a = ratio_and_advantage(d)
     tau = torch.tensor([1.05, 1.0], dtype=torch.float64)[(a > 0).long()]
-    return token_mean(-torch.sigmoid(tau * (w - 1)) * 4 / tau * a, d["mask"])
+    return sequence_mean(-torch.sigmoid(tau * (w - 1)) * 4 / tau * a, d["mask"])
 
 
 def fipo(d: Data) -> torch.Tensor:
@@ -209,9 +209,10 @@ def test_every_part_can_be_overridden() -> None:
 def test_overrides_that_are_not_tensors_of_the_loss_reach_the_objective() -> None:
     assert mirrorpo.objective("grpo", advantage="rloo").advantage == "rloo"
     assert mirrorpo.objective("grpo", estimator="top_k", k=5).penalties[0].k == 5
-    assert (
-        mirrorpo.objective("sapo", temperature_positive=2.0, temperature_negative=3.0).options.temperature_negative == 3
-    )
+    assert mirrorpo.objective("sapo", temperature_positive=2.0).options == {
+        "temperature_positive": 2.0,
+        "temperature_negative": 1.05,
+    }
     assert mirrorpo.objective("grpo", divergence={"name": "beta", "beta": 0.5}).penalties[0].divergence.name == "beta"
     assert set(OVERRIDES) >= {
         "coefficient",
@@ -226,7 +227,7 @@ def test_overrides_that_are_not_tensors_of_the_loss_reach_the_objective() -> Non
 
 def test_the_dual_clip_bound_of_fipo_is_also_the_one_of_its_weighting() -> None:
     objective = mirrorpo.objective("fipo", dual_clip=3.0)
-    assert objective.options.dual_clip == 3.0
+    assert objective.options["dual_clip"] == 3.0
     assert objective.future_kl is not None
     assert objective.future_kl.max_ratio == 3.0
 
@@ -305,6 +306,11 @@ BAD = [
     ("gspo", {"region": "exact", "radius": 0.1}, ("level 'sequence'", "exact")),
     ("cispo", {"level": "sequence"}, ("level 'sequence'", "'truncated'")),
     ("gmpo", {"level": "sequence"}, ("level 'sequence'", "'geometric'")),
+    ("gmpo", {"region": "exact", "radius": 0.1}, ("'geometric'", "bounds", "'exact'")),
+    ("sapo", {"region": "kl3", "radius": 0.1}, ("'kl3'", "no effect", "'sigmoid'")),
+    ("grpo", {"surrogate": "json:nothing"}, ("surrogate 'json:nothing'", "no attribute")),
+    ("grpo", {"surrogate": "json:__name__"}, ("surrogate must be a name", "json:__name__")),
+    ("grpo", {"surrogate": 3}, ("surrogate must be a name", "3")),
 ]
 
 

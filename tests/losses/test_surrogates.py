@@ -1,4 +1,7 @@
-"""Each surrogate against its paper's (or TRL's) formula, and the equivalence theorem: clipping is a hard mask."""
+"""Each surrogate against its paper's (or TRL's) formula, and the equivalence theorem: clipping is a hard mask.
+
+A new entry of the table needs a line in ``LADDER``: its formula, written naively. Everything else follows from it.
+"""
 
 import math
 
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 import mirrorpo
 from mirrorpo.losses.regions import DIVERGENCE_REGIONS
-from mirrorpo.losses.surrogates import SURROGATES, SurrogateOptions, Tokens
+from mirrorpo.losses.surrogates import SURROGATES, Option, Surrogate, Tokens, surrogate_from
 from naive import logits
 
 INTERVALS = {
@@ -52,7 +55,7 @@ def tokens(
 
 
 def per_token(name: str, state: Tokens, **options: float) -> torch.Tensor:
-    return SURROGATES[name](state, SurrogateOptions(**options))
+    return SURROGATES[name].fn(state, **options)
 
 
 def gradient(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -130,6 +133,122 @@ def test_geometric_is_gmpo_with_the_sign_aware_clip_of_the_log_ratio() -> None:
         pessimistic = sign * torch.min(sign * u, sign * torch.clamp(u, -0.4, 0.4))
         rows.append(-torch.exp(pessimistic[keep[i]].mean()) * a[i])
     assert_same(per_token("geometric", state), torch.stack(rows), logp)
+
+
+# The steps that every surrogate of the table must pass, from its formula for one sequence, written naively:
+# (w, A, log p, low, high), all (T,), to (T,) or (1,)
+
+
+def _geometric(w: torch.Tensor, a: torch.Tensor, logp: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    sign = torch.sign(a)
+    pessimistic = sign * torch.minimum(sign * w.log(), sign * w.log().clamp(math.log(low), math.log(high)))
+    return -pessimistic.mean().exp() * a
+
+
+def _truncated(w: torch.Tensor, a: torch.Tensor, logp: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    stopped = ((w > high) & (a > 0)) | ((w < low) & (a < 0))
+    return torch.where(stopped, 0.0, -w.detach() * a * logp)
+
+
+def _sigmoid(w: torch.Tensor, a: torch.Tensor, logp: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    tau = torch.full_like(a, 1.05).masked_fill(a > 0, 1.0)
+    return -torch.sigmoid(tau * (w - 1)) * 4 / tau * a
+
+
+LADDER = {
+    "clip": lambda w, a, logp, low, high: -torch.minimum(w * a, w.clamp(low, high) * a),
+    "truncated": _truncated,
+    "sigmoid": _sigmoid,
+    "geometric": _geometric,
+}
+
+
+def test_every_surrogate_of_the_table_has_its_ladder() -> None:
+    assert set(LADDER) == set(SURROGATES)
+
+
+def sequences() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities (a leaf), old ones, an advantage for each sequence, and a ragged mask."""
+    logp, logp_old, _ = batch(seed=5, scale=0.5)
+    a = torch.tensor([[1.0], [-0.5], [2.0], [-1.0]], dtype=torch.float64)
+    return logp, logp_old, a, torch.arange(9) < torch.tensor([[9], [4], [1], [7]])
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_the_loss_of_each_sequence_and_its_gradient_are_those_of_the_formula(name: str) -> None:
+    logp, logp_old, a, keep = sequences()
+    low, high = 0.8, 1.25
+    state = tokens(logp, logp_old, a.expand_as(logp), (low, high))
+    got = per_token(name, Tokens(**{**vars(state), "mask": keep})).expand_as(logp)
+    for i in range(4):
+        kept = keep[i]
+        w = (logp[i] - logp_old[i]).exp()[kept]
+        expected = LADDER[name](w, a[i].expand(len(w)), logp[i][kept], low, high)
+        assert_same(got[i][kept], expected, logp)
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_tokens_are_coupled_exactly_where_the_table_says_so(name: str) -> None:
+    """d loss_s / d logp_t for s != t, for all pairs of a sequence."""
+    logp, logp_old, a, _ = sequences()
+    got = per_token(name, tokens(logp, logp_old, a.expand_as(logp), (1e-9, 1e9))).expand_as(logp)
+    coupled = False
+    for t in range(9):
+        slope = torch.autograd.grad(got[0, t], logp, retain_graph=True)[0]
+        assert slope[0, t] != 0
+        assert (slope[1:] == 0).all()
+        others = torch.cat([slope[0, :t], slope[0, t + 1 :]])
+        coupled |= bool((others != 0).any())
+    assert coupled == SURROGATES[name].couples_tokens
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_the_region_matters_exactly_where_the_table_says_so(name: str) -> None:
+    logp, logp_old, a, _ = sequences()
+    narrow, wide = (
+        per_token(name, tokens(logp, logp_old, a.expand_as(logp), bounds)) for bounds in ((0.99, 1.01), (1e-9, 1e9))
+    )
+    assert torch.equal(narrow, wide) != SURROGATES[name].uses_region
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_gradcheck_away_from_the_bounds(name: str) -> None:
+    if name == "truncated":
+        pytest.skip("its loss value is not the integral of its gradient, by definition")
+    logp, logp_old, a, _ = sequences()
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return per_token(name, tokens(x, logp_old, a.expand_as(x), (0.5, 2.0)))
+
+    assert torch.autograd.gradcheck(value, logp, fast_mode=True)
+
+
+def doubled(state: Tokens, *, factor: float = 2.0) -> torch.Tensor:
+    return -factor * state.ratio() * state.advantage
+
+
+OWN = Surrogate(name="doubled", fn=doubled, options={"factor": Option(default=2.0)}, couples_tokens=False)
+
+
+def test_a_surrogate_of_your_own_is_a_function_a_path_or_an_entry() -> None:
+    logp, logp_old, a, keep = sequences()
+    given = {"logp": logp, "logp_old": logp_old, "advantages": a.squeeze(1), "mask": keep}
+    w = (logp - logp_old).exp()
+    for spec, options, factor in (
+        (doubled, {}, 2.0),
+        (f"{__name__}:doubled", {}, 2.0),
+        (OWN, {}, 2.0),
+        (f"{__name__}:OWN", {"factor": 3.0}, 3.0),
+    ):
+        objective = mirrorpo.objective("dapo", surrogate=spec, region="none", **options)
+        assert_same(objective(**given).loss, (-factor * w * a)[keep].mean(), logp)
+    assert not mirrorpo.objective("dapo", surrogate=doubled).token_separable  # not known, so assumed
+    assert mirrorpo.objective("dapo", surrogate=OWN).token_separable
+    assert surrogate_from(OWN) is OWN
+    with pytest.raises(ValueError, match=r"unknown objective key 'facto'; did you mean 'factor'"):
+        mirrorpo.objective("dapo", surrogate=OWN, facto=1.0)
+    with pytest.raises(ValueError, match=r"factor must be a number in \(0, 1e\+06\]"):
+        mirrorpo.objective("dapo", surrogate=OWN, factor=0)
 
 
 def test_the_ratio_is_held_far_out_with_a_gradient_that_does_not_vanish() -> None:

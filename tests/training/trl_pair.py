@@ -56,7 +56,7 @@ PAIRS: dict[str, tuple[Any, dict[str, Any]]] = {
             "epsilon_high": 4e-4,
         },
     ),
-    "sapo": ({"preset": "sapo", "aggregation": "sequence_mean"}, {"loss_type": "sapo", "beta": 0.0}),
+    "sapo": ("sapo", {"loss_type": "sapo", "beta": 0.0}),
     "cispo": ("cispo", {"loss_type": "cispo", "beta": 0.0, "epsilon_high": 5.0}),
     "dapo with dual clip": (
         {"preset": "dapo", "dual_clip": 1.5},

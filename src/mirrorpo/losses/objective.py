@@ -25,7 +25,7 @@ from mirrorpo.losses.coefficient import Control
 from mirrorpo.losses.future_kl import FutureKL, future_kl_weight
 from mirrorpo.losses.penalties import Output, Penalty, TokenTerms
 from mirrorpo.losses.regions import OverVocabulary, TrustRegion
-from mirrorpo.losses.surrogates import SURROGATES, SurrogateOptions, Tokens
+from mirrorpo.losses.surrogates import SURROGATES, Surrogate, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class Objective:
         name: of the preset it came from.
         region: the trust region around the rollout policy.
         penalties: regularisers toward the reference; empty for none.
-        surrogate: ``clip``, ``truncated``, ``sigmoid`` or ``geometric``.
+        surrogate: what is maximised inside the region: an entry of ``mirrorpo.losses.surrogates``.
         level: ``token``, or ``sequence`` for w = exp(mean_t log w_t) (GSPO).
         advantage: how rewards become advantages (``mirrorpo.advantages``); not used in the call.
         aggregation: how tokens become a loss (``mirrorpo.aggregate``).
-        options: of the surrogate.
+        options: of the surrogate, all of them, by name.
         future_kl: future-KL weighting of the advantages, or None.
         placement: ``loss``, or ``reward``: the penalty is subtracted from the rewards (``reward_penalty``) and is no
             part of the loss.
@@ -50,11 +50,11 @@ class Objective:
     name: str
     region: TrustRegion
     penalties: tuple[Penalty, ...] = ()
-    surrogate: str = "clip"
+    surrogate: Surrogate = SURROGATES["clip"]
     level: str = "token"
     advantage: str = "grpo"
     aggregation: str = "sequence_mean"
-    options: SurrogateOptions = field(default_factory=SurrogateOptions)
+    options: Mapping[str, float | None] = field(default_factory=dict)
     future_kl: FutureKL | None = None
     placement: str = "loss"
     control: Control | None = None
@@ -79,14 +79,15 @@ class Objective:
     @property
     def token_separable(self) -> bool:
         """Whether a token's term depends on no other token: then loss and gradient need one sweep over the tokens."""
-        return self.level == "token" and self.surrogate != "geometric" and self.future_kl is None
+        return self.level == "token" and not self.surrogate.couples_tokens and self.future_kl is None
 
     def describe(self) -> str:
         """One line: region, penalties with estimator and coefficient, level, advantage, aggregation."""
         region = vars(self.region)
         bounds = ", ".join(f"{key} {region[key]:.5g}" for key in ("low", "high", "radius") if key in region)
         parts = [
-            f"{self.name}: {self.surrogate} surrogate, region {self.region.name}" + (f" ({bounds})" if bounds else "")
+            f"{self.name}: {self.surrogate.name} surrogate, region {self.region.name}"
+            + (f" ({bounds})" if bounds else "")
         ]
         for p in self.penalties:
             parts.append(f"penalty {p.coefficient:g} * {p.divergence.name} ({p.estimator})")
@@ -253,7 +254,7 @@ class Objective:
         state = Tokens(
             log_ratio=log_ratio, logp=logp, advantage=advantage, mask=keep, low=low, high=high, outside=outside
         )
-        policy = SURROGATES[self.surrogate](state, self.options)
+        policy = self.surrogate.fn(state, **self.options)
         if weight is not None:
             policy = policy * torch.where(keep, weight, 0.0).detach()
         penalty, values = None, {}

@@ -14,7 +14,7 @@ from mirrorpo.losses.coefficient import Control, control_from
 from mirrorpo.losses.future_kl import FutureKL
 from mirrorpo.losses.objective import Objective, Penalty
 from mirrorpo.losses.regions import TrustRegion, resolve_divergence, trust_region
-from mirrorpo.losses.surrogates import SURROGATES, SurrogateOptions
+from mirrorpo.losses.surrogates import SURROGATES, Surrogate, surrogate_from
 
 LEVELS = ("token", "sequence")
 PLACEMENTS = ("loss", "reward")
@@ -43,7 +43,7 @@ class Preset:
     aggregation: str = "token_mean"
     level: str = "token"
     surrogate: str = "clip"
-    options: SurrogateOptions = field(default_factory=SurrogateOptions)
+    options: Mapping[str, float] = field(default_factory=dict)
     future_kl: FutureKL | None = None
 
 
@@ -80,21 +80,23 @@ PRESETS: dict[str, Preset] = {
         source="DPPO, arXiv 2602.04879",
         region=("binary_tv", {"radius": 0.15}),
         surrogate="truncated",
-        options=SurrogateOptions(ratio_cap=20.0),
+        options={"ratio_cap": 20.0},
     ),
     "dppo_kl": Preset(
         source="DPPO, arXiv 2602.04879",
         region=("binary_kl", {"radius": 0.05}),
         surrogate="truncated",
-        options=SurrogateOptions(ratio_cap=20.0),
+        options={"ratio_cap": 20.0},
     ),
     "cispo": Preset(
         source="CISPO, arXiv 2506.13585; cap of ScaleRL, arXiv 2510.13786",
         region=("none", {}),
         surrogate="truncated",
-        options=SurrogateOptions(ratio_cap=5.0),
+        options={"ratio_cap": 5.0},
     ),
-    "sapo": Preset(source="SAPO, arXiv 2511.20347", region=("none", {}), surrogate="sigmoid"),
+    "sapo": Preset(
+        source="SAPO, arXiv 2511.20347", region=("none", {}), surrogate="sigmoid", aggregation="sequence_mean"
+    ),
     "gmpo": Preset(
         source="GMPO, arXiv 2507.20673",
         region=("kl2", {"radius": 0.08}),  # |log w| <= 0.4
@@ -104,13 +106,13 @@ PRESETS: dict[str, Preset] = {
     "fipo": Preset(
         source="FIPO, arXiv 2603.19835",
         region=_CLIP_HIGHER,
-        options=SurrogateOptions(dual_clip=10.0),
+        options={"dual_clip": 10.0},
         future_kl=FutureKL(max_ratio=10.0),
     ),
 }
 
 _REGION_KEYS = ("radius", "epsilon_low", "epsilon_high")
-_OPTION_KEYS = ("dual_clip", "ratio_cap", "temperature_positive", "temperature_negative")
+_OPTION_KEYS = tuple(dict.fromkeys(key for entry in SURROGATES.values() for key in entry.options))
 OVERRIDES = (
     "coefficient",
     *_REGION_KEYS,
@@ -158,19 +160,29 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
     """
     if preset not in PRESETS:
         raise unknown_name("objective preset", preset, PRESETS)
-    unknown = sorted(set(overrides) - set(OVERRIDES))
-    if unknown:
-        raise unknown_name("objective key", unknown[0], OVERRIDES)
     given = {key: value for key, value in overrides.items() if value is not None}
     base = PRESETS[preset]
-    surrogate = _choice("surrogate", given.get("surrogate", base.surrogate), SURROGATES)
+    surrogate = surrogate_from(given.get("surrogate", base.surrogate))
+    legal = (*OVERRIDES, *(key for key in surrogate.options if key not in OVERRIDES))
+    unknown = sorted(set(overrides) - set(legal))
+    if unknown:
+        raise unknown_name("objective key", unknown[0], legal)
     level = _choice("level", given.get("level", base.level), LEVELS)
-    region = _region(base, given)
+    region = _region(base, surrogate, given)
     if level == "sequence" and (region.per_token or region.needs_logits):
         raise ValueError(f"level 'sequence' needs a region with one bound for all tokens, got region {region.name!r}")
-    if level == "sequence" and surrogate in ("truncated", "geometric"):
-        raise ValueError(f"level 'sequence' does not go with surrogate {surrogate!r}. Legal: 'clip', 'sigmoid'")
-    options = _surrogate_options(surrogate, base, given)
+    if level not in surrogate.levels:
+        raise ValueError(
+            f"level {level!r} does not go with surrogate {surrogate.name!r}. Legal: {', '.join(surrogate.levels)}"
+        )
+    if not surrogate.uses_region and region.name != "none":
+        raise ValueError(f"region {region.name!r} has no effect: surrogate {surrogate.name!r} does not look at it")
+    if surrogate.needs_bounds and region.needs_logits:
+        raise ValueError(
+            f"surrogate {surrogate.name!r} needs a region with bounds, not the mask over the vocabulary {region.name!r}"
+        )
+    own = {key: value for key, value in given.items() if key in (*_OPTION_KEYS, *surrogate.options)}
+    options = surrogate.checked_options({**base.options, **own} if surrogate.name == base.surrogate else own)
     penalties = _penalties(preset, base, given)
     return Objective(
         name=preset,
@@ -214,7 +226,7 @@ def _choice(key: str, value: Any, legal: Any) -> str:
     return value
 
 
-def _region(base: Preset, given: Mapping[str, Any]) -> TrustRegion:
+def _region(base: Preset, surrogate: Surrogate, given: Mapping[str, Any]) -> TrustRegion:
     own = {key: given[key] for key in _REGION_KEYS if key in given}
     chosen = given.get("region")
     if isinstance(chosen, Mapping):
@@ -228,6 +240,8 @@ def _region(base: Preset, given: Mapping[str, Any]) -> TrustRegion:
         return trust_region(options.pop("name"), **options, **own)
     if chosen is not None:
         return trust_region(chosen, **own)
+    if not surrogate.uses_region and not own:
+        return trust_region("none")
     name, options = base.region
     return trust_region(name, **{**options, **own})
 
@@ -300,7 +314,7 @@ def _control(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> Contro
     return control_from(given.get("control"))
 
 
-def _future_kl(base: Preset, given: Mapping[str, Any], options: SurrogateOptions) -> FutureKL | None:
+def _future_kl(base: Preset, given: Mapping[str, Any], options: Mapping[str, float | None]) -> FutureKL | None:
     chosen = given.get("future_kl", base.future_kl is not None)
     if not isinstance(chosen, bool | Mapping):
         raise ValueError(f"future_kl must be true, false or a mapping, got {chosen!r}")
@@ -310,24 +324,6 @@ def _future_kl(base: Preset, given: Mapping[str, Any], options: SurrogateOptions
     unknown = sorted(set(settings) - set(FutureKL.__dataclass_fields__))
     if unknown:
         raise unknown_name("future_kl key", unknown[0], FutureKL.__dataclass_fields__)
-    if options.dual_clip is not None:  # one bound for both, unless the weighting is given its own
-        settings = {"max_ratio": options.dual_clip, **settings}
+    if options.get("dual_clip") is not None:  # one bound for both, unless the weighting is given its own
+        settings = {"max_ratio": options["dual_clip"], **settings}
     return replace(base.future_kl or FutureKL(), **settings)
-
-
-_OPTIONS_OF: dict[str, tuple[str, ...]] = {
-    "clip": ("dual_clip",),
-    "truncated": ("ratio_cap",),
-    "sigmoid": ("temperature_positive", "temperature_negative"),
-    "geometric": (),
-}
-
-
-def _surrogate_options(surrogate: str, base: Preset, given: Mapping[str, Any]) -> SurrogateOptions:
-    own = {key: given[key] for key in _OPTION_KEYS if key in given}
-    for key, value in own.items():
-        if key not in _OPTIONS_OF[surrogate]:
-            raise ValueError(f"{key} has no effect with surrogate {surrogate!r}")
-        smallest = 1.0 if key in ("dual_clip", "ratio_cap") else 0.0
-        own[key] = check_number(key, value, smallest, 1e6, open_low=True)
-    return replace(base.options, **own) if surrogate == base.surrogate else SurrogateOptions(**own)

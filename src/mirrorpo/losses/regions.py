@@ -193,8 +193,8 @@ def _none() -> TrustRegion:
 
 def _of_divergence(region: str, d: Divergence, radius: object) -> TrustRegion:
     """The region of one divergence's constraint at the sampled token."""
-    if d.name == "k1":
-        raise ValueError("region 'k1' does not exist: log w is negative for w < 1 and bounds nothing. Use 'reverse_kl'")
+    if region in _REFUSED:
+        raise ValueError(f"region {region!r} does not exist: {_REFUSED[region]}")
     if d.depends_on_token:
         return PerToken(region, constraint=d.constraint, radius=_radius(radius))
     growth = vars(d).get("growth", 1.0)
@@ -268,9 +268,15 @@ REGIONS: dict[str, Entry] = {
     ),
     "none": Entry(build=_none, constraint="no bound", source="REINFORCE with importance weights", options=()),
 }
-# Every divergence of the table is a region too, under its own name; these have another name or none.
-_NOT_REGIONS = ("k1", "k2", "k3")
-DIVERGENCE_REGIONS = tuple(name for name in DIVERGENCES if name not in _NOT_REGIONS)
+# Every divergence of the table is a region too, under its own name, but for these: the estimators k2 and k3 of p over q
+# are other constraints than the regions of the unified clipping paper with a similar name.
+_KL_REGIONS = "kl2 ((log w)^2 / 2), kl3 (w - 1 - log w), reverse_kl (w log w - w + 1), forward_kl (as kl3)"
+_REFUSED = {
+    "k1": "log w is negative for w < 1 and bounds nothing. Legal: reverse_kl",
+    "k2": f"k1, k2, k3 are estimators of a penalty. Legal: {_KL_REGIONS}",
+    "k3": f"k1, k2, k3 are estimators of a penalty. Legal: {_KL_REGIONS}",
+}
+DIVERGENCE_REGIONS = tuple(name for name in DIVERGENCES if name not in _REFUSED)
 
 
 def trust_region(name: str | Divergence | Callable[..., Any], /, **options: Any) -> TrustRegion:
@@ -310,9 +316,9 @@ def trust_region(name: str | Divergence | Callable[..., Any], /, **options: Any)
             raise unknown_name("region", name, [*REGIONS, *DIVERGENCE_REGIONS]) from None
     else:
         d = divergence(name, **{key: value for key, value in options.items() if key != "radius"})
-    if "radius" not in options:
+    if "radius" not in options and d.name not in _REFUSED:
         raise ValueError(f"region {d.name!r} needs a radius in (0, 1e+06]")
-    return _of_divergence(d.name, d, options["radius"])
+    return _of_divergence(d.name, d, options.get("radius"))
 
 
 def is_outside(

@@ -1,4 +1,4 @@
-r"""What is maximised inside a trust region? Policy surrogates, one per-token loss each.
+r"""Policy surrogates: what is maximised inside a trust region, one per-token loss each.
 
 =============  ===================================================  ====================================================
 surrogate      per-token loss                                       who uses it
@@ -11,15 +11,21 @@ surrogate      per-token loss                                       who uses it
 
 ``clip`` has the gradient of a hard mask: -w A grad log p inside the region and where the advantage pushes back towards
 it, 0 elsewhere. ``truncated`` has that gradient too (for w below the cap) with a loss value that is not a ratio.
+
+A surrogate of your own is a function of ``Tokens`` and its options, handed to ``mirrorpo.objective`` as it is, as
+``"module:attribute"``, or as a ``Surrogate`` that says what it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from mirrorpo._checks import check_number, import_attribute, unknown_name
 
 # w = exp(log_ratio) is held at exp(20) = 4.9e8: further out the value is constant and the gradient of a token with A <
 # 0 stays -w A at that w. No sensible region is that wide; it keeps (inf - inf) out of float32.
@@ -75,24 +81,7 @@ class Tokens:
         return self.outside & below & (self.advantage < 0), self.outside & above & (self.advantage > 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SurrogateOptions:
-    """Options of the surrogates.
-
-    Attributes:
-        dual_clip: with ``clip``: where A < 0 the gain is at least this times A: w is held (arXiv 1912.09729).
-        ratio_cap: with ``truncated``: the largest weight.
-        temperature_positive: with ``sigmoid``: tau where A > 0.
-        temperature_negative: with ``sigmoid``: tau where A <= 0.
-    """
-
-    dual_clip: float | None = None
-    ratio_cap: float | None = None
-    temperature_positive: float = field(default=1.0)
-    temperature_negative: float = field(default=1.05)
-
-
-def clip(tokens: Tokens, options: SurrogateOptions) -> Tensor:
+def clip(tokens: Tokens, *, dual_clip: float | None = None) -> Tensor:
     """-min(w A, clip(w, low, high) A); the gradient is that of a hard mask on the region."""
     ratio = tokens.ratio()
     if tokens.outside is not None:
@@ -102,34 +91,32 @@ def clip(tokens: Tokens, options: SurrogateOptions) -> Tensor:
     else:
         held = torch.minimum(torch.maximum(ratio, tokens.low), tokens.high)
     gain = torch.minimum(ratio * tokens.advantage, held * tokens.advantage)
-    if options.dual_clip is not None:
-        floor = options.dual_clip * tokens.advantage
+    if dual_clip is not None:
+        floor = dual_clip * tokens.advantage
         gain = torch.where(tokens.advantage < 0, torch.maximum(gain, floor), gain)
     return -gain
 
 
-def truncated(tokens: Tokens, options: SurrogateOptions) -> Tensor:
+def truncated(tokens: Tokens, *, ratio_cap: float | None = None) -> Tensor:
     """-sg(min(w, cap)) A log p where the region does not block the token."""
     weight = tokens.ratio().detach()
-    if options.ratio_cap is not None:
-        weight = weight.clamp(max=options.ratio_cap)
+    if ratio_cap is not None:
+        weight = weight.clamp(max=ratio_cap)
     low, high = tokens.blocked()
     return -torch.where(low | high, 0.0, weight * tokens.advantage) * tokens.logp
 
 
-def sigmoid(tokens: Tokens, options: SurrogateOptions) -> Tensor:
+def sigmoid(tokens: Tokens, *, temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> Tensor:
     """-(4 / tau) sigmoid(tau (w - 1)) A: a soft gate whose slope at w = 1 is that of w A."""
     positive = tokens.advantage > 0
     # full_like, so that tau has the advantage's dtype: a where() of two numbers is float32
-    tau = torch.full_like(tokens.advantage, options.temperature_negative)
-    tau = tau.masked_fill(positive, options.temperature_positive)
+    tau = torch.full_like(tokens.advantage, temperature_negative)
+    tau = tau.masked_fill(positive, temperature_positive)
     return -torch.sigmoid(tau * (tokens.ratio() - 1.0)) * (4.0 / tau) * tokens.advantage
 
 
-def geometric(tokens: Tokens, options: SurrogateOptions) -> Tensor:
+def geometric(tokens: Tokens) -> Tensor:
     """-exp(mean_t min/max-clipped log w_t) A per sequence, (B, 1)."""
-    if tokens.outside is not None:
-        raise ValueError("surrogate 'geometric' clips the log-ratio and needs a region with bounds, not a mask")
     # clip(log w, log low, log high) on the side that the advantage pushes to only, as min() does for ratios
     held = torch.where(
         tokens.advantage > 0,
@@ -141,9 +128,125 @@ def geometric(tokens: Tokens, options: SurrogateOptions) -> Tensor:
     return -held_exp(mean) * tokens.advantage
 
 
-SURROGATES: dict[str, Callable[[Tokens, SurrogateOptions], Tensor]] = {
-    "clip": clip,
-    "truncated": truncated,
-    "sigmoid": sigmoid,
-    "geometric": geometric,
-}
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A number that a surrogate takes.
+
+    Attributes:
+        default: what holds if it is not given; None: the surrogate does without.
+        low: it must be above this.
+        high: and at most this.
+    """
+
+    default: float | None = None
+    low: float = 0.0
+    high: float = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """A line of the table. Whatever is left out is assumed to be the worst, so the loss is right without it.
+
+    Attributes:
+        name: the name in the table.
+        fn: ``(tokens, **options) -> loss``, (B, T) or one number for each sequence, (B, 1); differentiable.
+        options: what ``fn`` takes, by name.
+        couples_tokens: whether a token's loss depends on other tokens: then whoever evaluates the loss must see whole
+            sequences at once (two sweeps in place of one).
+        levels: levels of the ratio that it is defined for.
+        uses_region: whether ``fn`` looks at the region (``low``, ``high``, ``outside``).
+        needs_bounds: whether it can do with bounds only, not with a region that is a mask over the vocabulary.
+        formula: for people.
+    """
+
+    name: str
+    fn: Callable[..., Tensor]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    couples_tokens: bool = True
+    levels: tuple[str, ...] = ("token", "sequence", "product")
+    uses_region: bool = True
+    needs_bounds: bool = False
+    formula: str = ""
+
+    def checked_options(self, given: Mapping[str, Any]) -> Mapping[str, float | None]:
+        """All options, the given ones in place of the defaults.
+
+        Raises:
+            ValueError: an option that this surrogate does not have, or a value out of range.
+        """
+        for key in given:
+            if key not in self.options:
+                legal = ", ".join(self.options) or "no options"
+                raise ValueError(f"{key} has no effect with surrogate {self.name!r}. Legal: {legal}")
+        return {
+            key: option.default
+            if given.get(key) is None
+            else check_number(key, given[key], option.low, option.high, open_low=True)
+            for key, option in self.options.items()
+        }
+
+
+_ALL = (
+    Surrogate(
+        name="clip",
+        fn=clip,
+        options={"dual_clip": Option(low=1.0)},
+        couples_tokens=False,
+        formula="-min(w A, clip(w, low, high) A)",
+    ),
+    Surrogate(
+        name="truncated",
+        fn=truncated,
+        options={"ratio_cap": Option(low=1.0)},
+        couples_tokens=False,
+        levels=("token",),
+        formula="-sg(min(w, ratio_cap)) A log p; outside the region 0",
+    ),
+    Surrogate(
+        name="sigmoid",
+        fn=sigmoid,
+        options={"temperature_positive": Option(default=1.0), "temperature_negative": Option(default=1.05)},
+        couples_tokens=False,
+        uses_region=False,
+        formula="-(4 / tau) sigmoid(tau (w - 1)) A",
+    ),
+    Surrogate(
+        name="geometric",
+        fn=geometric,
+        couples_tokens=True,
+        levels=("token",),
+        needs_bounds=True,
+        formula="-exp(mean_t clipped log w_t) A, per sequence",
+    ),
+)
+SURROGATES: dict[str, Surrogate] = {entry.name: entry for entry in _ALL}
+
+
+def surrogate_from(spec: Any) -> Surrogate:
+    """A surrogate from a name, ``"module:attribute"``, a function of ``Tokens``, or a ``Surrogate``.
+
+    A bare function takes no options and may couple the tokens of a sequence, as far as anybody knows; a ``Surrogate``
+    says more.
+
+    Raises:
+        ValueError: an unknown name (the nearest valid one is named), an import that fails, something not callable.
+
+    Example:
+        >>> surrogate_from("clip").couples_tokens, surrogate_from(lambda tokens: -tokens.ratio()).couples_tokens
+        (False, True)
+    """
+    if isinstance(spec, Surrogate):
+        return spec
+    found: Any = spec
+    if isinstance(spec, str):
+        if spec in SURROGATES:
+            return SURROGATES[spec]
+        if ":" not in spec:
+            raise unknown_name("surrogate", spec, SURROGATES)
+        found = import_attribute(spec, "surrogate")
+        if isinstance(found, Surrogate):
+            return found
+    if not callable(found):
+        raise ValueError(f"surrogate must be a name, a function of Tokens or 'module:attribute', got {spec!r}")
+    name = spec if isinstance(spec, str) else getattr(found, "__name__", type(found).__name__)
+    return Surrogate(name=name, fn=found)

@@ -163,10 +163,10 @@ def implied_settings(objective: Objective) -> Mapping[str, Any]:
         # TRL reads these in its own loss only; for regions that are no ratio range its defaults stay.
         "epsilon": round(1.0 - low, 12),
         "epsilon_high": None if high is None else round(high - 1.0, 12),
-        "delta": options.dual_clip,
+        "delta": options.get("dual_clip"),
         "importance_sampling_level": objective.level,
         "scale_rewards": "group" if objective.advantage == "grpo" else "none",
         "use_bias_correction_kl": any(p.estimator == "weighted" for p in objective.penalties),
-        "sapo_temperature_pos": options.temperature_positive,
-        "sapo_temperature_neg": options.temperature_negative,
+        "sapo_temperature_pos": options.get("temperature_positive") or 1.0,
+        "sapo_temperature_neg": options.get("temperature_negative") or 1.05,
     }
