@@ -56,6 +56,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "reporting.scales": ("reports.scales",),
     "reporting.text": ("reports.text",),
     "reporting.words": ("reports.words",),
+    "rewards.symbolic": ("rewards.algebra",),
     "solver": ("losses.solver",),
     "studies.charts": ("reports.study_charts",),
     "studies.page": ("reports.study_page",),

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from data import GSM8K, rows_of
+from maths_cases import CASES
 
 from mirrorpo.rewards.maths import MathVerifier, final_answer
-from mirrorpo.rewards.numbers import read_number, tidy
+from mirrorpo.rewards.notation import tidy
+from mirrorpo.rewards.numbers import read_number
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +28,10 @@ def verifier() -> Iterator[MathVerifier]:
     [
         ("6 * 7 = 42\n#### 42", "42"),
         ("#### 42\n#### 43", "43"),
-        ("####42.\nThat is it.", "42."),
+        ("####42.\nThat is it.", "42"),
         (r"so \boxed{42}", "42"),
         (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
-        (r"\boxed{1} or rather \boxed{2}", "2"),
+        (r"\boxed{1} or rather \boxed{2}", "1, 2"),
         (r"\fbox{3}", "3"),
         ("The answer is 42.", "42"),
         ("the final answer is: 3.5. Good.", "3.5"),
@@ -108,7 +110,7 @@ def test_numbers_are_read_exactly(text: str, value: int | Fraction) -> None:
     "text",
     [
         "",
-        "five",
+        "many",
         "5 or 6",
         "5 and 6",
         "5, 6",
@@ -164,6 +166,14 @@ GRADES = [
 def test_verdicts(verifier: MathVerifier, completion: str, answer: str, reason: str) -> None:
     grade = verifier.grade(completion, answer)
     assert (grade.reason, grade.reward) == (reason, 1.0 if reason == "match" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "reward"),
+    [pytest.param(*row, id=f"{family}-{index}") for family, rows in CASES.items() for index, row in enumerate(rows)],
+)
+def test_the_table_of_cases(verifier: MathVerifier, completion: str, answer: str, reward: int) -> None:
+    assert (verifier.grade(completion, answer).reward or 0.0) == reward
 
 
 def test_a_reference_that_says_nothing_is_no_verdict(verifier: MathVerifier) -> None:

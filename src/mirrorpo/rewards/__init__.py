@@ -1,8 +1,10 @@
 """When is an answer right? Verifiers for plain data, maths and code."""
 
 from mirrorpo.rewards.code import CodeVerifier, extract_code
-from mirrorpo.rewards.match import VERIFIERS, RewardError, UserReward, Verifier, exact, last_number, numeric
-from mirrorpo.rewards.maths import MathVerifier, final_answer
+from mirrorpo.rewards.final_answer import final_answer
+from mirrorpo.rewards.match import VERIFIERS, Verifier, exact, last_number, numeric
+from mirrorpo.rewards.maths import MathVerifier
+from mirrorpo.rewards.user_function import RewardError, UserReward
 
 __all__ = [
     # match: plain comparisons, and the user's own function

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from mirrorpo.rewards.code import CodeVerifier
 from mirrorpo.rewards.maths import MathVerifier
 from mirrorpo.rewards.sandbox.limits import Limits
 from mirrorpo.rewards.verdict import Grade
+
+# Lines that wait for the one before them, at most.
+_MAX_WAITING = 256
 
 
 class _BrokenLine(ValueError):
@@ -69,12 +73,29 @@ def grade_maths(lines: Iterable[bytes], verifier: MathVerifier) -> Iterator[str]
         >>> list(grade_maths([b'{"completion": "#### 4", "answer": "4"}', b"?"], MathVerifier()))[0]
         '{"reward": 1.0, "reason": "match"}'
     """
-    for number, line in enumerate(lines, 1):
+
+    def one(line: bytes) -> Grade | Future[Grade]:
         try:
             row = _row(line)
-            yield _line(verifier.grade(_text(row, "completion"), _answer(row)), number)
+            return verifier.begin(_text(row, "completion"), _answer(row))
         except _BrokenLine as error:
-            yield _line(Grade(reward=None, reason=str(error)), number)
+            return Grade(reward=None, reason=str(error))
+
+    waiting: deque[Grade | Future[Grade]] = deque()
+    number = 0
+    for line in lines:
+        waiting.append(one(line))
+        # A verdict that is there goes out; one that takes algebra lets others go on behind it.
+        while waiting and (isinstance(waiting[0], Grade) or waiting[0].done() or len(waiting) > _MAX_WAITING):
+            number += 1
+            yield _line(_verdict(waiting.popleft()), number)
+    for verdict in waiting:
+        number += 1
+        yield _line(_verdict(verdict), number)
+
+
+def _verdict(begun: Grade | Future[Grade]) -> Grade:
+    return begun if isinstance(begun, Grade) else begun.result()
 
 
 def grade_code(lines: Iterable[bytes], verifier: CodeVerifier) -> Iterator[str]:
@@ -111,7 +132,7 @@ def _line(grade: Grade, number: int) -> str:
 
 def _row(line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), parse_float=Decimal, parse_constant=_not_a_number)
     except UnicodeDecodeError as error:
         raise _BrokenLine(f"not UTF-8 text ({error.reason} at byte {error.start})") from None
     except (ValueError, RecursionError) as error:
@@ -119,6 +140,10 @@ def _row(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise _BrokenLine(f"must be a JSON object, got {type(row).__name__}")
     return row
+
+
+def _not_a_number(name: str) -> Any:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _field(row: dict[str, Any], name: str, check: Callable[[Any], bool], legal: str) -> Any:
@@ -136,9 +161,9 @@ def _text(row: dict[str, Any], name: str, default: str | None = None) -> str:
 
 
 def _answer(row: dict[str, Any]) -> str:
-    """A number will do as well."""
+    """A number will do as well, with the digits it is written with."""
     value = _field(
-        row, "answer", lambda v: isinstance(v, str | int | float) and not isinstance(v, bool), "a text or a number"
+        row, "answer", lambda v: isinstance(v, str | int | Decimal) and not isinstance(v, bool), "a text or a number"
     )
     return value if isinstance(value, str) else str(value)
 

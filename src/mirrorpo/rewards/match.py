@@ -1,47 +1,40 @@
-"""When is an answer right? Plain comparisons for any data set; none of them evaluates text of the model."""
+"""Plain comparisons for any data set: ``exact`` (to the letter) and ``numeric`` (the final number).
+
+None of them evaluates text of the model. `numeric` finds and reads the final number as `math` does.
+"""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
-from mirrorpo._checks import import_attribute
-from mirrorpo.rewards.time_limit import TimeLimitExceeded, time_limit
-from mirrorpo.rewards.verdict import Grade, Row
+from mirrorpo.rewards.final_answer import TAIL_CHARACTERS, find_answer
+from mirrorpo.rewards.notation import tidy
+from mirrorpo.rewards.numbers import Number, agree, read_number, without_name
+from mirrorpo.rewards.user_function import RewardError, UserReward
+from mirrorpo.rewards.verdict import Grade
 
 Verifier = Callable[[str, str], Grade]
 
 _MARKER = "####"
-# A sign, digits with optional thousands separators, optional decimals. The lengths are bounded so that no input is
-# slow.
-_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3}){1,6}|[0-9]{1,30})(?:\.[0-9]{1,30})?")
-# Numbers are looked for in the last characters only: a final answer stands at the end.
-_TAIL = 2_000
 
-
-class RewardError(RuntimeError):
-    """A user's reward function failed; the message names the function and the sample, ``what`` says it in a word."""
-
-    def __init__(self, message: str, what: str = "error") -> None:
-        super().__init__(message)
-        self.what = what
+__all__ = ["VERIFIERS", "RewardError", "UserReward", "Verifier", "exact", "last_number", "numeric", "reference_number"]
 
 
 def last_number(text: str) -> Fraction | None:
-    """The number after the last ``####`` if there is one, else the last number of the text; None without a number.
+    """The number that a text's final answer states, else its last number; None without one that can be read whole.
 
     Example:
-        >>> last_number("so 1,000 + 2.5 is #### 1,002.5")
-        Fraction(2005, 2)
+        >>> last_number("so 1,000 + 2.5 is #### 1,002.5"), last_number("it is 5 or 6")
+        (Fraction(2005, 2), None)
     """
-    tail = text.rpartition(_MARKER)[2][:_TAIL] if _MARKER in text else text[-_TAIL:]
-    found = _NUMBER.findall(tail)
-    if not found:
-        return None
-    return Fraction((found[0] if _MARKER in text else found[-1]).replace(",", ""))
+    found = find_answer(text, last_number=True)
+    number = None if found is None or len(found.parts) > 1 else _number(found.parts[0])
+    return None if number is None else number.value
+
+
+def _number(text: str, *, trusted: bool = False) -> Number | None:
+    return read_number(without_name(tidy(text)), trusted=trusted)
 
 
 def exact(completion: str, answer: str) -> Grade:
@@ -53,70 +46,37 @@ def exact(completion: str, answer: str) -> Grade:
     return Grade(reward=1.0, reason="match") if given == wanted else Grade(reward=0.0, reason="mismatch")
 
 
+def reference_number(answer: str) -> Number | None:
+    """The number that a right answer states, after a mark or alone; None if it states none, or several.
+
+    Example:
+        >>> reference_number("3 + 4 = 7 #### 7").value, reference_number("5 or 6")
+        (Fraction(7, 1), None)
+    """
+    found = find_answer(answer)
+    if found is None:
+        return _number(answer[:TAIL_CHARACTERS], trusted=True)
+    return _number(found.parts[0], trusted=True) if len(found.parts) == 1 else None
+
+
 def numeric(completion: str, answer: str) -> Grade:
-    """The final number of the completion equals the final number of the answer, as exact fractions."""
-    wanted, given = last_number(answer), last_number(completion)
+    """The final number of the completion equals that of the answer, as exact fractions; read whole or not at all.
+
+    Example:
+        >>> numeric("That makes 2.5 million.", "2500000").reason, numeric("It is 5 or 6.", "6").reason
+        ('match', 'malformed')
+    """
+    wanted = reference_number(answer)
     if wanted is None:
-        return Grade(reward=None, reason="answer without a number")
-    if given is None:
+        return Grade(reward=None, reason="bad reference")
+    found = find_answer(completion, last_number=True)
+    if found is None:
         return Grade(reward=0.0, reason="no answer")
-    return Grade(reward=1.0, reason="match") if given == wanted else Grade(reward=0.0, reason="mismatch")
+    numbers = [_number(part) for part in found.parts]
+    if any(number is None for number in numbers):
+        return Grade(reward=0.0, reason="malformed")
+    right = all(number is not None and agree(number, wanted) for number in numbers)
+    return Grade(reward=1.0, reason="match") if right else Grade(reward=0.0, reason="mismatch")
 
 
 VERIFIERS: dict[str, Verifier] = {"exact": exact, "numeric": numeric}
-
-
-class UserReward:
-    """A reward function of the user, ``(completion: str, row: dict) -> float | None | Grade``.
-
-    Args:
-        path: ``"module:function"``.
-        on_error: ``raise``, or ``skip``: a completion on which it fails has no reward.
-        seconds: time limit of a call; None for none.
-
-    Raises:
-        ValueError: the path names nothing callable.
-        RewardError: on a call, the function raised, took too long or returned something else than a finite number,
-            None or a ``Grade``.
-    """
-
-    def __init__(self, path: str, *, on_error: str = "raise", seconds: float | None = None) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self.path, self.on_error, self.seconds = path, on_error, seconds
-        self.function: Callable[[str, Row], Any] = import_attribute(path, "reward")
-        if not callable(self.function):
-            raise ValueError(f"reward {path!r} must be a function, got {type(self.function).__name__}")
-
-    def __call__(self, completion: str, row: Row) -> Grade:
-        try:
-            return self._graded(completion, row)
-        except RewardError as error:
-            if self.on_error == "raise":
-                raise
-            return Grade(reward=None, reason=f"reward failed: {error.what}")
-
-    def _graded(self, completion: str, row: Row) -> Grade:
-        sample = f"prompt {str(row.get('prompt'))[:80]!r}, completion {completion[:80]!r}"
-        try:
-            with time_limit(self.seconds):
-                result = self.function(completion, row)
-        except TimeLimitExceeded as error:
-            message = f"reward {self.path!r} took more than {self.seconds:g} s ({sample})"
-            raise RewardError(message, "too slow") from error
-        except Exception as error:  # the code is the user's: anything may come out of it
-            raise RewardError(
-                f"reward {self.path!r} raised {type(error).__name__}: {error} ({sample})", type(error).__name__
-            ) from error
-        if isinstance(result, Grade):
-            if result.reward is None or math.isfinite(result.reward):
-                return result
-            result = result.reward
-        if result is None:
-            return Grade(reward=None, reason="skipped")
-        if isinstance(result, bool | int | float) and abs(float(result)) < float("inf"):
-            return Grade(reward=float(result), reason="scored")
-        raise RewardError(
-            f"reward {self.path!r} returned {result!r}, legal: a finite number, None or a Grade ({sample})",
-            "no finite number",
-        )

@@ -3,116 +3,79 @@
 Reasons: ``match``, ``mismatch``, ``no answer`` (nothing marks one), ``malformed`` (what is marked is no single
 mathematical object), ``timeout``. Not scorable (reward None): ``bad reference``. No text is ever evaluated as code.
 
-The final answer is what follows ``####``, stands in ``\\boxed{}`` or follows "the answer is", whichever comes last;
-with ``last_number`` a text without such a mark answers with its last number.
+`mirrorpo.rewards.final_answer` says where the answer is, `mirrorpo.rewards.numbers` what a number is,
+`mirrorpo.rewards.equality` what is equal to what.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mirrorpo.rewards.numbers import MAX_CHARACTERS, Number, agree, read_number, tidy
-from mirrorpo.rewards.symbolic import Symbolic
+from mirrorpo.rewards.algebra import Algebra
+from mirrorpo.rewards.final_answer import TAIL_CHARACTERS, final_answer, find_answer
+from mirrorpo.rewards.latex import has_words
+from mirrorpo.rewards.notation import tidy
+from mirrorpo.rewards.numbers import Number, agree, read_number
 from mirrorpo.rewards.verdict import Grade
 
-# A final answer stands at the end; the rest of a long text is not looked at.
-TAIL_CHARACTERS = 100_000
 MAX_SYMBOLIC_CHARACTERS = 1_000
-# The grammar's time grows fast with the depth of brackets.
 _MAX_BRACKETS = 60
-_MARKER = "####"
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_PHRASE = re.compile(r"\banswers?\b(?:[^.\n:=]{0,80}?\b(?:is|are)\b\s*:?|\s*[:=])", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.;!?](?=\s|$|\*)|,\s+(?=[a-z])|\n")
-_ANY_NUMBER = re.compile(
-    r"[-+]?(?:\$\s?)?(?:[0-9]{1,3}(?:,[0-9]{3}){1,6}|[0-9]{1,30})(?:\.[0-9]{1,30})?(?:\s?/\s?[0-9]{1,30})?%?"
+# "Area = 12": a name in words says nothing that 12 does not.
+_NAME_IN_WORDS = re.compile(r"[A-Za-z][A-Za-z ]{2,40}=\s*(?=[^=]+\Z)")
+_OFFERED = re.compile(r"\b(?:or|and)\b")
+_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
+_OPTION = re.compile(
+    r"\(?\s*([A-J])\s*(?:[).:]+(?:\s.*)?)?|(?:option|choice)\s+\(?([A-J])\)?", re.DOTALL | re.IGNORECASE
 )
-_PROSE = re.compile(r"\b(?:or|to)\b|(?<![\\A-Za-z])(?!sqrt|sin|cos|tan|log|exp|inf|pi\b)[A-Za-z]{3,}")
-_SPACE = re.compile(r"\s+")
+_LETTER = re.compile(r"\(?\s*([A-J])\s*\)?[.:]?")
+_DRESS_OF_WORDS = re.compile(r"\\[A-Za-z]+|[^\w\s]|_")
+_ARTICLE = re.compile(r"(?:the|a|an)\s+")
 
 _MATCH, _MISMATCH = Grade(reward=1.0, reason="match"), Grade(reward=0.0, reason="mismatch")
 _NO_ANSWER, _MALFORMED = Grade(reward=0.0, reason="no answer"), Grade(reward=0.0, reason="malformed")
 _TIMEOUT, _BAD_REFERENCE = Grade(reward=0.0, reason="timeout"), Grade(reward=None, reason="bad reference")
+_VERDICTS = {"match": _MATCH, "mismatch": _MISMATCH, "timeout": _TIMEOUT, "bad reference": _BAD_REFERENCE}
 
-
-def final_answer(completion: str, *, last_number: bool = False) -> str | None:
-    """The text of the final answer, as it stands.
-
-    Args:
-        completion: any text; its last 100 000 characters are looked at.
-        last_number: without a mark, take the last number.
-
-    Returns:
-        The text, empty if a mark is followed by nothing (or a box is not closed); None without a mark.
-
-    Example:
-        >>> final_answer(r"so \\\\boxed{\\\\frac{1}{2}} it is")
-        '\\\\\\\\frac{1}{2}'
-        >>> final_answer("The answer is $72. Done.")
-        '$72'
-    """
-    text = completion[-TAIL_CHARACTERS:]
-    hashes = text.rfind(_MARKER)
-    boxed = _last_match(_BOXED, text) if "\\" in text else None
-    phrase = _last_match(_PHRASE, text) if "nswer" in text or "NSWER" in text else None
-    at_box = -1 if boxed is None else boxed.start()
-    at_phrase = -1 if phrase is None else phrase.start()
-    last = max(hashes, at_box, at_phrase)
-    if last < 0:
-        return _last_number(text) if last_number else None
-    if last == hashes:
-        return text[hashes + len(_MARKER) :].lstrip("# \t\r\n").partition("\n")[0].strip()
-    if boxed is not None and last == at_box:
-        return _in_braces(text, boxed.end())
-    assert phrase is not None
-    return _SENTENCE_END.split(
-        text[phrase.end() : phrase.end() + 2 * MAX_SYMBOLIC_CHARACTERS].lstrip("* \t\r\n"), maxsplit=1
-    )[0]
-
-
-def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    last = deque(pattern.finditer(text), maxlen=1)
-    return last[0] if last else None
-
-
-def _in_braces(text: str, start: int) -> str:
-    """From after an opening brace to its closing one; empty if there is none."""
-    depth = 1
-    for position in range(start, min(len(text), start + 10 * MAX_SYMBOLIC_CHARACTERS)):
-        if text[position] == "{":
-            depth += 1
-        elif text[position] == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start:position].strip()
-    return ""
-
-
-def _last_number(text: str) -> str | None:
-    found = _ANY_NUMBER.findall(text[-2_000:])
-    return found[-1] if found else None
+__all__ = ["MathVerifier", "final_answer"]
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
+    """The right answer: what is marked in it, or all of it.
+
+    Attributes:
+        text: tidy; empty if it states nothing.
+        number: if it is one.
+        words: its words, if it is a text such as "yes" and no mathematics.
+        letter: of a multiple choice.
+    """
+
     text: str
-    number: Number | None
-    measured: Number | None = None
+    number: Number | None = None
+    words: str = ""
+    letter: str = ""
 
 
 @lru_cache(maxsize=65536)
-def _reference(answer: str) -> _Reference:
-    """The right answer: what is marked in it, or all of it."""
-    marked = final_answer(answer)
-    text = tidy(answer[:TAIL_CHARACTERS] if marked is None else marked)
-    number = read_number(text)
-    # "5m" may be a length or a product: a single letter is left to algebra, unless the other side has a unit as well.
-    if number is not None and len(number.unit) == 1 and number.unit.isalpha():
-        return _Reference(text, None, number)
-    return _Reference(text, number)
+def reference(answer: str) -> Reference:
+    """What a right answer states, alone or marked as in a completion."""
+    marked = find_answer(answer)
+    text = tidy(answer[:TAIL_CHARACTERS] if marked is None else ", ".join(marked.parts))
+    if "=" in text:
+        text = _NAME_IN_WORDS.sub("", text, count=1)
+    number = read_number(text, trusted=True)
+    letter = _LETTER.fullmatch(text)
+    words = _words(text) if number is None and not letter and has_words(text) else ""
+    return Reference(text, number, words, letter[1] if letter else "")
+
+
+def _words(text: str) -> str:
+    text = " ".join(_DRESS_OF_WORDS.sub(" ", text).casefold().split())
+    return _ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) else text
 
 
 class MathVerifier:
@@ -121,15 +84,17 @@ class MathVerifier:
     Args:
         last_number: a completion without a mark answers with its last number.
         seconds: time limit of an answer that needs algebra.
+        processes: how many of those may be compared side by side; by default up to four, as the machine has cores.
 
     Example:
         >>> MathVerifier().grade("6 * 12 = 72 #### 72", "#### 72")
         Grade(reward=1.0, reason='match')
     """
 
-    def __init__(self, *, last_number: bool = False, seconds: float = 5.0) -> None:
+    def __init__(self, *, last_number: bool = False, seconds: float = 5.0, processes: int | None = None) -> None:
         self.last_number = last_number
-        self._symbolic = Symbolic(seconds=seconds)
+        self._algebra = Algebra(seconds=seconds, processes=processes)
+        self._threads: ThreadPoolExecutor | None = None
 
     def grade(self, completion: str, answer: str) -> Grade:
         """The verdict on one completion; never raises on any text.
@@ -141,45 +106,85 @@ class MathVerifier:
         Returns:
             Reward and reason.
         """
-        wanted = _reference(answer)
+        verdict = self._at_once(completion, answer)
+        return verdict if isinstance(verdict, Grade) else self._by_algebra(*verdict)
+
+    def begin(self, completion: str, answer: str) -> Grade | Future[Grade]:
+        """The verdict on one completion, or its promise if it needs algebra: those are compared side by side."""
+        verdict = self._at_once(completion, answer)
+        if isinstance(verdict, Grade):
+            return verdict
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(max_workers=self._algebra.processes)
+        return self._threads.submit(self._by_algebra, *verdict)
+
+    def grade_many(self, completions: Sequence[str], answers: Sequence[str]) -> list[Grade]:
+        """The verdicts on many completions, in their order; slow ones run side by side."""
+        begun = [self.begin(*pair) for pair in zip(completions, answers, strict=True)]
+        return [verdict if isinstance(verdict, Grade) else verdict.result() for verdict in begun]
+
+    def _at_once(self, completion: str, answer: str) -> Grade | tuple[tuple[str, ...], Reference]:
+        """The verdict where no algebra is needed; else the texts to compare."""
+        wanted = reference(answer)
         if not wanted.text:
             return _BAD_REFERENCE
-        found = final_answer(completion, last_number=self.last_number)
+        found = find_answer(completion, last_number=self.last_number)
         if found is None:
             return _NO_ANSWER
-        if len(found) > 2 * MAX_SYMBOLIC_CHARACTERS or "\0" in found:
+        if any(len(part) > 2 * MAX_SYMBOLIC_CHARACTERS or "\0" in part for part in found.parts):
             return _MALFORMED
-        given = tidy(found)
-        if not given:
-            return _MALFORMED
-        if given == wanted.text:
+        parts = tuple(tidy(f"{part}!" if found.exclaimed and "!" in wanted.text else part) for part in found.parts)
+        verdicts = [_plain_verdict(part, wanted) for part in parts]
+        if len(parts) == 1:
+            return verdicts[0] or (parts, wanted)
+        if all(verdict == _MATCH for verdict in verdicts):
             return _MATCH
-        number = read_number(given if len(given) <= MAX_CHARACTERS else "")
-        if number is not None and wanted.number is not None:
-            return _MATCH if agree(number, wanted.number) else _MISMATCH
-        if number is not None and number.unit and wanted.measured is not None:
-            return _MATCH if agree(number, wanted.measured) else _MISMATCH
-        return self._by_algebra(given, number, wanted)
+        if wanted.number is not None and any(verdict is not None and verdict != _MATCH for verdict in verdicts):
+            return _MALFORMED  # several answers offered at once
+        return parts, wanted
 
-    def _by_algebra(self, given: str, number: Number | None, wanted: _Reference) -> Grade:
-        if _SPACE.sub("", given).lower() == _SPACE.sub("", wanted.text).lower():
-            return _MATCH
-        if wanted.number is not None and _PROSE.search(given):
-            return _MALFORMED  # the right answer is a number, this is a sentence
-        if len(given) > MAX_SYMBOLIC_CHARACTERS or len(wanted.text) > MAX_SYMBOLIC_CHARACTERS:
-            return _MALFORMED
-        if given.count("{") != given.count("}") or sum(map(given.count, "([{")) > _MAX_BRACKETS:
-            return _MALFORMED
-        left = str(number.value) if number is not None and not number.unit else given
-        right = str(wanted.number.value) if wanted.number is not None else wanted.text
-        verdict = self._symbolic.compare(left, right)
-        return {
-            "match": _MATCH,
-            "mismatch": _MISMATCH,
-            "timeout": _TIMEOUT,
-            "bad reference": _BAD_REFERENCE,
-        }.get(verdict, _MALFORMED)
+    def _by_algebra(self, parts: tuple[str, ...], wanted: Reference) -> Grade:
+        """The verdict on one text, or on several offered at once: each equals the reference, or it lists them all."""
+        verdicts = [_plain_verdict(part, wanted) or self._compared(part, wanted) for part in parts]
+        if len(parts) == 1 or all(verdict == _MATCH for verdict in verdicts):
+            return verdicts[0]
+        return self._compared(", ".join(parts), wanted)
+
+    def _compared(self, given: str, wanted: Reference) -> Grade:
+        return _VERDICTS.get(self._algebra.compare(given, wanted.text), _MALFORMED)
 
     def close(self) -> None:
-        """Ends the algebra process, if one was started."""
-        self._symbolic.close()
+        """Ends the algebra processes, if any were started."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+            self._threads = None
+        self._algebra.close()
+
+
+def _plain_verdict(given: str, wanted: Reference) -> Grade | None:
+    """The verdict on a tidy text by its letters or as a number; None if it takes algebra."""
+    if given == wanted.text:
+        return _MATCH if given else _MALFORMED
+    if "=" in given:
+        given = _NAME_IN_WORDS.sub("", given, count=1)
+    if not given:
+        return _MALFORMED
+    number = read_number(given)
+    if number is not None and wanted.number is not None:
+        return _MATCH if agree(number, wanted.number) else _MISMATCH
+    if wanted.letter and (option := _OPTION.fullmatch(given)):
+        return _MATCH if (option[1] or option[2]).upper() == wanted.letter else _MISMATCH
+    if wanted.words:
+        return _MATCH if _words(given) == wanted.words else _MISMATCH
+    if number is None and wanted.number is not None and (has_words(given) or _OFFERED.search(given)):
+        return _MALFORMED  # the right answer is a number, this is a sentence
+    if _SPACE.sub("", given) == _SPACE.sub("", wanted.text):
+        return _MATCH
+    if max(len(given), len(wanted.text)) > MAX_SYMBOLIC_CHARACTERS or _too_deep(given):
+        return _MALFORMED
+    return None
+
+
+def _too_deep(text: str) -> bool:
+    """The grammar's time grows fast with the depth of brackets."""
+    return text.count("{") != text.count("}") or sum(map(text.count, "([{")) > _MAX_BRACKETS

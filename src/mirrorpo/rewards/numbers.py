@@ -1,109 +1,69 @@
-"""Which number does an answer state? Exact fractions from what people and models write; anything else is no number.
+"""The one grammar of numbers: exact fractions from what people and models write; anything else is not a number.
 
-``1,000``, ``$12.50``, ``-3``, ``3/4``, ``1 1/2``, ``\\frac{3}{4}``, ``50%``, ``1.5e3``, ``1.5 \\times 10^{3}``,
-``72 clips``, ``5 km/h``, ``2 million``, each with spaces, LaTeX dollars, bold marks and punctuation around it.
+``1,000``, ``1 000``, ``$12.50``, ``-3``, ``3/4``, ``1 1/2``, ``\\frac{3}{4}``, ``50%``, ``1.5e3``,
+``1.5 \\times 10^{3}``, ``10^5``, ``2.5 million``, ``72 clips``, ``5 km/h``: read whole, or not at all. `math`,
+`numeric` and `--last-number` use it.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
+
+from mirrorpo.rewards.units import NO_UNIT, Unit, conflict, read_unit
 
 MAX_CHARACTERS = 200
 # 10**400 is beyond any float; larger powers would only cost time.
 _MAX_EXPONENT = 400
 _MAX_DIGITS = 100
 
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
-_DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
-_CURRENCY = r"(?:[$€£¥₹]|(?:USD|EUR|GBP|US\$|Rs\.?)(?![A-Za-z]))"
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]{1,3}(?:'[0-9]{3})+(?![0-9])|[0-9]+)"
+DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
+_CURRENCY = r"(?P<currency>[$€£¥₹₽₩฿]|(?:USD|EUR|GBP|US\$|Rs\.?)(?![A-Za-z]))"
+_POWER = (
+    r"\s*\^\s*(?:\{\s*\(?\s*(?P<power>[-+]?[0-9]{1,4})\s*\)?\s*\}|\(\s*(?P<power2>[-+]?[0-9]{1,4})\s*\)"
+    r"|(?P<power3>[-+]?[0-9]{1,4}))"
+)
+_TIMES_TEN = r"\s*(?:\\times|\\cdot|[*xX])\s*10(?![0-9.,])"
+_MAGNITUDE = (
+    rf"(?:(?P<whole>[0-9]+)\s+(?=[0-9]+\s*/))?(?P<top>{DECIMAL})"
+    rf"(?:[eE](?P<e>[-+]?[0-9]{{1,4}})(?![0-9.])|(?P<ten>{_TIMES_TEN})?{_POWER}(?![0-9.^]))?"
+    rf"(?:\s*/\s*(?P<bottom>{DECIMAL}))?"
+)
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = rf"\s*(?P<scale>{'|'.join(_SCALES)})s?(?![a-z])"
+_PERCENT = r"\s*(?P<percent>%|percent(?![a-z])|per\s?cent(?![a-z])|pct(?![a-z]))"
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s*{_CURRENCY}?\s*(?P<inner>[-+]?)\s*"
-    rf"(?:(?P<whole>[0-9]+)\s+(?=[0-9]+\s*/))?(?P<top>{_DECIMAL})"
-    rf"(?:\s*/\s*(?P<bottom>{_DECIMAL}))?"
-    r"(?:[eE](?P<e>[-+]?[0-9]{1,4})|\s*[*×x·]\s*10\s*(?:\^|\*\*)\s*\{?\(?(?P<power>[-+]?[0-9]{1,4})\)?\}?)?"
-    rf"\s*{_CURRENCY}?\s*(?P<percent>%|percent\b|per\s?cent\b)?(?P<unit>.*)",
-    re.DOTALL,
+    rf"(?P<sign>[-+]?)\s*{_CURRENCY}?\s*(?P<inner>[-+]?)\s*{_MAGNITUDE}(?:{_SCALE}|{_PERCENT})?(?P<unit>(?![0-9.,^_!]).*)?",
+    re.DOTALL | re.IGNORECASE,
 )
-# Words, with powers, slashes, hyphens and brackets as in "km/h", "m^2", "(dollars)".
-_UNIT = re.compile(r"[\s(]*[A-Za-z°'][A-Za-z°'²³./\-\s()]*(?:\^\{?[23]\}?)?[\s)]*")
-# An answer that goes on with these is more than one number.
-_NO_UNITS = frozenset(
-    [
-        "or",
-        "and",
-        "to",
-        "plus",
-        "minus",
-        "times",
-        "not",
-        "but",
-        "if",
-        "than",
-        "between",
-        "about",
-        "either",
-        "nor",
-        "is",
-        "are",
-        "was",
-        "equals",
-    ]
+# Where a number is in a longer text, with all that belongs to it.
+NUMBER_IN_TEXT = re.compile(
+    rf"(?<![0-9A-Za-z.^_])[-+]?(?:\\?[$€£¥₹])?[-+]?"
+    rf"(?:(?:[0-9]{{1,30}}\s*)?\\[dt]?frac\s*\{{[0-9.,]{{1,30}}\}}\s*\{{[0-9.,]{{1,30}}\}}"
+    rf"|(?:[0-9]{{1,3}}(?: [0-9]{{3}}){{1,9}}(?![0-9])|(?:[0-9]{{1,30}}\s+(?=[0-9]{{1,30}}/))?"
+    rf"(?:[0-9]{{1,3}}(?:[,'][0-9]{{3}}){{1,9}}(?![0-9])|[0-9]{{1,30}})"
+    rf"(?:\.[0-9]{{1,30}})?|\.[0-9]{{1,30}})"
+    rf"(?:[eE][-+]?[0-9]{{1,4}}|(?:\s*(?:\\times|\\cdot|[*xX])\s*10)?\^(?:\{{[-+]?[0-9]{{1,4}}\}}|[-+]?[0-9]{{1,4}}))?"
+    rf"(?:\s?/\s?[0-9]{{1,30}}(?:\.[0-9]{{1,30}})?)?)"
+    rf"(?:\s?\\?%|\s+(?:{'|'.join(_SCALES)}|percent)(?![a-z]))?",
 )
-# Other words of one or two letters are taken for variables: "5x", "3pi".
-_SHORT_UNITS = frozenset("mglshvawkcfnj°") | frozenset(
-    (
-        "km",
-        "cm",
-        "mm",
-        "kg",
-        "mg",
-        "ml",
-        "lb",
-        "oz",
-        "ft",
-        "mi",
-        "hr",
-        "am",
-        "pm",
-        "yd",
-        "in",
-        "of",
-        "an",
-        "at",
-        "by",
-        "on",
-    )
+_PLAIN = re.compile(r"[-+]?[0-9]{1,30}(?:\.[0-9]{1,30})?")
+_FRACTION = re.compile(
+    r"([0-9]?)\s*\\frac\s*(?:\{\s*(-?[0-9.,]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9.,]+)\s*\}|([0-9]))(?![0-9])"
 )
-_SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-
-_WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("*", "*"))
-_WRAPPERS += (("`", "`"), ('"', '"'), ("'", "'"), ("{", "}"))
-_LEADING = " \t\r\n:,;"  # not the point of ".5"
-_TRAILING = " \t\r\n.,;:!?"
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf|textit|operatorname)\s*\{([^{}]*)\}")
-_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
-_REPLACED = (
-    ("{,}", ","),
-    ("\\!", ""),
-    ("\\,", " "),
-    ("\\;", " "),
-    ("\\:", " "),
-    ("\\ ", " "),
-    ("~", " "),
-    ("\\$", "$"),
-    ("\\%", "%"),
-    ("\\left", ""),
-    ("\\right", ""),
-    ("^{\\circ}", "°"),
-    ("^\\circ", "°"),
-    ("\\times", "×"),
-    ("\\cdot", "·"),
+_SPACED_THOUSANDS = re.compile(r"(?<![0-9.,/^_{])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9])")
+_COUNTING = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen twenty
+"""
+_NUMBER_WORDS = _COUNTING.split()
+_NUMBER_WORD = re.compile(rf"(?:{'|'.join(reversed(_NUMBER_WORDS))})(?![A-Za-z-])", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z][A-Za-z ]{0,40}=\s*(?=[^=]+\Z)")
+_ROUGHLY = re.compile(
+    r"(?:exactly|about|approximately|approx\.?|roughly|around|\\approx)\s*(?=[-+$€£¥\\.0-9])", re.IGNORECASE
 )
-_UNICODE = str.maketrans({"−": "-", "–": "-", "—": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "⁄": "/"})
-_SPACED_THOUSANDS = re.compile(r"(?<![0-9.])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9])")
 
 
 @dataclass(frozen=True)
@@ -112,107 +72,108 @@ class Number:
 
     Attributes:
         value: exact; of "50%" it is 50.
-        unit: the words behind it, in lower case, without a plural s; empty if none.
+        unit: what is counted or measured; see `mirrorpo.rewards.units`.
         percent: whether a percent sign or word followed.
     """
 
     value: Fraction
-    unit: str = ""
+    unit: Unit = NO_UNIT
     percent: bool = False
 
 
-def tidy(text: str) -> str:
-    """The answer without what only dresses it: spaces, LaTeX dollars, bold marks, text commands, trailing points.
-
-    Example:
-        >>> tidy(r"**$\\text{about }\\$1{,}000$.**")
-        'about $1,000'
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_UNICODE)).translate(_UNICODE)
-    if "\\" in text or "{" in text:
-        text = _TEXT_COMMAND.sub(r" \1 ", text.replace("\\$", "\0"))
-        for old, new in _REPLACED:
-            text = text.replace(old, new)
-    while True:
-        before = text
-        text = text.lstrip(_LEADING).rstrip(_TRAILING)
-        for left, right in _WRAPPERS:
-            if len(text) >= len(left) + len(right) and text.startswith(left) and text.endswith(right):
-                inside = text[len(left) : -len(right)]
-                if left != "{" or "}" not in inside:
-                    text = inside
-        if text == before:
-            break
-    return " ".join(text.replace("\0", "$").split())
-
-
-def read_number(text: str) -> Number | None:
+def read_number(text: str, *, trusted: bool = False) -> Number | None:
     """The number that a tidy text states; None if it states none, or more than one.
 
     Args:
         text: what ``tidy`` returned.
+        trusted: any word may be the unit (references only).
 
     Example:
         >>> read_number("$1,250.50").value, read_number("3/4 cups").value, read_number("5 or 6")
         (Fraction(2501, 2), Fraction(3, 4), None)
     """
+    if _PLAIN.fullmatch(text):
+        return Number(Fraction(text))
     if not text or len(text) > MAX_CHARACTERS:
         return None
-    if "\\" in text:
-        text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text).strip()
-        text = re.sub(r"^([-+])\s+", r"\1", text)
-    if " " in text:
-        text = _SPACED_THOUSANDS.sub(lambda m: m[1].replace(" ", ""), text)
+    text = spelled(text)
+    if text[:1].isalpha() and (word := _NUMBER_WORD.match(text)):
+        text = f"{_NUMBER_WORDS.index(word[0].lower())}{text[word.end() :]}"
     found = _NUMBER.fullmatch(text)
     if found is None or (found["sign"] and found["inner"]) or sum(map(str.isdigit, text)) > _MAX_DIGITS:
         return None
-    unit = _unit(found["unit"])
+    unit = read_unit(found["unit"], trusted=trusted) if found["unit"] else NO_UNIT
     if unit is None:
         return None
     value = _value(found)
     if value is None:
         return None
-    words = unit.split()
-    if words and words[0] in _SCALES:
-        value *= _SCALES[words[0]]
-        unit = " ".join(words[1:])
+    if found["currency"] and (money := read_unit(found["currency"].lower().rstrip("."))):
+        unit = (unit[0] | money[0], unit[1])
     return Number(value, unit, found["percent"] is not None)
 
 
-def _unit(text: str) -> str | None:
-    """The unit's words; None if the text is no unit."""
-    if not text.strip(" $"):
-        return ""
-    if not _UNIT.fullmatch(text):
-        return None
-    words = text.lower().replace("(", " ").replace(")", " ").split()
-    short = {part for word in words for part in re.split(r"[/.^²³\-{}0-9]+", word) if 0 < len(part) <= 2}
-    if len(words) > 8 or short - _SHORT_UNITS or not _NO_UNITS.isdisjoint(words):
-        return None
-    return " ".join(word.rstrip(".").removesuffix("s") if len(word) > 2 else word for word in words)
+def without_name(text: str) -> str:
+    """A tidy text without the name of what it states: "x = 12" and "Area = 12" say no more than 12.
+
+    Example:
+        >>> without_name("Area = 12"), without_name("x = 1, y = 2")
+        ('12', 'x = 1, y = 2')
+    """
+    return _NAME.sub("", text, count=1) if "=" in text else text
+
+
+def spelled(text: str) -> str:
+    """A tidy text with its fractions as ``a/b`` and its thousands joined.
+
+    Example:
+        >>> spelled(r"1\\\\frac{1}{2}"), spelled("12 000")
+        ('1 1/2', '12000')
+    """
+    if "\\frac" in text:
+        text = _FRACTION.sub(_as_ratio, text).strip()
+        text = re.sub(r"^([-+])\s+", r"\1", text)
+    if " " in text:
+        text = _SPACED_THOUSANDS.sub(lambda m: m[1].replace(" ", ""), text)
+        text = _ROUGHLY.sub("", text, count=1) if not text[0].isdigit() else text
+    return text
+
+
+def _as_ratio(found: re.Match[str]) -> str:
+    whole, top, bottom = found[1], found[2] or found[3], found[4] or found[5]
+    if whole and (top.startswith("-") or not (top.isdigit() and bottom.isdigit())):
+        return found[0]
+    return f"{whole} {top}/{bottom} "
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
-    value = Fraction(_plain(found["top"]))
+    if found["whole"] is not None and not (found["top"].isdigit() and (found["bottom"] or "").isdigit()):
+        return None
+    value = _plain(found["top"])
+    power = found["power"] or found["power2"] or found["power3"]
+    exponent = int(found["e"] or power or 0)
+    if abs(exponent) > _MAX_EXPONENT:
+        return None
+    if found["e"] or (power and found["ten"]):
+        value *= Fraction(10) ** exponent
+    elif power:
+        if (value == 0 and exponent <= 0) or abs(exponent) * len(found["top"]) > _MAX_EXPONENT:
+            return None
+        value **= exponent
     if found["bottom"] is not None:
-        bottom = Fraction(_plain(found["bottom"]))
+        bottom = _plain(found["bottom"])
         if bottom == 0:
             return None
         value /= bottom
     if found["whole"] is not None:
         value += int(found["whole"])
-    exponent = int(found["e"] or found["power"] or 0)
-    if abs(exponent) > _MAX_EXPONENT:
-        return None
-    if exponent:
-        value *= Fraction(10) ** exponent
+    if found["scale"] is not None:
+        value *= _SCALES[found["scale"].lower()]
     return -value if "-" in (found["sign"], found["inner"]) else value
 
 
-def _plain(digits: str) -> str:
-    digits = digits.replace(",", "")
-    return digits[:-1] if digits.endswith(".") else digits
+def _plain(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", "").replace("'", "").rstrip(".") or "0")
 
 
 def agree(given: Number, wanted: Number) -> bool:
@@ -224,7 +185,7 @@ def agree(given: Number, wanted: Number) -> bool:
         >>> agree(read_number("50%"), read_number("0.5")), agree(read_number("5 cm"), read_number("5 m"))
         (True, False)
     """
-    if given.unit and wanted.unit and given.unit != wanted.unit:
+    if (given.unit is not NO_UNIT or wanted.unit is not NO_UNIT) and conflict(given.unit, wanted.unit):
         return False
     if given.value == wanted.value:
         return True

@@ -5,16 +5,21 @@ Reference: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mirrorpo.rewards.maths import MathVerifier
+from mirrorpo.rewards.maths import MathVerifier, reference
 from mirrorpo.tasks.base import Grade, Row
 from mirrorpo.tasks.jsonl import read_rows
 from mirrorpo.tasks.parts import Part, check_test_part, load_from_hub, split_off
 
 HUB_NAME = "openai/gsm8k"
 INSTRUCTION = "Think step by step. Write the final answer as a number on a line of its own, after ####."
+
+
+def _has_answer(answer: str) -> bool:
+    return bool(reference(answer).text)
 
 
 class Gsm8k:
@@ -57,8 +62,8 @@ class Gsm8k:
         self._instruction = instruction
         self._verifier = MathVerifier(last_number=last_number)
         if path is not None:
-            train = read_rows(Path(path), "question", "answer")
-            test = [] if test_path is None else read_rows(Path(test_path), "question", "answer")
+            train = read_rows(Path(path), "question", "answer", _has_answer)
+            test = [] if test_path is None else read_rows(Path(test_path), "question", "answer", _has_answer)
         else:
             train, test = (load_from_hub(HUB_NAME, "main", split) for split in ("train", "test"))
         train, validation = split_off(train, "question", validation_size, seed)
@@ -80,6 +85,10 @@ class Gsm8k:
         if part not in self._rows:
             raise ValueError(f"split is {split!r}; legal values: 'train', 'validation', 'test'")
         return self._rows[part]
+
+    def grade_many(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Grade]:
+        """The verdicts on many completions; those that take algebra run side by side."""
+        return self._verifier.grade_many(completions, [row["answer"] for row in rows])
 
     def grade(self, completion: str, row: Row) -> Grade:
         """The maths verifier's verdict (`mirrorpo.rewards.maths`)."""

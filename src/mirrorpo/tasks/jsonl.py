@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mirrorpo._checks import unknown_name
 from mirrorpo.jsonlines import read_lines
 from mirrorpo.rewards import VERIFIERS, UserReward
+from mirrorpo.rewards.match import reference_number
 from mirrorpo.tasks.base import Grade, Row, Split
 
 _ONE_IN = 10
@@ -58,10 +60,11 @@ class Jsonl:
         if reward not in VERIFIERS:
             self._user_reward = UserReward(reward, on_error=on_reward_error, seconds=reward_seconds)
         self._verify = VERIFIERS.get(reward)
-        rows = read_rows(Path(path), prompt, answer if self._verify else None)
+        legal = _legal_number if reward == "numeric" else None
+        rows = read_rows(Path(path), prompt, answer if self._verify else None, legal)
         held_out = [row for row in rows if is_test_prompt(row["prompt"])]
         if test_path is not None:
-            test = read_rows(Path(test_path), prompt, answer if self._verify else None)
+            test = read_rows(Path(test_path), prompt, answer if self._verify else None, legal)
             train = rows
         else:
             test, train = held_out, [row for row in rows if not is_test_prompt(row["prompt"])]
@@ -87,8 +90,18 @@ def is_test_prompt(prompt: str) -> bool:
     return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[0] % _ONE_IN == 0
 
 
-def read_rows(path: Path, prompt: str, answer: str | None) -> list[Row]:
+def _legal_number(answer: str) -> bool:
+    return reference_number(answer) is not None
+
+
+def read_rows(path: Path, prompt: str, answer: str | None, legal: Callable[[str], bool] | None = None) -> list[Row]:
     """The rows of a JSON Lines file with ``prompt`` and ``answer`` under these names; blank lines are skipped.
+
+    Args:
+        path: the file.
+        prompt: name of the field with the prompt.
+        answer: name of the field with the right answer; None if there need be none.
+        legal: whether a right answer can be graded against.
 
     Raises:
         ValueError: a line that is no JSON object, a missing or empty field; names file, line and field.
@@ -104,7 +117,13 @@ def read_rows(path: Path, prompt: str, answer: str | None) -> list[Row]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
         if text.strip():
-            rows.append(_row(where, text, prompt, answer))
+            row = _row(where, text, prompt, answer)
+            if legal is not None and not legal(row["answer"]):
+                raise ValueError(
+                    f"{where}: field {answer!r} cannot be read as an answer: {row['answer'][-60:]!r}; legal: one "
+                    "final answer, alone or after ####, and for the reward 'numeric' a single number"
+                )
+            rows.append(row)
     if not rows:
         raise ValueError(f"{path}: the file has no rows")
     return rows
@@ -124,6 +143,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def _as_written(line: str, field: str) -> str:
+    """A number of a JSON object with the digits it is written with, which a float may not keep."""
+    return str(json.loads(line, parse_float=str)[field])
+
+
 def _row(where: str, line: str, prompt: str, answer: str | None) -> Row:
     try:
         value: Any = json.loads(line)
@@ -139,7 +163,7 @@ def _row(where: str, line: str, prompt: str, answer: str | None) -> Row:
             raise ValueError(f"{where}: no field {field!r}; it has {', '.join(map(repr, value)) or 'none'}")
         text = value[field]
         if isinstance(text, int | float) and not isinstance(text, bool):
-            text = str(text)
+            text = _as_written(line, field) if isinstance(text, float) else str(text)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where}: field {field!r} must be a text that is not empty, got {text!r:.60}")
         if not is_unicode(text):  # no tokenizer takes it, and no file

@@ -1,0 +1,214 @@
+"""Exact equality of sympy's expressions, relations and sets: nothing is rounded.
+
+Constants are told apart by 60 digits and made equal by simplification; expressions with variables are compared at
+rational points, exactly, negative ones included.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+_DIGITS = 60
+# Digits on which constants that no simplification decides must agree.
+_MANY_DIGITS = 1000
+_MAX_LOG10 = 20_000.0
+_MAX_FACTORIAL = 5_000
+# Generic rational points: no small integers, some negative.
+_POINTS = ((17, 13), (-29, 31), (53, 19), (-7, 23))
+
+
+class Unreadable(ValueError):
+    """A text that states nothing that can be compared."""
+
+
+class TooLarge(ValueError):
+    """A number too large to be written down."""
+
+
+def check_size(expression: Any) -> None:
+    """Refuses towers of powers and huge factorials before anything evaluates them.
+
+    Raises:
+        TooLarge: as said.
+    """
+    import sympy
+
+    for part in sympy.preorder_traversal(expression):
+        if isinstance(part, sympy.Pow) and not part.free_symbols:
+            _log10(part)
+        elif isinstance(part, sympy.factorial | sympy.factorial2 | sympy.binomial | sympy.gamma | sympy.subfactorial):
+            sizes = [_log10(argument) for argument in part.args if not argument.free_symbols]
+            if max(sizes, default=0.0) > math.log10(_MAX_FACTORIAL):
+                raise TooLarge(str(part.func))
+
+
+def _log10(value: Any) -> float:
+    """The decimal logarithm of a constant's size, roughly; small numbers count as 1."""
+    import sympy
+
+    if isinstance(value, sympy.Rational):
+        size = max(abs(value.p), value.q)
+        return size.bit_length() * math.log10(2)
+    if isinstance(value, sympy.factorial):
+        inner = _log10(value.args[0])
+        if inner > math.log10(_MAX_FACTORIAL):
+            raise TooLarge("factorial")
+        return 10**inner * inner
+    if isinstance(value, sympy.Pow):
+        base, exponent = (_log10(argument) for argument in value.args)
+        if exponent > 6:
+            raise TooLarge("power")
+        size = base * 10**exponent
+        if size > _MAX_LOG10:
+            raise TooLarge("power")
+        return size
+    sizes = [_log10(argument) for argument in getattr(value, "args", ())]
+    if isinstance(value, sympy.Mul):
+        return sum(sizes)
+    return max(sizes, default=1.0) + 1.0
+
+
+def same_expression(left: Any, right: Any) -> bool:
+    """Whether two expressions are equal for all values of their variables.
+
+    Raises:
+        Unreadable: one of them is undefined (1/0).
+    """
+    if left == right:
+        return True
+    for side in (left, right):
+        check_size(side)
+    left, right = left.doit(), right.doit()
+    return _same(left, right)
+
+
+def _same(left: Any, right: Any) -> bool:
+    import sympy
+
+    if left.has(sympy.nan, sympy.zoo) or right.has(sympy.nan, sympy.zoo):
+        return False
+    if left == right:
+        return True
+    if left.is_Rational and right.is_Rational:
+        return False
+    if left.is_infinite or right.is_infinite:
+        return False
+    symbols = sorted(left.free_symbols | right.free_symbols, key=str)
+    if left.has(sympy.core.function.AppliedUndef) or right.has(sympy.core.function.AppliedUndef):  # pyright: ignore[reportAttributeAccessIssue]
+        return sympy.simplify(left - right) == 0
+    return _same_function(left, right, symbols) if symbols else _same_constant(left, right)
+
+
+def _same_function(left: Any, right: Any, symbols: list[Any]) -> bool:
+    """Whether two expressions agree at generic rational points, where each is a constant to be compared exactly."""
+    import sympy
+
+    if sympy.expand(left - right) == 0:
+        return True
+    compared = 0
+    for top, bottom in _POINTS:
+        point = {
+            symbol: sympy.Rational(top * (1 + 2 * index) + index, bottom + index)
+            for index, symbol in enumerate(symbols)
+        }
+        values = [side.subs(point) for side in (left, right)]
+        if any(value.has(sympy.nan, sympy.zoo) or value.free_symbols for value in values):
+            if any(value.free_symbols for value in values):  # an integral that is left over, a sum without bounds
+                return sympy.simplify(left - right) == 0
+            continue
+        for value in values:
+            check_size(value)
+        compared += 1
+        if not _same_constant(*values):
+            return False
+    return compared >= 2
+
+
+def _same_constant(left: Any, right: Any) -> bool:
+    import sympy
+
+    difference = left - right
+    if difference.is_Rational:
+        return difference == 0
+    sides = [side.evalf(_DIGITS) for side in (left, right)]
+    if not all(_is_number(side) for side in sides):
+        return sympy.simplify(difference) == 0
+    scale = max(abs(sides[0]), abs(sides[1]))
+    if abs(sides[0] - sides[1]) > scale * sympy.Float(10) ** (15 - _DIGITS):
+        return False
+    simple = sympy.simplify(difference)
+    if simple.is_Rational:
+        return simple == 0
+    decided = simple.equals(0)
+    if decided is not None:
+        return bool(decided)
+    sides = [side.evalf(_MANY_DIGITS) for side in (left, right)]
+    return abs(sides[0] - sides[1]) <= scale * sympy.Float(10, _MANY_DIGITS) ** (15 - _MANY_DIGITS)
+
+
+def _is_number(value: Any) -> bool:
+    return all(part.is_Float or part.is_Rational for part in value.as_real_imag())
+
+
+def same_set(left: Any, right: Any) -> bool:
+    """Whether two sets of sympy have the same members."""
+    import sympy
+
+    left, right = left.doit(), right.doit()
+    if left == right:
+        return True
+    if isinstance(left, sympy.Interval) and isinstance(right, sympy.Interval):
+        return (
+            (left.left_open, left.right_open) == (right.left_open, right.right_open)
+            and _same(left.start, right.start)
+            and _same(left.end, right.end)
+        )
+    try:
+        return left.symmetric_difference(right).is_empty is True
+    except (NotImplementedError, TypeError, AttributeError):
+        return False
+
+
+def same_relation(left: Any, right: Any) -> bool:
+    """Whether two relations (or conjunctions) say the same up to a factor and the order of their parts.
+
+    ``y = 2x + 1`` is ``2x - y + 1 = 0``; ``x < 5`` is ``5 > x``.
+    """
+    sides = [_parts(relation) for relation in (left, right)]
+    if len(sides[0]) != len(sides[1]):
+        return False
+    return any(
+        all(map(_same_part, sides[0], order)) for order in itertools.islice(itertools.permutations(sides[1]), 24)
+    )
+
+
+def _parts(relation: Any) -> list[tuple[str, Any]]:
+    """Each relation as an operator of "=", "!=", "<", "<=" and the difference of its sides."""
+    import sympy
+
+    if getattr(relation, "is_Relational", False):
+        difference = relation.lhs - relation.rhs
+        if isinstance(relation, sympy.Eq | sympy.Ne):
+            return [("=" if isinstance(relation, sympy.Eq) else "!=", difference)]
+        strict = isinstance(relation, sympy.StrictLessThan | sympy.StrictGreaterThan)
+        less = isinstance(relation, sympy.StrictLessThan | sympy.LessThan)
+        return [("<" if strict else "<=", difference if less else -difference)]
+    return [part for argument in relation.args for part in _parts(argument)]
+
+
+def _same_part(left: tuple[str, Any], right: tuple[str, Any]) -> bool:
+    import sympy
+
+    if left[0] != right[0]:
+        return False
+    try:
+        for side in (left[1], right[1]):
+            check_size(side)
+        ratio = sympy.cancel(sympy.together(left[1].doit() / right[1].doit()))
+    except (ZeroDivisionError, sympy.PolynomialError, AttributeError, TypeError):
+        return False
+    if ratio.free_symbols or ratio.has(sympy.nan, sympy.zoo) or ratio == 0:
+        return False
+    return bool(ratio.is_positive) if left[0] in ("<", "<=") else True

@@ -1,0 +1,398 @@
+"""The one rule for where the final answer of a text is.
+
+1. What is inside ``<think>`` does not count.
+2. ``####``, ``\\\\boxed{}`` and ``<answer>`` beat a phrase; the last of them counts.
+3. A phrase ("the answer is ...", "**Answer:** ...", a heading "Final Answer") counts only if something readable
+   follows.
+4. Several answers offered at once ("5 or 6", two boxes in a sentence) are all of them the answer.
+5. With ``last_number``, a text without any of these answers with its last number, read whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mirrorpo.rewards.notation import ascii_of, words
+from mirrorpo.rewards.numbers import NUMBER_IN_TEXT, read_number
+
+# A final answer stands at the end; the rest of a long text is not looked at.
+TAIL_CHARACTERS = 100_000
+_NEAR_CHARACTERS = 2_000  # of a phrase, a line
+_BOX_CHARACTERS = 10_000
+_MAX_LOOKS = 50  # marks or phrases tried, from the end
+_MARKER = "####"
+
+_THOUGHT_END = re.compile(r"</\s*(?:think|thinking|thought|reasoning)\s*>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_THOUGHT = re.compile(r"<\s*(?:think|thinking|thought|reasoning)\s*>|\[THINK\]|◁think▷", re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_BARE_BOX = re.compile(r"[-+]?[0-9][0-9.,]*|[A-Za-z]")
+_IS = r"(?:is|are|equals|be|becomes|was)"
+_PHRASE = re.compile(
+    rf"nswers?(?![A-Za-z])(?:\s*\([^()\n]{{1,40}}\))?(?:[*_`]{{0,3}}\s*[:=][*_`]{{0,3}}|(?:[^.\n:=!?]|\.(?=[0-9])){{0,80}}?[\s*_]{_IS}\b[*_`]{{0,3}}\s*:?|"
+    rf"(?P<heading>[*_`]{{0,3}}[ \t]*\n))",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(
+    r"[\s#*_`>]*(?:\d+[.)]\s*)?(?:the\s+|so\s+|my\s+)?(?:final\s+|correct\s+|numeric(?:al)?\s+|short\s+)?(?:answers?|results?|solution)\s*"
+    r"(?P<colon>:|[*_]+\s*:)?[\s*_`:]*(?P<rest>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LINE_BEFORE = re.compile(r"[\s#*_`>0-9.)-]*(?:[A-Za-z]+\s+){0,3}[Aa]?\Z")
+# Regions of mathematics are skipped; what ends a sentence outside them ends the answer.
+_SENTENCE = re.compile(
+    r"\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{([a-z]+\*?)\}.*?\\end\{\1\}|\$(?![\s$])[^$\n]*?(?<![\s\\])\$(?!\d)"
+    r"|(?P<end>[.;!?]+(?=[\s*_)\"'`]|$)|\n|,\s+(?!(?:or|and)\b)(?=[a-z]{2})|\s+[-–—]+\s+(?=[A-Za-z])|\s+\((?=[A-Za-z]{2})"
+    r"|\s+(?=(?:because|since|which|so that|I hope|as required|as desired|as expected|as needed|as follows)\b))",
+    re.DOTALL,
+)
+_HEDGE = re.compile(
+    r"\b(?:or|maybe|possibly|perhaps|alternatively|else|otherwise|if|unless|but|when)\b[^.\n]*[0-9]", re.IGNORECASE
+)
+_SENTENCE_BREAK = re.compile(r"[.!?](?=\s|$)|\n")
+_JOINED = re.compile(r"[\s$*,;()\[\]\\.]*\b(?:or|and)\b[\s$*,;()\[\]\\]*", re.IGNORECASE)
+_OR_BEFORE = re.compile(r"(\S{1,60})\s+or\s+[$\\(\[*\s]*\Z")
+_OR_AFTER = re.compile(r"[\s$*)\]\\,]*\bor\s+(?:is\s+|just\s+|maybe\s+|possibly\s+)?([$\\(*-]*[0-9][^\s,;!?]{0,60})")
+_BULLET = re.compile(r"[-*•]\s+(.*)")
+_MARKDOWN = re.compile(r"(?<![\w)}*_])[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?![\w(\\{\[*_-])|`")
+_FILLER = re.compile(
+    r"(?:(?:indeed|simply|therefore|thus|then|clearly|that|now|also|equal to|given by|option|choice|the number|just|"
+    r"definitely|still|hence)\b[\s:,]*)+",
+    re.IGNORECASE,
+)
+_STARTS_AS_MATHS = re.compile(r"[\s$(\[{<+\-.~≈±√|'\"]*(?:\\[a-zA-Z]+[\s{(]*)*[\s$(\[{<+\-.~|−]*[0-9¼-¾⅐-⅞]")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_FUNCTIONS = words(
+    "sqrt sin cos tan cot sec csc log ln exp pi inf mod max min gcd lcm arcsin arccos arctan sinh cosh tanh"
+)
+_SHORT_ANSWERS = words(
+    "yes no true false none infinity infinite undefined zero one two three four five six seven eight nine ten"
+)
+_SMALL_WORDS = words("of to by it as so an up at in on if we is be or my he do me us not the for")
+_REMARK = words(
+    "correct right wrong incorrect consistent valid rounded in given exact only reasonable below above as not the "
+    "same to by expected verified confirmed therefore based obtained found derived shown left simply also still "
+    "now well plausible clear obvious sensible independent already unique positive negative an a at for from on "
+    "what supposed required simplified written expressed of"
+)
+_NUMBER_OR = re.compile(r"[0-9.]\s*(?:[a-z]+\s+)?(?:or|to|through|versus|vs\.?)\s+[$\\(\-+]*\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A final answer as it stands in a text.
+
+    Attributes:
+        parts: what is offered; one text, or several that are offered at once.
+        exclaimed: an exclamation mark followed; it ends a sentence, unless the right answer has a factorial.
+    """
+
+    parts: tuple[str, ...]
+    exclaimed: bool = False
+
+
+def find_answer(completion: str, *, last_number: bool = False) -> Answer | None:
+    """The final answer of a text; None without one, an empty part if a mark is followed by nothing.
+
+    Args:
+        completion: any text; its last 100 000 characters are looked at.
+        last_number: without a mark, take the last number.
+
+    Example:
+        >>> find_answer("\\\\boxed{42}. So the answer is correct.").parts
+        ('42',)
+        >>> find_answer("either \\\\boxed{5} or \\\\boxed{6}").parts
+        ('5', '6')
+    """
+    text = _after_thought(completion)[-TAIL_CHARACTERS:]
+    empty = None
+    for kind, at in _marks(text):
+        found = _marked(text, kind, at)
+        if found is None:
+            continue
+        if found.parts != ("",):
+            return found
+        empty = empty or found
+        if kind == "box" and "}" not in text[at:]:  # the text was cut off inside its last box
+            return found
+    if "nswer" in text or "NSWER" in text:
+        found = _by_phrase(text)
+        if found is not None:
+            return found
+    if empty is not None:
+        return empty
+    return _by_last_number(text) if last_number else None
+
+
+def final_answer(completion: str, *, last_number: bool = False) -> str | None:
+    """The text of the final answer, as it stands.
+
+    Args:
+        completion: any text; its last 100 000 characters are looked at.
+        last_number: without a mark, take the last number.
+
+    Returns:
+        The text, empty if a mark is followed by nothing (or a box is not closed); None without a mark. Several
+        answers offered at once are joined by commas.
+
+    Example:
+        >>> final_answer(r"so \\\\boxed{\\\\frac{1}{2}} it is")
+        '\\\\\\\\frac{1}{2}'
+        >>> final_answer("The answer is $72. Done.")
+        '$72'
+    """
+    found = find_answer(completion, last_number=last_number)
+    return None if found is None else ", ".join(found.parts)
+
+
+def _after_thought(text: str) -> str:
+    """What follows the last closed thought and is in no open one."""
+    if "<" not in text and "[" not in text and "◁" not in text:
+        return text
+    end = 0
+    for found in _THOUGHT_END.finditer(text):
+        end = found.end()
+    opened = _THOUGHT.search(text, end)
+    return text[end : opened.start() if opened else None] if end or opened else text
+
+
+def _marks(text: str) -> Iterator[tuple[str, int]]:
+    """Kind and position of the marks, from the last to the first."""
+    hashes = text.rfind(_MARKER)
+    box = _last_box(text, len(text)) if "\\" in text else -1
+    tag = text.rfind("<answer>") if "<" in text else -1
+    for _ in range(_MAX_LOOKS):
+        at = max(hashes, box, tag)
+        if at < 0:
+            return
+        if at == hashes:
+            start = len(text[:at].rstrip("#")) if at and text[at - 1] == "#" else at
+            yield "hashes", at
+            hashes = text.rfind(_MARKER, 0, start)
+        elif at == box:
+            box = _outermost(text, box)
+            yield "box", box
+            box = _last_box(text, box)
+        else:
+            yield "tag", at
+            tag = text.rfind("<answer>", 0, at)
+
+
+def _last_box(text: str, end: int) -> int:
+    at = end
+    while (at := max(text.rfind("\\boxed", 0, at), text.rfind("\\fbox", 0, at))) >= 0:
+        if _BOX.match(text, at):
+            return at
+    return -1
+
+
+def _outermost(text: str, at: int) -> int:
+    """The start of the box that holds the box at a position, itself if it is in none."""
+    before = at
+    for _ in range(_MAX_LOOKS):
+        before = _last_box(text, before)
+        if before < 0 or at - before > _BOX_CHARACTERS:
+            return at
+        end = _box(text, before)[1]
+        if end > at:
+            at = before
+        elif end > 0:
+            return at
+    return at
+
+
+def _marked(text: str, kind: str, at: int) -> Answer | None:
+    """What a mark marks; None if it is a heading and marks nothing."""
+    if kind == "box":
+        return _boxed(text, at)
+    if kind == "tag":
+        inside = text[at + len("<answer>") :].partition("</answer>")[0]
+        return find_answer(inside) if _MARKER in inside or "\\boxed" in inside else _labelled(inside.strip())
+    rest = text[at + len(_MARKER) : at + _NEAR_CHARACTERS].lstrip("# \t\r\n")
+    heading = _HEADING.fullmatch(rest.partition("\n")[0])
+    if heading is not None and "answer" in rest[:60].lower():
+        return _labelled(rest)
+    line, _, more = rest.partition("\n")
+    found = _first_sentence(line.strip(), prose=False)
+    if more.strip() and not _readable(found.parts[0]) and found.parts[0] and len(found.parts[0].split()) > 1:
+        return None
+    return found
+
+
+def _labelled(text: str) -> Answer:
+    """An answer that may begin with "Answer:" or "The answer is"."""
+    phrase = re.match(r"[\s#*_`>]*(?:(?:the|so|my|thus|final|correct)[\s,]+){0,3}a", text, re.IGNORECASE)
+    if phrase and (found := _PHRASE.match(text, phrase.end())):
+        text = text[found.end() :].lstrip(" \t\r\n:*_")
+    elif phrase and (heading := _HEADING.fullmatch(text)):
+        text = heading["rest"]
+    return _first_sentence(text.strip(), prose=False)
+
+
+def _box(text: str, at: int) -> tuple[str, int]:
+    """What the box at a position holds and where it ends; ("", -1) if it is not closed."""
+    opening = _BOX.match(text, at)
+    assert opening is not None
+    if text[opening.end() : opening.end() + 1] != "{":
+        bare = _BARE_BOX.match(text, opening.end())
+        return (bare[0].rstrip(".,"), bare.end()) if bare else ("", -1)
+    depth = 0
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opening.end(), opening.end() + _BOX_CHARACTERS):
+        if brace[0] == "{":
+            depth += 1
+        elif brace[0] == "}":
+            depth -= 1
+            if depth == 0:
+                return text[opening.end() + 1 : brace.start()].strip(), brace.end()
+    return "", -1
+
+
+def _boxed(text: str, at: int) -> Answer:
+    """The box at a position with all that its sentence offers beside it."""
+    inside, end = _box(text, at)
+    if not inside:
+        return Answer(("",))
+    parts, start = [inside], at
+    for _ in range(_MAX_LOOKS):
+        before = _last_box(text, start)
+        if before < 0:
+            break
+        before = _outermost(text, before)
+        other, other_end = _box(text, before)
+        between = text[max(other_end, 0) : start]
+        if (
+            other_end < 0
+            or len(between) > 300
+            or not (_JOINED.fullmatch(between) or not _SENTENCE_BREAK.search(between))
+        ):
+            break
+        if other:
+            parts.insert(0, other)
+        start = before
+    if (earlier := _OR_BEFORE.search(text[max(0, start - 100) : start])) and re.search(r"[0-9]", earlier[1]):
+        parts.insert(0, earlier[1].strip("$*"))
+    parts += _offered_after(text[end : end + 300])
+    return Answer(tuple(dict.fromkeys(parts)))
+
+
+def _offered_after(rest: str) -> list[str]:
+    """What the rest of a sentence offers after a marked answer: "or 6", "so the answer is 42"."""
+    if later := _OR_AFTER.match(rest):
+        return [later[1].rstrip(".").strip("$*")]
+    if "nswer" not in rest:
+        return []
+    sentence = _SENTENCE_BREAK.split(rest, maxsplit=1)[0]
+    said = _phrases(sentence)
+    return [found.parts[0] for found in said if _readable(found.parts[0])][:1]
+
+
+def _by_phrase(text: str) -> Answer | None:
+    """What the last phrase with something readable after it states; else the last that a word may answer."""
+    in_words = None
+    for found in _phrases(text):
+        if _readable(found.parts[0]):
+            return found
+        if in_words is None and _in_words(found.parts[0]):
+            in_words = found
+    return in_words
+
+
+def _phrases(text: str) -> Iterator[Answer]:
+    """What follows "answer is", "Answer:" and the like, from the last to the first."""
+    at = len(text)
+    for _ in range(_MAX_LOOKS):
+        at = max(text.rfind("nswer", 0, at), text.rfind("NSWER", 0, at))
+        if at < 1:
+            return
+        found = _PHRASE.match(text, at) if text[at - 1] in "aA" and not text[at - 2 : at - 1].isalpha() else None
+        if found is None:
+            continue
+        if found["heading"] and not _LINE_BEFORE.fullmatch(text[max(0, at - 100) : at].rpartition("\n")[2]):
+            continue
+        rest = text[found.end() : found.end() + _NEAR_CHARACTERS]
+        yield _stated(rest.lstrip(" \t\r*_:`"))
+
+
+def _stated(rest: str) -> Answer:
+    """What a phrase states, up to the end of its sentence."""
+    line = rest.lstrip()
+    if line is not rest and "\n" in rest[: len(rest) - len(line)] and _BULLET.match(line):
+        points = []
+        for point in line.splitlines():
+            bullet = _BULLET.match(point)
+            if bullet is None:
+                break
+            points.append(_first_sentence(bullet[1], prose=True).parts[0])
+        return Answer(tuple(points))
+    found = _first_sentence(_FILLER.sub("", line, count=1) if _FILLER.match(line) else line, prose=True)
+    said = found.parts[0]
+    if not _readable(said) and (last := re.search(rf".*\b{_IS}\b:?\s+(?=\S)", said, re.DOTALL)):
+        return Answer((said[last.end() :],), found.exclaimed)
+    return found
+
+
+def _first_sentence(text: str, *, prose: bool) -> Answer:
+    """The first sentence, without Markdown; mathematics between dollars is never cut."""
+    for found in _SENTENCE.finditer(text):
+        mark = found["end"]
+        if mark is None:
+            continue
+        if not prose and mark.strip(" !") == "" and mark.strip():
+            continue  # after #### a "!" is a factorial
+        rest = text[found.end() :]
+        if mark[:1] in ", (" and _HEDGE.search(_SENTENCE_BREAK.split(rest, maxsplit=1)[0]):
+            continue
+        parts = [_MARKDOWN.sub("", text[: found.start()]).strip()]
+        if (
+            not prose
+            and "nswer" in (sentence := _SENTENCE_BREAK.split(rest, maxsplit=1)[0])
+            and mark != "\n"
+            and mark[0] not in ".?;"
+        ):
+            parts += [said.parts[0] for said in _phrases(sentence) if _readable(said.parts[0])][:1]
+        return Answer(tuple(dict.fromkeys(parts)), prose and mark == "!")
+    return Answer((_MARKDOWN.sub("", text).strip(),))
+
+
+def _readable(text: str) -> bool:
+    """Whether a text begins as an answer does: with mathematics, an option's letter or a word such as "yes"."""
+    if _STARTS_AS_MATHS.match(text):
+        return True
+    bare = _COMMAND.sub(" ", text)
+    said = [word.lower() for word in _WORD.findall(bare)]
+    if not said:
+        return any(character.isalnum() for character in text) and not (text[:2] in ("a ", "A ") and len(text) > 3)
+    if "\\text" in text or "\\mathrm" in text:
+        return len(said) <= 6
+    if said[0] in _SHORT_ANSWERS:
+        return len(said) <= 2
+    if all(word in _FUNCTIONS or (len(word) <= 2 and word not in _SMALL_WORDS) for word in said):
+        return True
+    return re.match(r"\(?[A-J][).:]\s", text) is not None
+
+
+def _in_words(text: str) -> bool:
+    said = text.lower().split()
+    return bool(said) and len(said) <= 8 and said[0].strip(".,:;()") not in _REMARK
+
+
+def _by_last_number(text: str) -> Answer | None:
+    """The last number of a text, read whole; with what makes it unreadable if it is a part of something else."""
+    text = ascii_of(text[-_NEAR_CHARACTERS:])
+    numbers = list(NUMBER_IN_TEXT.finditer(text))
+    if not numbers:
+        return None
+    last = numbers[-1]
+    said = last[0].strip()
+    before, after = text[max(0, last.start() - 60) : last.start()], text[last.end() : last.end() + 20]
+    if _NUMBER_OR.search(before):
+        return Answer((before + said,))
+    touching = re.search(r"(?:[0-9A-Za-z)}][-+*/^_.,:]?|[-^_{/*<>±]|\\[a-z]+\s*[{(]?|\w\()\Z", before) or re.match(
+        r"[A-Za-z0-9^_/*]|\s*(?:\\times|\\cdot|[*+^/!=<>])|-[0-9]|[.,:][0-9]|\s+(?:squared|cubed|factorial|times|plus|minus|over|mod)\b",
+        after,
+    )
+    if touching and read_number(said + re.split(r"[\s,;!?]", after, maxsplit=1)[0].rstrip(".")) is None:
+        return Answer((f"{before.split()[-1] if before.split() else ''}{said}{after}",))
+    return Answer((said,))
