@@ -50,7 +50,7 @@ def test_the_trainer_and_the_recipe_take_the_file_and_the_resolved_recipe_holds_
     [
         ("coefficient: 1\n", "needs the key 'preset'. Legal: atr_grpo"),
         ("preset: dapo\nradiuss: 1\n", "unknown objective key 'radiuss'; did you mean 'radius'"),
-        ("preset: dapo\npreset: grpo\n", "key 'preset' stands twice"),
+        ("preset: dapo\npreset: grpo\n", "duplicate key .preset."),
         ("- dapo\n", "must be a mapping with the keys preset, "),
         ("preset: [\n", "not valid YAML"),
         ("preset: dapo\nregion: {name: kl3}\n", "needs a radius"),

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from mirrorpo.config.search import EvolveRecipe
 from mirrorpo.config.shipped import shipped_recipes
 from mirrorpo.config.study import load_study, study_from
+from mirrorpo.config.train import Recipe, load_recipe
 from mirrorpo.errors import InputError
 
 BASE = {
@@ -78,20 +80,20 @@ def _arms(**change: Any) -> dict[str, Any]:
     [
         ({"baseline": "grp"}, ["baseline: unknown arm 'grp'", "did you mean 'grpo'", "Legal: dr_grpo, grpo"]),
         ({"seeds": []}, ["seeds: must list at least one seed"]),
-        ({"seeds": [0, 0]}, ["seeds: seed 0 stands twice"]),
+        ({"seeds": [0, 0]}, ["seeds: duplicate seed 0"]),
         ({"seeds": 3}, ["seeds: must be a list of integers >= 0, or first and count", "got 3"]),
         ({"seeds": {"first": 0, "cnt": 3}}, ["seeds: must be a list"]),
         ({"seeds": [-1]}, ["seeds: must be a list of integers >= 0"]),
         ({"seeds": {"first": 0, "count": 9999}}, ["19,998 runs; a study has at most 10,000"]),
         ({"arms": {"dr_grpo": {}}}, ["at least 2 arms, got 1"]),
-        ({"arms": ["dr_grpo", "dr_grpo"]}, ["arms: 'dr_grpo' stands twice"]),
+        ({"arms": ["dr_grpo", "dr_grpo"]}, ["arms: duplicate arm 'dr_grpo'"]),
         ({"arms": {"dr_grpo": {}, "../x": {}}}, ["name '../x'", "it names a folder"]),
         ({"arms": {"dr_grpo": 3, "b": {}}}, ["arms: must be a mapping from names to changed keys"]),
         (_arms(seeds=[7]), ["arms.g: no seed in common with the baseline 'dr_grpo': 7 and 0, 1"]),
         (_arms(seeds="x"), ["arms.g: seeds: must be a list of integers"]),
         (_arms(**{"objective.preset": "grpoo"}), ["arms.g: objective", "did you mean 'grpo'"]),
         (_arms(train={"stpes": 3}), ["arms.g: unknown key 'train.stpes'", "did you mean 'steps'"]),
-        (_arms(**{"train.steps.x": 3}), ["arms.g: train.steps.x: steps is no group of keys"]),
+        (_arms(**{"train.steps.x": 3}), ["arms.g: key 'train.steps.x': steps is not a group of keys"]),
         (_arms(train={"seed": 3}), ["arms.g: train.seed: the study's seeds decide it"]),
         (_arms(**{"train.seed": 3}), ["arms.g: train.seed: the study's seeds decide it"]),
         ({"grid": {}}, ["give either arms", "or grid"]),
@@ -132,3 +134,47 @@ def test_what_is_no_study_file_is_refused(tmp_path: Path, text: str, piece: str)
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.yaml: no such study file"):
         load_study(tmp_path / "absent.yaml")
+
+
+RECIPES = {name: path for name, path in shipped_recipes().items() if name not in STUDIES}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_is_a_base_of_a_study_and_of_an_arm(name: str) -> None:
+    arms = {"own": {}, "dapo": {"objective": "dapo"}, "none": {"objective": {"divergence": "none"}}}
+    study = study_from({"base": name, "arms": arms, "seeds": [0, 1], "baseline": "own"})
+    base = load_recipe(RECIPES[name], (), EvolveRecipe if name.startswith("evolve/") else Recipe)
+    expected = {key: value for key, value in base.model_dump().items() if key in Recipe.model_fields}
+    assert study.arms["own"].model_dump() == expected
+    assert study.arms["dapo"].objective.spec() == {"preset": "dapo"}
+    assert not study.arms["none"].objective.build().penalties
+    other = study_from({**BASE, "arms": {"dr_grpo": {"objective.preset": "dr_grpo"}, "other": {"base": name}}})
+    assert other.arms["other"].task == base.task
+
+
+def test_a_study_is_not_a_base_of_a_study() -> None:
+    with pytest.raises(InputError, match=r"embedded\.yaml: is a study; a base must be a recipe"):
+        study_from({**BASE, "base": "studies/embedded"})
+
+
+def test_a_base_is_looked_for_beside_the_study(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: arithmetic\ntrain: {steps: 3}\n")
+    (tmp_path / "study.yaml").write_text("base: mine.yaml\narms: [dr_grpo, grpo]\nseeds: [0]\nbaseline: grpo\n")
+    assert load_study(tmp_path / "study.yaml").arms["grpo"].train.steps == 3
+    replaced = load_study(tmp_path / "study.yaml", ["base.train.steps=4", "base=arithmetic"])
+    assert (replaced.arms["grpo"].train.steps, replaced.arms["grpo"].train.group_size) == (4, 16)
+
+
+def test_an_override_reaches_into_an_arm_that_was_written_with_dotted_keys() -> None:
+    arms = {"a": {"objective.preset": "atr_grpo", "objective.radius": 0.1}, "b": {"objective.preset": "grpo"}}
+    study = study_from({**BASE, "arms": arms, "baseline": "b"}, ["arms.a.objective=dapo", "arms.b.train.steps=3"])
+    assert study.arms["a"].objective.spec() == {"preset": "dapo"}
+    assert (study.arms["b"].objective.spec(), study.arms["b"].train.steps) == ({"preset": "grpo"}, 3)
+
+
+def test_an_arm_may_have_a_name_that_yaml_reads_as_something_else(tmp_path: Path) -> None:
+    text = "base: arithmetic\nseeds: [0]\nbaseline: off\n".replace("off", "'off'")
+    (tmp_path / "study.yaml").write_text(text + "arms: {off: {train.fast: off}, on: {train.fast: auto}, 0.1: {}}\n")
+    study = load_study(tmp_path / "study.yaml")
+    assert list(study.arms) == ["off", "on", "0.1"]
+    assert [recipe.train.fast for recipe in study.arms.values()] == ["off", "auto", "auto"]

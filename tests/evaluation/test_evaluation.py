@@ -75,7 +75,7 @@ def test_the_interval_covers_the_truth_however_samples_agree_within_a_problem(ag
 @pytest.mark.parametrize(
     "name",
     [
-        "config.inherit", "evaluation.seeded_sampling", "rewards.verdict", "tasks.jsonl",
+        "config.yaml", "evaluation.seeded_sampling", "rewards.verdict", "tasks.jsonl",
         "training.memory", "training.plan",
     ],
 )  # fmt: skip

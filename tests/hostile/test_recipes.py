@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirrorpo.config.train import Recipe, parse_yaml, recipe_from
+from mirrorpo.config.train import Recipe, recipe_from
+from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError
 from refusal import TINY_RUN, refused
 

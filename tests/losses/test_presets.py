@@ -1,5 +1,6 @@
 """Every preset against its paper's loss, re-derived here as naive tensors, and every override."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -327,3 +328,18 @@ def test_bad_overrides_are_named_with_what_is_legal(
 def test_a_mapping_without_a_preset_is_named() -> None:
     with pytest.raises(ValueError, match=r"needs the key 'preset', got \['coefficient'\]. Legal: .*grpo"):
         mirrorpo.objective_from({"coefficient": 0.1})
+
+
+@pytest.mark.parametrize("nothing", [None, "none", "None"])
+@pytest.mark.parametrize("preset", ["grpo", "prob_l2_kl_grpo", "dapo"])
+def test_a_divergence_of_none_removes_the_penalty(preset: str, nothing: str | None) -> None:
+    chosen = mirrorpo.objective(preset, divergence=nothing)
+    assert chosen.penalties == ()
+    with pytest.raises(ValueError, match="no penalty, so coefficient has no effect"):
+        mirrorpo.objective(preset, divergence=nothing, coefficient=0.1)
+
+
+def test_an_objective_remembers_what_it_was_asked_for_until_it_is_changed_by_hand() -> None:
+    chosen = mirrorpo.objective("dapo", epsilon_high=0.3)
+    assert chosen.spec == {"preset": "dapo", "epsilon_high": 0.3}
+    assert dataclasses.replace(chosen, level="sequence").spec is None

@@ -1,4 +1,4 @@
-"""What is evolved, on what, how? A recipe as ``train`` takes it, whose objective has a neural map, and a group more."""
+"""Keys of a search recipe: those of a training recipe whose objective has a neural map, and the group ``evolution``."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from mirrorpo.divergences.neural.map import MirrorMap, NeuralDivergence
 class EvolutionSpec(Part):
     """The search; the defaults are GBMPO's (with ``train.steps: 100``)."""
 
-    generations: int = Field(default=15, ge=1, le=10_000, description="at most so many")
+    generations: int = Field(default=15, ge=1, le=10_000, description="maximum number of generations")
     population: int = Field(default=10, ge=2, le=10_000, description="members of a generation, in antithetic pairs")
     sigma: float = Field(default=0.01, gt=0.0, le=10.0, description="standard deviation of the first generation")
     sigma_decay: float = Field(default=0.99, gt=0.0, le=1.0, description="factor on sigma after each generation")
-    sigma_smallest: float = Field(default=0.0, ge=0.0, le=10.0, description="sigma decays to this at most")
+    sigma_smallest: float = Field(default=0.0, ge=0.0, le=10.0, description="lower bound of sigma")
     step: float = Field(default=0.01, gt=0.0, le=100.0, description="step size of the centre")
     optimiser: Literal["sgd", "adam"] = Field(default="sgd", description="of the centre")
-    fitness: Literal["raw", "centred_ranks"] = Field(default="raw", description="what the estimate is made of")
+    fitness: Literal["raw", "centred_ranks"] = Field(default="raw", description="what the gradient estimate is made of")
     positivity: Literal["projection", "softplus"] = Field(
         default="projection", description="how parameters stay >= 0: cut off at 0, or by construction"
     )
     acceptance: bool = Field(
-        default=False, description="take a step back that validation problems, on seeds of their own, find worse"
+        default=False, description="undo a step that scores worse on validation problems with separate seeds"
     )
     elites: int = Field(default=0, ge=0, le=100, description="best maps so far, evaluated again in each generation")
     patience: int | None = Field(
-        default=None, ge=1, description="stop after so many generations without a better mean fitness; empty: never"
+        default=None,
+        ge=1,
+        description="generations without a better mean fitness before it stops; empty: never",
     )
-    min_improvement: float = Field(default=0.0, ge=0.0, le=1.0, description="what counts as better, with patience")
+    min_improvement: float = Field(default=0.0, ge=0.0, le=1.0, description="smallest gain that counts, with patience")
     validation_problems: int = Field(default=256, ge=1, le=1_000_000, description="that fitness is measured on")
     validation_samples: int = Field(default=1, ge=1, le=1_000, description="completions per validation problem")
     final_seeds: int = Field(
         default=3, ge=1, le=100, description="trainings of the best and of the first map for the last comparison"
     )
-    max_deaths: int = Field(default=3, ge=1, le=100, description="workers that a member may cost")
+    max_deaths: int = Field(default=3, ge=1, le=100, description="workers that may die on one member")
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="of the search's draws")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What is compared, over which seeds? A study file: one base recipe, arms that change keys of it, seeds, a baseline.
+"""Keys of a study file: one base recipe, arms that change keys of it, seeds and a baseline.
 
 .. code-block:: yaml
 
@@ -9,9 +9,9 @@
       dr_grpo: {objective: {preset: dr_grpo}}
       wide: {objective: {preset: atr_grpo, radius: 0.1}, train.learning_rate: 5.0e-5}
 
-A group of an arm is merged into the base's key by key. Where an arm names a kind (``objective.preset``, ``task.name``)
-the base's options of that group are dropped first: they belong to another kind. ``grid`` instead of ``arms`` takes
-lists of values for dotted keys and makes an arm of each combination.
+An arm is merged into the base by the rule of ``mirrorpo.config.yaml``: key by key, and where it names another kind
+(``objective.preset``, ``task.name``) without the base's options of that group. An arm may name a ``base`` of its own.
+``grid`` instead of ``arms`` takes lists of values for dotted keys and makes an arm of each combination.
 """
 
 from __future__ import annotations
@@ -28,13 +28,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mirrorpo._checks import unknown_name
-from mirrorpo.config.shipped import find_recipe
-from mirrorpo.config.train import Recipe, apply_override, explain, recipe_from
-from mirrorpo.config.yaml import parse_yaml, read_text
+from mirrorpo.config.train import Recipe, recipe_from
+from mirrorpo.config.yaml import explain, load, merge, nested, overridden, parse_override, with_bases
 from mirrorpo.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,79}")
-_KIND = {"objective": "preset", "task": "name"}
 # What a key with several forms may be, for the message when it is none of them.
 _FORMS = {
     "base": "must be a recipe's name, its path, or a mapping with its keys",
@@ -160,26 +158,45 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         >>> load_study(Path("recipes/studies/embedded.yaml")).baseline  # doctest: +SKIP
         'dr_grpo'
     """
-    return study_from(parse_yaml(read_text(path, "study"), str(path)), overrides, str(path))
+    return study_from(load(path, "study"), overrides, str(path), path)
 
 
-def study_from(data: Any, overrides: Sequence[str] = (), where: str = "study") -> Study:
-    """A study from plain data; see ``load_study``."""
+def study_from(data: Any, overrides: Sequence[str] = (), where: str = "study", path: Path = Path("study")) -> Study:
+    """A study from plain data; see ``load_study``. Bases start from the folder of ``path``."""
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a mapping with the keys {', '.join(StudySpec.model_fields)}")
     if "base" not in data and "task" in data:
         raise InputError(f"{where}: is a recipe, not a study; a study has the keys {', '.join(StudySpec.model_fields)}")
     data = copy.deepcopy(data)
-    if isinstance(data.get("base"), str):  # read now, so that an override can reach into it
-        path = find_recipe(data["base"])
-        data["base"] = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    for override in overrides:
-        apply_override(data, override)
+    assignments = [parse_override(override) for override in overrides]
+    data |= {key: value for key, value in assignments if key == "base"}
+    data["base"] = _base(data.get("base"), path)  # read now, so that an override can reach into it
+    assignments = [(key, value) for key, value in assignments if key != "base"]
+    for key, _ in assignments:  # an override reaches into an arm's dotted keys too
+        arms, _, arm = key.rpartition("arms.")
+        name = next((n for n in _mapping(data.get("arms")) if arm.startswith(f"{n}.")), None) if not arms else None
+        if name is not None:
+            data["arms"][name] = nested(_mapping(data["arms"][name]).items())
+    data = overridden(data, assignments) if assignments else data
     try:
-        spec = StudySpec.model_validate(data)
+        spec = StudySpec.model_validate(
+            {key: value for key, value in data.items() if key != "base" or value is not None}
+        )
     except ValidationError as error:
         raise InputError(f"{where}: {_complaint(error, data)}") from None
-    return _resolve(spec, where)
+    return _resolve(spec, where, path)
+
+
+def _base(base: Any, path: Path) -> Any:
+    """The recipe that a ``base`` names or spells out, as plain data; anything else as it is, to be refused."""
+    if not isinstance(base, str | dict):
+        return base
+    if isinstance(base, dict):
+        return with_bases(base, path)
+    if not (path.parent / base).is_file() and Path(base).is_file():  # studies also take paths from the working folder
+        base = str(Path(base).resolve())
+    recipe = with_bases({"base": base}, path)
+    return {key: value for key, value in recipe.items() if key != "evolution"}  # what a search has in addition
 
 
 def _complaint(error: ValidationError, data: Mapping[str, Any]) -> str:
@@ -194,19 +211,20 @@ def _complaint(error: ValidationError, data: Mapping[str, Any]) -> str:
     return f"{key}: {_FORMS[key]}, got {value!r:.80}"
 
 
-def _resolve(spec: StudySpec, where: str) -> Study:
+def _resolve(spec: StudySpec, where: str, path: Path) -> Study:
     assert isinstance(spec.base, dict)  # study_from has read it
     changes = _arms(spec, where)
     shared = _seeds(spec.seeds, f"{where}: seeds")
     arms, seeds = {}, {}
     for arm, change in changes.items():
+        at = f"{where}: arms.{arm}"
         if not _NAME.fullmatch(arm):
             raise InputError(
                 f"{where}: arms: name {arm!r} must be letters, digits and _.+=- (at most 80): it names a folder"
             )
         own = change.pop("seeds", None)
-        seeds[arm] = shared if own is None else _seeds(_own_seeds(own, f"{where}: arms.{arm}"), f"{where}: arms.{arm}")
-        arms[arm] = recipe_from(_merged(spec.base, change, f"{where}: arms.{arm}"), (), f"{where}: arms.{arm}")
+        seeds[arm] = shared if own is None else _seeds(_own_seeds(own, at), at)
+        arms[arm] = recipe_from(_arm(spec.base, change, path, at), (), at)
     if spec.baseline not in arms:
         raise InputError(f"{where}: baseline: {unknown_name('arm', spec.baseline, arms)}")
     for arm, own in seeds.items():
@@ -239,7 +257,7 @@ def _arms(spec: StudySpec, where: str) -> dict[str, dict[str, Any]]:
     elif spec.arms is not None:
         twice = next((name for name in spec.arms if spec.arms.count(name) > 1), None)
         if twice is not None:
-            raise InputError(f"{where}: arms: {twice!r} stands twice")
+            raise InputError(f"{where}: arms: duplicate arm {twice!r}")
         arms = {name: {"objective": {"preset": name}} for name in spec.arms}
     else:
         arms = _combinations(spec.grid or {}, where)
@@ -259,7 +277,7 @@ def _combinations(grid: Mapping[str, list[Any]], where: str) -> dict[str, dict[s
             value if isinstance(value, str) else f"{key.rpartition('.')[2]}={value}" for key, value in change.items()
         )
         if name in arms:
-            raise InputError(f"{where}: grid: {name!r} stands twice")
+            raise InputError(f"{where}: grid: duplicate arm {name!r}")
         arms[name] = change
     return arms
 
@@ -276,7 +294,7 @@ def _seeds(spec: list[int] | SeedRange, where: str) -> tuple[int, ...]:
     if not found:
         raise InputError(f"{where}: must list at least one seed")
     if len(set(found)) < len(found):
-        raise InputError(f"{where}: seed {next(s for s in found if found.count(s) > 1)} stands twice")
+        raise InputError(f"{where}: duplicate seed {next(s for s in found if found.count(s) > 1)}")
     return tuple(found)
 
 
@@ -284,38 +302,20 @@ def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds[:6])) + (", ..." if len(seeds) > 6 else "")
 
 
-def _merged(base: Mapping[str, Any], change: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The base with an arm's changes: whole groups first, then kinds, then other dotted keys."""
+def _arm(base: dict[str, Any], change: Mapping[str, Any], path: Path, where: str) -> dict[str, Any]:
+    """The recipe of an arm: its base's keys with its changes."""
     if "train.seed" in change or "seed" in _mapping(change.get("train")):
         raise InputError(f"{where}: train.seed: the study's seeds decide it")
-    result = copy.deepcopy(dict(base))
-    kinds = {f"{group}.{kind}" for group, kind in _KIND.items()}
-    for key, value in sorted(change.items(), key=lambda item: ("." in item[0], item[0] not in kinds)):
-        if key in kinds:
-            group, _, kind = key.partition(".")
-            result[group] = {kind: value}
-        elif "." in key:
-            _set(result, key, copy.deepcopy(value), where)
-        elif isinstance(value, Mapping) and _KIND.get(key) not in value:
-            result[key] = {**_mapping(result.get(key)), **copy.deepcopy(dict(value))}
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
+    if change.get("base") is not None:
+        base = merge(base, _base(change["base"], path))
+    try:
+        return overridden(base, [(key, value) for key, value in change.items() if key != "base"], "key")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _set(target: dict[str, Any], key: str, value: Any, where: str) -> None:
-    *groups, last = key.split(".")
-    for group in groups:
-        if target.get(group) is None:
-            target[group] = {}
-        target = target[group]
-        if not isinstance(target, dict):
-            raise InputError(f"{where}: {key}: {group} is no group of keys")
-    target[last] = value
 
 
 __all__ = ["Job", "Study", "StudySpec", "load_study", "study_from"]

@@ -1,25 +1,29 @@
-"""What is trained, on what, how? A recipe: a YAML file whose every key is checked before anything is written."""
+"""Keys of a training recipe: task, model, objective, reference, training and evaluation.
+
+Every key is checked before anything is written, and the objective is built once, while the recipe is checked.
+"""
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from mirrorpo.config.inherit import with_bases
-from mirrorpo.config.objective_file import read_spec
-from mirrorpo.config.parts import EvalSpec, Part, VllmSpec
-from mirrorpo.config.yaml import parse_yaml, read_text
+from mirrorpo.config.yaml import load, overridden, parse_override, read_spec, validated, with_bases
 from mirrorpo.errors import InputError
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
 from mirrorpo.tasks.gsm8k import INSTRUCTION as GSM8K_INSTRUCTION
 from mirrorpo.tasks.mbpp import INSTRUCTION as MBPP_INSTRUCTION
+
+
+class Part(BaseModel):
+    """A frozen group of keys that knows no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class ArithmeticSpec(Part):
@@ -46,8 +50,8 @@ class JsonlSpec(Part):
     )
     reward_seconds: float = Field(default=60.0, gt=0.0, le=86_400, description="its time limit for a completion")
     test_path: str | None = Field(default=None, description="a second file for testing; else one row in ten")
-    train_size: int | None = Field(default=None, ge=1, description="at most so many training rows")
-    test_size: int | None = Field(default=512, ge=1, description="at most so many test rows")
+    train_size: int | None = Field(default=None, ge=1, description="maximum number of training rows")
+    test_size: int | None = Field(default=512, ge=1, description="maximum number of test rows")
 
 
 class Gsm8kSpec(Part):
@@ -58,7 +62,7 @@ class Gsm8kSpec(Part):
     test_path: str | None = Field(default=None, description="the original test.jsonl, with path")
     test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
     validation_size: int = Field(default=500, ge=0, description="problems that training never sees")
-    train_size: int | None = Field(default=None, ge=1, description="at most so many training problems")
+    train_size: int | None = Field(default=None, ge=1, description="maximum number of training problems")
     seed: int = Field(default=0, ge=0, description="which problems are held out")
     instruction: str = Field(default=GSM8K_INSTRUCTION, description="follows every question")
     last_number: bool = Field(default=False, description="without ####, \\boxed or 'the answer is': the last number")
@@ -82,7 +86,7 @@ class MbppSpec(Part):
     name: Literal["mbpp"]
     path: str | None = Field(default=None, description="the original mbpp.jsonl; empty: from the hub")
     test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
-    train_size: int | None = Field(default=None, ge=1, description="at most so many training problems")
+    train_size: int | None = Field(default=None, ge=1, description="maximum number of training problems")
     shown_tests: int = Field(default=3, ge=0, le=3, description="tests in the prompt")
     instruction: str = Field(default=MBPP_INSTRUCTION, description="the prompt's last line")
     sandbox: SandboxSpec = SandboxSpec()
@@ -117,6 +121,7 @@ class ObjectiveSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
     preset: str = Field(default="dr_grpo", description="a name of `mirrorpo list objectives`")
+    _built: Objective | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -128,17 +133,75 @@ class ObjectiveSpec(BaseModel):
     def _builds(self) -> ObjectiveSpec:
         try:
             self.build()
-        except (TypeError, OverflowError, RecursionError) as error:  # a value of a kind that nobody thought of
+        except (TypeError, OverflowError, RecursionError) as error:  # a value of a type that was not foreseen
             raise ValueError(f"cannot be built from these values ({error})") from error
         return self
 
     def build(self) -> Objective:
-        """The objective; raises ``ValueError`` for what does not fit together."""
-        return objective_from(self.spec())
+        """The objective, always the same one; raises ``ValueError`` for what does not fit together."""
+        if self._built is None:
+            self._built = objective_from(self.spec())
+        return self._built
 
     def spec(self) -> dict[str, Any]:
         """The mapping that ``MirrorConfig(objective=...)`` takes."""
         return {"preset": self.preset, **(self.model_extra or {})}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectiveSpec) and self.spec() == other.spec()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Without the built objective: its functions cannot be pickled, and it can be built again."""
+        return {**super().__getstate__(), "__pydantic_private__": {"_built": None}}
+
+
+class VllmSpec(Part):
+    """How vLLM generates."""
+
+    mode: Literal["colocate", "server"] = Field(default="colocate", description="in this process, or `trl vllm-serve`")
+    memory_share: float = Field(default=0.3, gt=0.0, lt=1.0, description="of the device's memory (colocate)")
+    sleep: bool = Field(default=False, description="give its memory back during the update (colocate)")
+    server_url: str | None = Field(default=None, min_length=1, description="such as http://localhost:8000 (server)")
+    correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
+        default="sequence_mask",
+        description="weight of the policy term for the sampler's mismatch: trainer / sampler probability, held or 0",
+    )
+    ratio_max: float = Field(default=3.0, gt=0.0, description="largest weight of the correction")
+    ratio_min: float | None = Field(default=None, ge=0.0, description="smallest one; empty: no bound")
+
+    @model_validator(mode="after")
+    def _of_its_mode(self) -> VllmSpec:
+        if (self.mode == "server") != (self.server_url is not None):
+            raise ValueError("server_url goes with mode 'server', and only with it")
+        if self.mode == "server" and (self.sleep or self.memory_share != 0.3):
+            raise ValueError(
+                "memory_share and sleep have no effect with mode 'server': the server has its own settings"
+            )
+        if self.correction == "none" and (self.ratio_max, self.ratio_min) != (3.0, None):
+            raise ValueError("ratio_max and ratio_min have no effect with correction 'none'")
+        if self.ratio_min is not None and self.ratio_min > self.ratio_max:
+            raise ValueError(f"ratio_min must be at most ratio_max, {self.ratio_max:g}, got {self.ratio_min:g}")
+        return self
+
+
+class EvalSpec(Part):
+    """The evaluation before and after."""
+
+    problems: int = Field(default=512, ge=0, description="unseen problems; 0: no evaluation")
+    samples: int = Field(default=1, ge=1, le=100_000, description="completions per problem")
+    temperature: float = Field(default=1.0, ge=0.0, le=10.0, description="0: greedy")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    max_completion_length: int | None = Field(default=None, ge=1, le=1_000_000, description="empty: as in training")
+    batch_size: int = Field(default=256, ge=1, le=1_000_000, description="completions generated at once")
+    seed: int = Field(default=1234, ge=0, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _differ(self) -> EvalSpec:
+        if self.temperature == 0.0 and self.samples > 1:
+            raise ValueError(
+                f"samples must be 1 with temperature 0 (greedy: all would be the same), got {self.samples}"
+            )
+        return self
 
 
 class TrainSpec(Part):
@@ -183,6 +246,12 @@ class TrainSpec(Part):
     )
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
     vllm: VllmSpec = Field(default=VllmSpec(), description="how, if use_vllm is true")
+
+    @field_validator("fast", mode="before")
+    @classmethod
+    def _yaml_boolean(cls, value: Any) -> Any:
+        """YAML reads a bare `off` as false."""
+        return {False: "off", True: "auto"}[value] if isinstance(value, bool) else value
 
     @property
     def batch_size(self) -> int:
@@ -251,7 +320,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), kind: type[RecipeKind
 
     Args:
         path: the YAML file.
-        overrides: such as ``train.steps=5``; the value is read as YAML.
+        overrides: such as ``train.steps=5``; the value is read as YAML. ``base=NAME`` replaces the recipe's base.
         kind: a recipe with further groups of keys.
 
     Returns:
@@ -265,96 +334,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), kind: type[RecipeKind
         >>> load_recipe(Path("recipes/arithmetic.yaml"), ["train.steps=5"]).train.steps  # doctest: +SKIP
         5
     """
-    return recipe_from(with_bases(_read(path), path, _read), overrides, str(path), kind)
-
-
-def _read(path: Path) -> Any:
-    """The data of one recipe file, its ``base`` not looked at."""
-    return parse_yaml(read_text(path, "recipe"), str(path))
+    data = load(path)
+    assignments = [parse_override(override) for override in overrides]
+    if isinstance(data, dict):
+        data |= {key: value for key, value in assignments if key == "base"}
+    rest = [(key, value) for key, value in assignments if key != "base"]
+    return _checked(with_bases(data, path), rest, str(path), kind)
 
 
 def recipe_from(
     data: Any, overrides: Sequence[str] = (), where: str = "recipe", kind: type[RecipeKind] = Recipe
 ) -> RecipeKind:
-    """A recipe from plain data; see ``load_recipe``."""
+    """A recipe from plain data without a base; see ``load_recipe``."""
+    return _checked(data, [parse_override(override) for override in overrides], where, kind)
+
+
+def _checked(data: Any, assignments: Sequence[tuple[str, Any]], where: str, kind: type[RecipeKind]) -> RecipeKind:
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
-    for override in overrides:
-        apply_override(data, override)
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise InputError(f"{where}: {explain(error, kind)}") from None
-    except RecursionError:
-        raise InputError(f"{where}: nested too deeply") from None
-
-
-def apply_override(data: dict[Any, Any], override: str) -> None:
-    """Sets one ``key=value`` in plain data; raises ``InputError`` for what is none, or leads through a value."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise InputError(f"override {override!r}: must be key=value, such as train.steps=5")
-    target = data
-    for part in parts[:-1]:
-        if target.get(part) is None:
-            target[part] = {}
-        target = target[part]
-        if not isinstance(target, dict):
-            raise InputError(f"override {override!r}: {part} is no group of keys")
-    target[parts[-1]] = parse_yaml(text, f"override {key}")
-
-
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line for pydantic's first complaint: the key, what is wrong, the legal values, the nearest name."""
-    first = error.errors(include_url=False)[0]
-    # The union's tag stands in the location (task, arithmetic, difficulty) but is no key.
-    loc = [str(part) for part in first["loc"]]
-    if len(loc) > 1 and loc[0] == "task":
-        loc = [loc[0], *loc[2:]] if len(loc) > 2 else loc[:1]
-    key = ".".join(loc) or "recipe"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        legal = _fields_at(root, first["loc"][:-1])
-        near = difflib.get_close_matches(loc[-1], legal, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        return f"unknown key {key!r}{hint} Legal: {', '.join(legal)}{more}"
-    if first["type"] == "missing":
-        return f"{key}: missing{more}"
-    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        from mirrorpo.tasks import TASKS
-
-        given = first["input"].get("name") if isinstance(first["input"], dict) else first["input"]
-        near = difflib.get_close_matches(str(given), TASKS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        return f"task.name: unknown task {given!r}{hint} Legal: {', '.join(TASKS)}{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = first["input"]
-    got = "" if isinstance(value, dict | BaseModel) or "got" in message else f", got {value!r:.80}"
-    if isinstance(value, float) and not math.isfinite(value):
-        got = f", got {value}"
-    return " ".join(f"{key}: {message[0].lower() + message[1:]}{got}{more}".split())
-
-
-def _fields_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
-    """The legal keys of the group at a location."""
-    groups: dict[str, type[BaseModel]] = {
-        "model": ModelSpec,
-        "objective": ObjectiveSpec,
-        "train": TrainSpec,
-        "eval": EvalSpec,
-        "reference": ReferenceSpec,
-        "arithmetic": ArithmeticSpec,
-        "jsonl": JsonlSpec,
-        "gsm8k": Gsm8kSpec,
-        "mbpp": MbppSpec,
-        "sandbox": SandboxSpec,
-        "lora": LoraSpec,
-        "vllm": VllmSpec,
-    }
-    groups |= {  # the groups of a recipe that has more of them
-        name: field.annotation
-        for name, field in root.model_fields.items()
-        if name not in groups and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    }
-    return list((groups.get(str(loc[-1]), root) if loc else root).model_fields)
+    return validated(kind, overridden(data, assignments) if assignments else data, where)

@@ -58,6 +58,8 @@ class Objective:
     future_kl: FutureKL | None = None
     placement: str = "loss"
     control: Control | None = None
+    # What `mirrorpo.objective` was asked for; None for an objective that was put together or changed by hand.
+    spec: Mapping[str, Any] | None = field(default=None, init=False, compare=False, repr=False)
 
     @property
     def needs_reference(self) -> bool:

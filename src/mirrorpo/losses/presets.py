@@ -138,7 +138,8 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
         preset: a name of the table (``mirrorpo list objectives``).
         **overrides: ``coefficient`` (a number; a list with one for each penalty; 0 removes the penalty),
             ``divergence`` (a name, a mapping ``{"name": ..., option: ...}``, your own function or
-            ``"module:attribute"``), ``estimator``, ``k`` (of ``top_k``), ``region`` (likewise), ``radius``,
+            ``"module:attribute"``; None or ``"none"`` removes the penalty), ``estimator``, ``k`` (of ``top_k``),
+            ``region`` (likewise), ``radius``,
             ``epsilon_low``, ``epsilon_high``, ``level``, ``advantage``, ``aggregation``, ``placement`` (``loss`` or
             ``reward``), ``control`` (see ``mirrorpo.losses.coefficient``), ``surrogate``, ``dual_clip``,
             ``ratio_cap``, ``temperature_positive``, ``temperature_negative``, ``future_kl`` (true, false, or a mapping
@@ -161,6 +162,8 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
     if preset not in PRESETS:
         raise unknown_name("objective preset", preset, PRESETS)
     given = {key: value for key, value in overrides.items() if value is not None}
+    if "divergence" in overrides and _is_none(overrides["divergence"]):
+        given["divergence"] = ()
     base = PRESETS[preset]
     surrogate = surrogate_from(given.get("surrogate", base.surrogate))
     legal = (*OVERRIDES, *(key for key in surrogate.options if key not in OVERRIDES))
@@ -184,7 +187,7 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
     own = {key: value for key, value in given.items() if key in (*_OPTION_KEYS, *surrogate.options)}
     options = surrogate.checked_options({**base.options, **own} if surrogate.name == base.surrogate else own)
     penalties = _penalties(preset, base, given)
-    return Objective(
+    chosen = Objective(
         name=preset,
         region=region,
         penalties=penalties,
@@ -197,6 +200,13 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
         options=options,
         future_kl=_future_kl(base, given, options),
     )
+    object.__setattr__(chosen, "spec", {"preset": preset, **overrides})
+    return chosen
+
+
+def _is_none(value: Any) -> bool:
+    """Whether a value says that there is no such part."""
+    return value is None or (isinstance(value, str) and value.strip().lower() == "none")
 
 
 def objective_from(spec: str | Mapping[str, Any] | Objective) -> Objective:

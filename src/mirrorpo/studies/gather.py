@@ -10,7 +10,7 @@ import yaml
 
 from mirrorpo._checks import unknown_name
 from mirrorpo.config.study import StudySpec
-from mirrorpo.config.train import parse_yaml
+from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError
 from mirrorpo.studies.run import RECORD_FILE, RUNS_FOLDER, STUDY_FILE, statuses
 from mirrorpo.studies.runs import (

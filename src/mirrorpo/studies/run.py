@@ -111,7 +111,7 @@ def _open_record(path: Path, command: str) -> Record:
 
 
 def _check_same(study: Study, out: Path) -> None:
-    from mirrorpo.config.train import parse_yaml
+    from mirrorpo.config.yaml import parse_yaml
     from mirrorpo.studies.runs import flat
 
     kept = flat(parse_yaml((out / STUDY_FILE).read_text(encoding="utf-8"), str(out / STUDY_FILE)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mirrorpo.config.train import parse_yaml
+from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError
 from mirrorpo.runs.reader import Metrics, Summary, read_metrics, read_recipe, read_summary
 
