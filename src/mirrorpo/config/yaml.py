@@ -167,8 +167,8 @@ _KINDS = {
 # Keys of an objective that go with the one below them that is replaced.
 _REGION_KEYS = ("radius", "epsilon_low", "epsilon_high")
 _PENALTY_KEYS = ("divergence", "penalties", "coefficient", "estimator", "k", "placement", "control")
-# Values that are one whole: names of the user's own, not groups of keys.
-_WHOLE = {("arms",), ("grid",), ("seeds",)}
+# Mappings from names of the user's own: an override replaces one whole, where it would be merged into a group of keys.
+_WHOLE = ("arms", "grid", "seeds")
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _placed(under: Any, value: Any, place: tuple[str, ...]) -> Any:
     kind = _KINDS.get(group)
     if group == ("objective",):
         under, value = (read_spec(text) if isinstance(text, str) else text for text in (under, value))
-    if not isinstance(value, Mapping) or place in _WHOLE:
+    if not isinstance(value, Mapping):
         return copy.deepcopy(value)
     if isinstance(under, str) and kind is not None and kind not in value:
         under = {kind: under}  # `region: kl3` is the short form of `region: {name: kl3}`
@@ -346,7 +346,8 @@ def overridden(data: Mapping[str, Any], assignments: Sequence[tuple[str, Any]], 
     for key, _ in assignments:
         for side in (data, dict(assignments)):
             _check_descends(side, key, where)
-    return merge(data, changes)
+    replaced = {key for key, _ in assignments if key in _WHOLE}
+    return merge({key: value for key, value in data.items() if key not in replaced}, changes)
 
 
 def _check_descends(data: Mapping[str, Any], key: str, where: str) -> None:
