@@ -23,7 +23,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "divergences.neural_fit": ("divergences.neural.fit",),
     "divergences.neural_table": ("divergences.neural.table",),
     "divergences.neural_units": ("divergences.neural.units",),
-    "doctor": ("cli.doctor",),
+    "doctor": ("cli.machine",),
     "evaluation.draws": ("evaluation.seeded_sampling",),
     "evaluation.folder": ("runs.evaluation_folder",),
     "evolution": ("search",),

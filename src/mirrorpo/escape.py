@@ -6,7 +6,10 @@ overwrite a line, line ends that forge one, and bidirectional overrides that sho
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _NO_BREAK_SPACE = "\u00a0"
 

@@ -9,7 +9,6 @@ faults in between come from outside, by what is on record (``chaos.outside``).
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import resource
@@ -135,18 +134,8 @@ def _child(arguments: list[str], folder: Path, scratch: Path, fault: Fault) -> N
         stack.enter_context(redirect_stdout(out))
         stack.enter_context(redirect_stderr(err))
         os.dup2(err.fileno(), 2)  # spawned workers, and C code
-        _rebind_console(err)
         _install(fault, folder, (scratch / _STATUS_FILE).open("w", buffering=1))
         main()
-
-
-def _rebind_console(err: io.TextIOBase) -> None:
-    """The command line's console was made when the server imported it, with the server's stderr."""
-    from rich.console import Console
-
-    import mirrorpo.cli
-
-    mirrorpo.cli.console = Console(file=err, width=200)  # pyright: ignore[reportArgumentType]
 
 
 def _install(fault: Fault, folder: Path, log: Any) -> None:

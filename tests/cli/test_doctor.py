@@ -20,18 +20,18 @@ import pytest
 import torch
 from test_cli import run
 
-from mirrorpo.cli import doctor
+from mirrorpo.cli import machine
 from mirrorpo.rewards import sandbox
 
 Usage = namedtuple("Usage", "total used free")
 
 
-def only(findings: list[doctor.Finding], what: str) -> doctor.Finding:
+def only(findings: list[machine.Finding], what: str) -> machine.Finding:
     (found,) = [finding for finding in findings if finding["what"] == what]
     return found
 
 
-def state(findings: list[doctor.Finding], what: str) -> str:
+def state(findings: list[machine.Finding], what: str) -> str:
     return only(findings, what)["state"]
 
 
@@ -48,38 +48,38 @@ def state(findings: list[doctor.Finding], what: str) -> str:
 def test_a_version_outside_the_tested_range_is_a_warning(
     found: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "version", lambda name: found if name == "torch" else "0")
-    finding = only(doctor._packages(), "torch")
+    monkeypatch.setattr(machine, "version", lambda name: found if name == "torch" else "0")
+    finding = only(machine._packages(), "torch")
     assert (finding["state"], finding["found"]) == (expected, found)
     assert finding["advice"] == ("" if expected == "ok" else "tested: >=2.11,<2.14")
 
 
-@pytest.mark.parametrize("name", doctor.TESTED)
+@pytest.mark.parametrize("name", machine.TESTED)
 def test_each_package_has_a_range_with_an_end_on_both_sides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    low, high = doctor.TESTED[name]
+    low, high = machine.TESTED[name]
     for found, expected in ((low, "ok"), (high, "warn"), ("0.0.1", "warn")):
-        monkeypatch.setattr(doctor, "version", lambda _, found=found: found)
-        assert state(doctor._packages(), name) == expected
+        monkeypatch.setattr(machine, "version", lambda _, found=found: found)
+        assert state(machine._packages(), name) == expected
 
 
 def test_a_package_that_is_missing_is_bad_and_an_extra_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor, "version", missing)
-    findings = doctor._packages()
+    monkeypatch.setattr(machine, "version", missing)
+    findings = machine._packages()
     assert only(findings, "trl")["advice"] == "pip install 'trl>=1.16,<1.17'"
-    assert {f["state"] for f in findings if f["what"] in doctor.TESTED} == {"bad"}
+    assert {f["state"] for f in findings if f["what"] in machine.TESTED} == {"bad"}
     extras = [f for f in findings if f["what"].endswith("(extra)")]
     assert {(f["state"], f["found"]) for f in extras} == {("ok", "not installed")}
-    assert len(extras) == len(doctor.EXTRAS)
+    assert len(extras) == len(machine.EXTRAS)
 
 
 # ---- torch and its devices
 
 
 def test_torch_that_works_is_named_with_its_build() -> None:
-    assert only(doctor._accelerator(), "torch build") == doctor._finding("torch build", "ok", torch.__version__)
+    assert only(machine._accelerator(), "torch build") == machine._finding("torch build", "ok", torch.__version__)
 
 
 @pytest.mark.parametrize("error", ["ImportError", "OSError"])
@@ -89,18 +89,18 @@ def test_torch_that_cannot_be_imported_is_bad_and_the_other_checks_go_on(
     (tmp_path / "torch.py").write_text(f"raise {error}('libcudart.so.12:\\n cannot open')\n")
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.syspath_prepend(str(tmp_path))
-    (finding,) = doctor._accelerator()
+    (finding,) = machine._accelerator()
     assert (finding["what"], finding["state"]) == ("torch build", "bad")
     assert finding["found"] == "cannot be imported (libcudart.so.12: cannot open)"
     assert "pip install" in finding["advice"]
-    assert state(doctor._machine(), "threads") == "ok"
+    assert state(machine._machine(), "threads") == "ok"
 
 
-def test_importing_the_package_without_torch_says_what_to_do(tmp_path: Path) -> None:
+def test_using_the_package_without_torch_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open')\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", "import mirrorpo"],
+        [sys.executable, "-c", "import mirrorpo; mirrorpo.objective"],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -113,16 +113,16 @@ def test_importing_the_package_without_torch_says_what_to_do(tmp_path: Path) -> 
     )
 
 
-def devices(names: list[str], cuda: str | None, hip: str | None = None) -> doctor.Finding:
+def devices(names: list[str], cuda: str | None, hip: str | None = None) -> machine.Finding:
     seen = SimpleNamespace(
         is_available=lambda: bool(names), device_count=lambda: len(names), get_device_name=lambda index: names[index]
     )
-    (finding,) = doctor._devices(SimpleNamespace(cuda=seen, version=SimpleNamespace(cuda=cuda, hip=hip)))
+    (finding,) = machine._devices(SimpleNamespace(cuda=seen, version=SimpleNamespace(cuda=cuda, hip=hip)))
     return finding
 
 
 def test_gpus_are_named_and_a_build_for_gpus_without_one_is_a_warning() -> None:
-    assert devices(["H100", "H100"], "13.0") == doctor._finding("accelerator", "ok", "H100, H100 (CUDA 13.0)")
+    assert devices(["H100", "H100"], "13.0") == machine._finding("accelerator", "ok", "H100, H100 (CUDA 13.0)")
     blind = devices([], "13.0")
     assert (blind["state"], blind["advice"]) == ("warn", "check the driver")
     assert "built for 13.0" in blind["found"]
@@ -137,7 +137,7 @@ def test_gpus_are_named_and_a_build_for_gpus_without_one_is_a_warning() -> None:
 @pytest.mark.parametrize(("free", "expected"), [(2.0e9, "ok"), (500e9, "ok"), (1.9e9, "warn"), (0, "warn")])
 def test_a_disk_that_is_nearly_full_is_a_warning(free: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(1000e9, 1000e9 - free, free))
-    finding = only(doctor._machine(), "disk")
+    finding = only(machine._machine(), "disk")
     assert (finding["state"], finding["found"]) == (expected, f"{free / 1e9:.1f} GB free here")
     assert bool(finding["advice"]) == (expected == "warn")
 
@@ -146,9 +146,9 @@ def test_a_disk_that_is_nearly_full_is_a_warning(free: float, expected: str, mon
 def test_little_memory_is_a_warning(
     free: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_CGROUP", str(tmp_path))
+    monkeypatch.setattr(machine, "_CGROUP", str(tmp_path))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    finding = only(doctor._machine(), "memory")
+    finding = only(machine._machine(), "memory")
     assert (finding["state"], finding["found"]) == (expected, f"{free / 1e9:.1f} GB available")
     assert bool(finding["advice"]) == (expected == "warn")
 
@@ -161,9 +161,9 @@ def test_the_limit_of_a_container_counts(
 ) -> None:
     (tmp_path / "memory.max").write_text(limit + "\n")
     (tmp_path / "memory.current").write_text(used + "\n")
-    monkeypatch.setattr(doctor, "_CGROUP", str(tmp_path))
+    monkeypatch.setattr(machine, "_CGROUP", str(tmp_path))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
-    assert state(doctor._machine(), "memory") == expected
+    assert state(machine._machine(), "memory") == expected
 
 
 def test_more_threads_than_cores_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,15 +171,15 @@ def test_more_threads_than_cores_are_a_warning(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     for threads, expected in ((1, "ok"), (2, "ok"), (3, "warn")):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        finding = only(doctor._machine(), "threads")
+        finding = only(machine._machine(), "threads")
         assert (finding["state"], finding["found"]) == (expected, f"{threads} of 2 cores")
     assert "OMP_NUM_THREADS" in finding["advice"]
 
 
 def test_an_old_python_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert state(doctor._machine(), "python") == "ok"
-    monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=(3, 10, 14)))
-    assert state(doctor._machine(), "python") == "bad"
+    assert state(machine._machine(), "python") == "ok"
+    monkeypatch.setattr(machine, "sys", SimpleNamespace(version_info=(3, 10, 14)))
+    assert state(machine._machine(), "python") == "bad"
 
 
 # ---- the sandbox: the real one, with fewer and fewer of its layers
@@ -194,7 +194,7 @@ def test_the_level_of_the_sandbox_is_told_and_a_weak_one_is_a_warning(
     level = probe.reached.level
     probe.close()
     monkeypatch.setattr(sandbox, "Template", lambda: real(layers))
-    (finding,) = doctor._sandbox()
+    (finding,) = machine._sandbox()
     assert finding["found"].startswith(f"level {level} (")
     strong = level in ("confined", "isolated")
     assert finding["state"] == ("ok" if strong else "warn")
@@ -205,7 +205,7 @@ def test_the_level_of_the_sandbox_is_told_and_a_weak_one_is_a_warning(
 
 def test_a_sandbox_that_does_not_start_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox.boot, "interpreter", lambda: "/bin/false")
-    (finding,) = doctor._sandbox()
+    (finding,) = machine._sandbox()
     assert (finding["state"], finding["found"]) == ("bad", "does not start")
     assert "the template process" in finding["advice"]
 
@@ -239,14 +239,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("status", [200, 401, 404, 503])
 def test_a_hub_that_answers_anything_is_there(status: int, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"{server}/{status}")
-    (finding,) = doctor._hub()
+    (finding,) = machine._hub()
     assert (finding["state"], finding["found"]) == ("ok", "127.0.0.1 answers")
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "no address at all", "http://127.0.0.1:port"])
 def test_a_hub_that_cannot_be_reached_is_a_warning(address: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
-    (finding,) = doctor._hub()
+    (finding,) = machine._hub()
     assert finding["state"] == "warn"
     assert "cannot be reached" in finding["found"]
     assert "HF_HUB_OFFLINE=1" in finding["advice"]
@@ -256,7 +256,7 @@ def test_a_hub_that_cannot_be_reached_is_a_warning(address: str, server: str, mo
 def test_a_hub_that_is_switched_off_is_not_asked(value: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    (finding,) = doctor._hub()
+    (finding,) = machine._hub()
     assert (finding["state"], finding["found"]) == ("ok", "offline (HF_HUB_OFFLINE is set)")
 
 
@@ -267,8 +267,8 @@ def test_a_hub_that_is_switched_off_is_not_asked(value: str, server: str, monkey
 def test_only_what_is_bad_fails_the_command_and_text_is_drawn_as_it_is(
     state: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finding = doctor._finding("disk", state, "[red]x[/red]", "free [some]")
-    monkeypatch.setattr(doctor, "examine", lambda: [finding])
+    finding = machine._finding("disk", state, "[red]x[/red]", "free [some]")
+    monkeypatch.setattr(machine, "examine", lambda: [finding])
     assert json.loads(run("doctor", "--json", status=status).stdout) == [finding]
     text = run("doctor", status=status).stdout
     assert "[red]x[/red]" in text

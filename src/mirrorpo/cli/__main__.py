@@ -1,5 +1,5 @@
-"""``python -m mirrorpo.cli``."""
+"""``python -m mirrorpo.cli``, which launchers take."""
 
-from mirrorpo.cli import main
+from mirrorpo.cli.start import main
 
-main()
+main(module_run=True)

@@ -1,107 +1,27 @@
-"""What can be chosen? The tables behind ``mirrorpo list``."""
+"""``mirrorpo list``: the names that recipes and functions take."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from mirrorpo._checks import unknown_name
-from mirrorpo.config.shipped import shipped_recipes
-from mirrorpo.divergences import DIVERGENCES
+from mirrorpo.cli import catalogue, output
+from mirrorpo.cli.catalogue import Rows
 from mirrorpo.errors import InputError
-from mirrorpo.losses.presets import PRESETS
-from mirrorpo.losses.regions import DIVERGENCE_REGIONS, REGIONS
 
-Rows = list[dict[str, str]]
 _MAX_NARROW_COLUMNS, _WIDE = 5, 140
-
-
-def _divergences() -> Rows:
-    return [
-        {
-            "name": name,
-            "family": entry.family,
-            "formula": entry.formula,
-            "options": ", ".join((*entry.options, *entry.optional)),
-            "source": entry.source,
-        }
-        for name, entry in DIVERGENCES.items()
-    ]
-
-
-def _regions() -> Rows:
-    rows = [
-        {"name": name, "constraint": entry.constraint, "options": ", ".join(entry.options), "source": entry.source}
-        for name, entry in REGIONS.items()
-    ]
-    for name in DIVERGENCE_REGIONS:
-        entry = DIVERGENCES[name]
-        if name in REGIONS:
-            continue
-        constraint = "d(p_y, b_y) <= radius" if entry.family == "bregman" else "f(w) - f'(1)(w - 1) <= radius"
-        rows.append(
-            {
-                "name": name,
-                "constraint": f"{constraint}, {entry.formula}",
-                "options": ", ".join(("radius", *entry.options, *entry.optional)),
-                "source": entry.source,
-            }
-        )
-    return rows
-
-
-def _objectives() -> Rows:
-    rows = []
-    for name, preset in PRESETS.items():
-        region, options = preset.region
-        numbers = ", ".join(f"{key.removeprefix('epsilon_')} {value:g}" for key, value in options.items())
-        rows.append(
-            {
-                "name": name,
-                "region": f"{region} ({numbers})" if numbers else region,
-                "penalty": " + ".join(f"{c:g} {_divergence_name(d)}" for d, c in preset.penalties) or "none",
-                "surrogate": preset.surrogate,
-                "level": preset.level,
-                "advantage": preset.advantage,
-                "aggregation": preset.aggregation,
-                "source": preset.source,
-            }
-        )
-    return rows
-
-
-def _divergence_name(chosen: str | Mapping[str, Any]) -> str:
-    if isinstance(chosen, str):
-        return chosen
-    options = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "name")
-    return f"{chosen['name']} ({options})"
-
-
-def _tasks() -> Rows:
-    from mirrorpo.tasks import TASKS
-
-    return [{"name": name, "what": entry.summary} for name, entry in TASKS.items()]
-
-
-def _recipes() -> Rows:
-    rows = []
-    for name, path in shipped_recipes().items():
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        rows.append({"name": name, "what": first.lstrip("# ") if first.startswith("#") else ""})
-    return rows
-
-
-LISTINGS = {
-    "divergences": _divergences,
-    "regions": _regions,
-    "objectives": _objectives,
-    "tasks": _tasks,
-    "recipes": _recipes,
-}
+TABLES = (
+    "divergences",
+    "regions",
+    "objectives",
+    "estimators",
+    "surrogates",
+    "advantages",
+    "aggregations",
+    "tasks",
+    "recipes",
+)
 
 
 def listing(what: str) -> Rows:
@@ -109,14 +29,55 @@ def listing(what: str) -> Rows:
 
     Raises:
         InputError: no such table.
+
+    Example:
+        >>> [row["name"] for row in listing("advantages")]
+        ['grpo', 'dr_grpo', 'rloo']
     """
-    if what not in LISTINGS:
-        raise InputError(str(unknown_name("list", what, LISTINGS)))
-    return LISTINGS[what]()
+    if what not in TABLES:
+        import difflib
+
+        near = difflib.get_close_matches(what, TABLES, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(f"unknown list {what!r}{hint} Legal: {', '.join(TABLES)}")
+    if what == "recipes":
+        return _recipes()
+    rows = catalogue.read()[what]
+    return [*rows, *_plugins()] if what == "divergences" else rows
+
+
+def _recipes() -> Rows:
+    from mirrorpo.config.shipped import shipped_recipes
+
+    rows = []
+    for name, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        rows.append({"name": name, "what": first.lstrip("# ") if first.startswith("#") else ""})
+    return rows
+
+
+def _plugins() -> Rows:
+    """Divergences that installed packages add; none of their code is run."""
+    from importlib.metadata import entry_points
+
+    return [
+        {
+            "name": point.name,
+            "family": "plugin",
+            "formula": point.value,
+            "options": "",
+            "source": f"package {point.dist.name}" if point.dist else "an installed package",
+        }
+        for point in entry_points(group="mirrorpo.divergences")
+    ]
 
 
 def render(what: str, rows: Rows) -> None:
     """Draws the table on stdout; a wide one as paragraphs where the terminal is narrow."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
     if rows and len(rows[0]) > _MAX_NARROW_COLUMNS and console.width < _WIDE:
         for row in rows:
@@ -129,3 +90,17 @@ def render(what: str, rows: Rows) -> None:
     for row in rows:
         table.add_row(*(Text(value) for value in row.values()))
     console.print(table)
+
+
+def command(
+    what: Annotated[str, typer.Argument(help=f"One of {', '.join(TABLES)}.")],
+    as_json: output.JSON = False,
+    _quiet: output.QUIET = False,
+    _debug: output.DEBUG = False,
+) -> None:
+    """The names that recipes and functions take, with formulas and papers."""
+    rows = listing(what)
+    if as_json:
+        output.say(output.as_json(rows))
+    else:
+        render(what, rows)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mirrorpo._checks import import_attribute
+from mirrorpo.errors import RunError
 from mirrorpo.rewards.time_limit import TimeLimitExceeded, time_limit
 from mirrorpo.rewards.verdict import Grade, Row
 
 
-class RewardError(RuntimeError):
+class RewardError(RunError):
     """A user's reward function failed; the message names the function and the sample, ``what`` says it in a word."""
 
     def __init__(self, message: str, what: str = "error") -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from mirrorpo.config.search import EvolutionSpec
+from mirrorpo.errors import RunError
 from mirrorpo.search.strategy import (
     Moments,
     ascend,
@@ -53,7 +54,7 @@ class Member:
 Evaluate = Callable[[Sequence[Member]], dict[str, dict[str, Any]]]
 
 
-class SearchError(RuntimeError):
+class SearchError(RunError):
     """The search has no direction: no pair is left, or all members are equally fit."""
 
 

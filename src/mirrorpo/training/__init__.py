@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mirrorpo.extras import missing, needs_train
+
 if TYPE_CHECKING:
     from mirrorpo.training.config import MirrorConfig
     from mirrorpo.training.trainer import MirrorTrainer, NonFiniteError
@@ -18,6 +20,9 @@ _HOME = {"MirrorConfig": "config", "MirrorTrainer": "trainer", "NonFiniteError":
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    absent = missing()
+    if absent:
+        raise ImportError(needs_train("mirrorpo.training", absent))
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 

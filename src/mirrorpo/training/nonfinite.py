@@ -18,10 +18,12 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from mirrorpo.errors import RunError
+
 MODES = ("raise", "skip")
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(RunError, FloatingPointError):
     """A tensor of the loss is NaN or infinite; the message names it and the step."""
 
 

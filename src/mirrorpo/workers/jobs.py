@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mirrorpo._checks import import_attribute
+from mirrorpo.errors import RunError
 from mirrorpo.workers.record import Record
 
 
@@ -48,7 +49,7 @@ class Done:
     deaths: int = 0
 
 
-class JobError(RuntimeError):
+class JobError(RunError):
     """A job cannot be finished: it raised, or its workers kept dying. The message names the job.
 
     Args:

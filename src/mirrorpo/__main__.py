@@ -1,0 +1,5 @@
+"""``python -m mirrorpo``."""
+
+from mirrorpo.cli.start import main
+
+main(module_run=True)

@@ -1,0 +1,33 @@
+"""``mirrorpo report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirrorpo.cli import output
+from mirrorpo.errors import InputError
+
+
+def command(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders and study folders.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Compare all of them in one report, written here.")] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", help="With --out: the arm to compare with.")] = None,
+    target: Annotated[float | None, typer.Option("--target", help="With --out: reward whose step is told.")] = None,
+    mixed: Annotated[bool, typer.Option("--mixed-versions", help="Compare runs of different versions.")] = False,
+    as_json: output.JSON = False,
+    _quiet: output.QUIET = False,
+    _debug: output.DEBUG = False,
+) -> None:
+    """Draw the reports of finished runs and studies again; with --out, compare them all in one."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give the --out folder of a run or a study")
+    from mirrorpo.studies import commands
+
+    written = commands.report(folders, out, baseline=baseline, target=target, allow_mixed=mixed)
+    output.say(output.as_json(written) if as_json else "\n".join(written))
+    if out is None and len(folders) > 1:
+        output.console().print("--out DIR compares them in one report", highlight=False)
