@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -68,26 +67,6 @@ def check_logps(names: tuple[str, ...], *logps: Tensor) -> float:
             raise ValueError(f"{name} must hold log-probabilities (legal: -inf to 0, no NaN), got {high.item()}")
         smallest = min(smallest, low.item())
     return smallest
-
-
-def import_attribute(path: str, what: str) -> Any:
-    """The object that ``"module:attribute"`` names.
-
-    Raises:
-        ValueError: no colon, no such module, or no such attribute in it.
-    """
-    module_name, colon, attribute = path.partition(":")
-    if not (module_name and colon and attribute):
-        raise ValueError(f"{what} must be 'module:attribute', got {path!r}")
-    try:
-        found: Any = import_module(module_name)
-    except (ImportError, TypeError) as error:  # TypeError: a relative name
-        raise ValueError(f"{what} {path!r}: cannot import module {module_name!r} ({error})") from error
-    for part in attribute.split("."):
-        if part not in dir(found):
-            raise ValueError(f"{what} {path!r}: {found.__name__} has no attribute {part!r}")
-        found = getattr(found, part)
-    return found
 
 
 def call_with_options(kind: str, name: str, build: Callable[..., Any], options: dict[str, Any], legal: set[str]) -> Any:

@@ -10,6 +10,7 @@ import typer
 
 from mirrorpo.config.shipped import find_recipe
 from mirrorpo.errors import InputError
+from mirrorpo.user_code import look_in
 
 OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key=value, such as train.steps=5")]
 
@@ -24,7 +25,9 @@ def recipe_file(name: str) -> Path:
         raise InputError(f"{name!r}: the recipe comes first, then key=value; `mirrorpo list recipes` has the names")
     if Path(name).is_dir():
         raise InputError(f"{name}: is a folder, not a recipe file; the recipe of a run is {Path(name, 'recipe.yaml')}")
-    return find_recipe(name)
+    path = find_recipe(name)
+    look_in(path.parent, Path.cwd())  # what the recipe names as "module:function" may be beside it
+    return path
 
 
 def check_overrides(overrides: Sequence[str] | None) -> list[str]:

@@ -33,13 +33,17 @@ def main(module_run: bool = False) -> None:
 
 
 def _run() -> None:
+    from pathlib import Path
+
     import typer
 
     from mirrorpo.cli import output
     from mirrorpo.cli.app import app
     from mirrorpo.errors import InputError, Interrupted, RunError
+    from mirrorpo.user_code import look_in
 
     output.reset()
+    look_in(Path.cwd())
     # Typer's own complaint about arguments; the class has no public name of its own.
     usage_error = typer.BadParameter.__base__
     assert usage_error is not None

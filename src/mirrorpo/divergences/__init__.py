@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, cast
 
-from mirrorpo._checks import call_with_options, check_number, import_attribute, unknown_name
+from mirrorpo._checks import call_with_options, check_number, unknown_name
 from mirrorpo.divergences import bregman, fdivergence
 from mirrorpo.divergences.base import ESTIMATORS, LOGITS_ESTIMATORS, Divergence, Estimator
 from mirrorpo.divergences.bregman import BregmanDivergence, beta_divergence
 from mirrorpo.divergences.custom import Generator, bregman_from, f_divergence_from
 from mirrorpo.divergences.fdivergence import LogRatioPenalty, RatioDivergence, alpha_divergence
 from mirrorpo.divergences.neural.map import SOURCES, MirrorMap, NeuralDivergence, neural
+from mirrorpo.user_code import import_attribute
 
 ENTRY_POINT_GROUP = "mirrorpo.divergences"
 GBMPO, UNIFIED = "GBMPO, arXiv 2602.04380", "Unified clipping, arXiv 2602.05494"

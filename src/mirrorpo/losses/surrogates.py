@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirrorpo._checks import check_number, import_attribute, unknown_name
+from mirrorpo._checks import check_number, unknown_name
+from mirrorpo.user_code import import_attribute
 
 # w = exp(log_ratio) is held at exp(20) = 4.9e8: further out the value is constant and the gradient of a token with A <
 # 0 stays -w A at that w. No sensible region is that wide; it keeps (inf - inf) out of float32.

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from mirrorpo._checks import import_attribute
 from mirrorpo.errors import RunError
 from mirrorpo.rewards.time_limit import TimeLimitExceeded, time_limit
 from mirrorpo.rewards.verdict import Grade, Row
+from mirrorpo.user_code import import_attribute
 
 
 class RewardError(RunError):

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mirrorpo._checks import import_attribute
 from mirrorpo.errors import RunError
+from mirrorpo.user_code import import_attribute
 from mirrorpo.workers.record import Record
 
 
