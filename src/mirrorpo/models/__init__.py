@@ -1,4 +1,4 @@
-"""Models shipped with the package, and how a recipe's model path is read."""
+"""Models: those shipped with the package, how a path is read, and what a folder or a config says about a model."""
 
 from mirrorpo.models.builtin import BUILTIN_MODELS, builtin_path, resolve_model
 

@@ -8,7 +8,8 @@ hence gradient checkpointing recomputes the same attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.utils.import_utils import is_peft_available
 
 from mirrorpo.kernels.attention import prefix_attention
 from mirrorpo.kernels.packing import Packing, Row, Segments, pack
+from mirrorpo.training.resuming import random_states, set_random_states
 
 # The attention functions whose plain form (no cap, no sink, no bias) is softmax(scale q k) v. `eager` is not looked up
 # in the table, `flex_attention` would need a block mask.
@@ -153,18 +155,17 @@ def probe(model: PreTrainedModel) -> str | None:
     ids, mask = ids.to(device), mask.to(device)
     packing = pack(ids, mask, num_completion=4)
     row = PackedRow(packing.rows[0].segments)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with torch.no_grad():
+        with undisturbed(model, training=True):  # dropout of attention weights
+            _read(model, packing.rows[0], PackedRow(row.segments))
+        with undisturbed(model, training=False):
             packed = _read(model, packing.rows[0], row)
             padded = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    except UnsupportedAttentionError as error:
+        return f"{type(model).__name__}: {error}"
     # Untrusted: the code of any model somebody wrote for transformers, called with arguments that it may not know.
     except Exception as error:  # noqa: BLE001
         return f"{type(model).__name__} does not read packed rows ({type(error).__name__}: {_one_line(error)})"
-    finally:
-        for module in training:
-            module.training = True
     if row.num_calls != config.num_hidden_layers:
         return f"{type(model).__name__}: {row.num_calls} of {config.num_hidden_layers} layers attend to packed rows"
     wanted = padded[:, -5:-1].reshape(-1, padded.shape[-1])[packing.slots].float()
@@ -173,6 +174,21 @@ def probe(model: PreTrainedModel) -> str | None:
     if not error <= allowed:
         return f"{type(model).__name__}: hidden states of a packed row differ from the padded ones by {error:.1e}"
     return None
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Without gradients, all modules in one mode; afterwards their modes and all random states are as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    states = random_states()
+    model.train(training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        set_random_states(states)
 
 
 def _probe_batch(vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -198,4 +214,5 @@ __all__ = [
     "install",
     "probe",
     "prompt_adapter",
+    "undisturbed",
 ]

@@ -1,7 +1,13 @@
-"""When is a batch of completions packed, and when padded? Packed, unless there is a reason, which is said.
+"""The choice between packed and padded batches: packed, unless there is a reason, which is logged once.
 
-The reasons are found where they are known: settings and model when training starts (``PackedPath``), a model's code by
-reading two small groups both ways (``backbone.probe``), a batch's layout when it arrives. Each is logged once.
+Reasons are found where they are known: settings when training starts (``PackedPath``), a model's code by reading two
+small groups both ways (``backbone.probe``), a batch's layout and length when it arrives
+(``mirrorpo.models.thresholds``), and whatever else by comparing log-probabilities on the first batch, and on each that
+is longer than any before by a factor of two (``mirrorpo.training.agreement``). None of them ends a run.
+
+Old, reference and current log-probabilities of a batch go the same way. What depends on a batch's length looks at the
+number of its columns, which its micro-batches share; everything else holds for the rest of the run, and is kept in
+checkpoints so that a resumed run goes the way of the unbroken one.
 """
 
 from __future__ import annotations
@@ -16,6 +22,8 @@ from transformers.utils import logging
 
 from mirrorpo.kernels import Head, token_logps
 from mirrorpo.kernels.packing import Packing, UnpackableError, pack
+from mirrorpo.models.thresholds import Threshold, thresholds
+from mirrorpo.training.agreement import disagreement
 from mirrorpo.training.backbone import (
     IMPLEMENTATIONS,
     UnsupportedAttentionError,
@@ -31,6 +39,9 @@ from mirrorpo.training.wrapped import through
 
 logger = logging.get_logger(__name__)
 
+# A batch that is longer by more than this factor than any that was compared is compared.
+_LONGER = 2
+
 
 class PackedPath:
     """Scores completions from packed rows, or says why not.
@@ -40,16 +51,24 @@ class PackedPath:
         accelerator: accelerate's.
         temperature: the logits are divided by it.
         aux_loss: whether the load-balancing loss of a mixture model is wanted.
+        needs_logits: what part of the objective needs the logits of the rollout policy, if any.
 
     Attributes:
         reason: why nothing is packed, whatever the batch; None if something may be.
+        found: the same, found while the run went on; a part of a checkpoint.
+        compared: columns of the longest batch that packed and padded agreed on, for each kind of model.
         last: model and padded batch of the last micro-batch that was trained on.
     """
 
-    def __init__(self, args: Any, accelerator: Any, temperature: float, aux_loss: bool) -> None:
+    def __init__(
+        self, args: Any, accelerator: Any, temperature: float, aux_loss: bool, needs_logits: str | None = None
+    ) -> None:
         self.accelerator, self.temperature = accelerator, temperature
         self.token_budget: int | None = args.token_budget
-        self._models: dict[int, str | None] = {}
+        self.found: str | None = None
+        self.compared: dict[str, int] = {}
+        self._examined: set[int] = set()
+        self._thresholds: dict[int, tuple[Threshold, ...]] = {}
         self._heads: dict[int, Head] = {}
         self._said: set[str] = set()
         self.last: tuple[PreTrainedModel, Tensor, Tensor, int] | None = None
@@ -65,6 +84,8 @@ class PackedPath:
             self.reason = "torch_compile: every packed row has a shape of its own"
         elif aux_loss:
             self.reason = "the load-balancing loss of a mixture model is over padded rows"
+        elif needs_logits is not None:
+            self.reason = f"{needs_logits} needs the rollout policy's logits"
         if self.reason is not None:
             self.say(self.reason)
         else:
@@ -78,19 +99,35 @@ class PackedPath:
         if self.accelerator.is_main_process:
             logger.warning("completions are padded, not packed: %s", reason)
 
+    def give_up(self, reason: str) -> None:
+        """Pads from here on."""
+        self.reason = self.found = reason
+        self.say(reason)
+
+    def state(self) -> dict[str, Any]:
+        """What was found out about the models so far, for a checkpoint."""
+        return {"found": self.found, "compared": dict(self.compared)}
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken; settings of this run that rule packing out still hold."""
+        self.compared = dict(state["compared"])
+        if state["found"] is not None and self.reason is None:
+            self.give_up(state["found"])
+
     def model(self, model: Any) -> PreTrainedModel | None:
         """The causal language model to read packed rows with, None if it cannot."""
         if self.reason is not None:
             return None
         unwrapped = self.accelerator.unwrap_model(model)
         causal = causal_model(unwrapped)
+        reason = None
         if any(isinstance(parameter, DTensor) for parameter in causal.parameters()):  # a model is sharded in place
-            self._models[id(causal)] = "the model is sharded (distributed tensors)"
-        if id(causal) not in self._models:
-            self._models[id(causal)] = prompt_adapter(unwrapped) or self._unsupported(causal)
-        reason = self._models[id(causal)]
+            reason = "the model is sharded (distributed tensors)"
+        elif id(causal) not in self._examined:
+            self._examined.add(id(causal))
+            reason = prompt_adapter(unwrapped) or self._unsupported(causal)
         if reason is not None:
-            self.say(reason)
+            self.give_up(reason)
             return None
         return causal
 
@@ -118,13 +155,18 @@ class PackedPath:
             ids: (B, P + T).
             attention: (B, P + T).
             keep: T.
-
-        Raises:
-            RowTooLongError: a prompt with one completion exceeds the token budget or the model's context.
         """
-        config = causal.config.get_text_config()
+        width = ids.shape[1]
+        known = self._thresholds.setdefault(id(causal), thresholds(causal.config))
+        beyond = next((threshold for threshold in known if width > threshold.length), None)
+        if beyond is not None:
+            self.say(f"a batch has more columns than {beyond.feature}: {beyond.reason}")
+            return None
+        if self.token_budget is not None and width > self.token_budget:
+            self.say(f"a batch has more columns than token_budget, {self.token_budget}")
+            return None
         try:
-            packing = pack(ids, attention, keep, self.token_budget, config.max_position_embeddings)
+            packing = pack(ids, attention, keep, self.token_budget)
         except UnpackableError as error:
             self.say(str(error))
             return None
@@ -132,11 +174,22 @@ class PackedPath:
             return None
         if torch.is_grad_enabled():
             self.last = (causal, ids, attention, keep)
-        window = sliding_window(config)
-        if window is not None and int(attention.sum(1).max()) > window:
-            self.say(f"a sequence of {int(attention.sum(1).max())} tokens is longer than the sliding window, {window}")
-            return None
-        return packing
+        return packing if self._agrees(causal, packing, ids, attention, keep) else None
+
+    def _agrees(self, causal: PreTrainedModel, packing: Packing, ids: Tensor, attention: Tensor, keep: int) -> bool:
+        """Whether packed and padded rows give the same log-probabilities, as far as that is not known yet."""
+        width = ids.shape[1]
+        # The question is about code, not about weights: policy and reference share the answer.
+        kind = f"{type(causal).__name__} {causal.config._attn_implementation} {causal.dtype}"
+        if width <= _LONGER * self.compared.get(kind, 0):
+            return True
+        with self.accelerator.autocast():
+            reason = disagreement(causal, self.head(causal), packing, ids, attention, keep)
+        if reason is not None:
+            self.give_up(f"{type(causal).__name__}, a batch of {width} columns: {reason}")
+            return False
+        self.compared[kind] = width
+        return True
 
     def hidden(self, model: nn.Module, packing: Packing) -> Tensor | None:
         """(N, H): what predicts each token of the completions, in the order of ``packing.tokens``.
@@ -156,8 +209,7 @@ class PackedPath:
             with self.accelerator.autocast():
                 return through(model, read, head) if torch.is_grad_enabled() else read()
         except UnsupportedAttentionError as error:
-            self._models[id(causal)] = str(error)
-            self.say(str(error))
+            self.give_up(str(error))
             return None
 
     # What a failed allocation is advised on
@@ -201,6 +253,9 @@ class PackedPath:
         parts = []
         for first in range(0, ids.shape[0], rows):
             part = slice(first, first + rows)
+            if not bool(attention[part, -keep:].any()):  # completions without a token
+                parts.append((torch.zeros(len(ids[part]), keep, device=ids.device),) * 2)
+                continue
             packing = self.pack(causal, ids[part], attention[part], keep)
             hidden = None if packing is None else self.hidden(model, packing)
             if packing is None or hidden is None:
@@ -211,14 +266,4 @@ class PackedPath:
         return logps, entropies if with_entropy else None
 
 
-def sliding_window(config: Any) -> int | None:
-    """The window of the layers that have one, None if all layers see everything."""
-    values = config.to_dict()
-    window = values.get("sliding_window")
-    if window is None or values.get("use_sliding_window") is False:
-        return None
-    layers = values.get("layer_types")
-    return window if layers is None or "sliding_attention" in layers else None
-
-
-__all__ = ["PackedPath", "sliding_window"]
+__all__ = ["PackedPath"]

@@ -39,9 +39,6 @@ def packed_loss(
     if any(inputs.get(key) is not None for key in FORWARD_KEYS):
         path.say("multimodal input")
         return None
-    if objective.region.needs_logits:
-        path.say(f"region {objective.region.name!r} needs the rollout policy's logits")
-        return None
     packing = path.pack(causal, *gather_ids(inputs))
     hidden = None if packing is None else path.hidden(model, packing)
     if packing is None or hidden is None:

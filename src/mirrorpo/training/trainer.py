@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from mirrorpo.losses.advantages import advantages as group_advantages
 from mirrorpo.losses.objective import Objective, Output
+from mirrorpo.models.thresholds import forget_lengths
 from mirrorpo.training.budget import budget_advice
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.control import PenaltyState, load_state, save_state
@@ -101,7 +102,9 @@ class MirrorTrainer(ResumableTrainer):
         self._check_reference()
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
-        self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled)
+        region = self.policy_objective.region
+        needs_logits = f"region {region.name!r}" if region.needs_logits else None
+        self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
             logger.warning("%s; reference: %s", self.policy_objective.describe(), self.reference_description())
@@ -144,11 +147,13 @@ class MirrorTrainer(ResumableTrainer):
             self._metrics["train"][name].append(value)
 
     def _progress(self) -> dict[str, Any]:
-        return {**super()._progress(), "nonfinite": self.nonfinite.events}
+        return {**super()._progress(), "nonfinite": self.nonfinite.events, "packed": self.packed.state()}
 
     def _take_up(self, kept: dict[str, Any]) -> None:
         super()._take_up(kept)
         self.nonfinite.events = kept["nonfinite"]
+        if "packed" in kept:  # not in a checkpoint of 0.1
+            self.packed.take_up(kept["packed"])
 
     def _save_more(self, folder: Path) -> None:
         averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
@@ -263,6 +268,7 @@ class MirrorTrainer(ResumableTrainer):
             self._step_total = (
                 mask.shape[0] * self.current_gradient_accumulation_steps if num_tokens is None else num_tokens
             )
+        forget_lengths(model)
         found = packed_loss(self, model, inputs, mask)
         output, scored, mask = padded_loss(self, model, inputs, mask) if found is None else (*found, mask)
         self.nonfinite.check_loss(output.loss, step)
@@ -296,6 +302,7 @@ class MirrorTrainer(ResumableTrainer):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Policy, old and reference log-probabilities: from packed rows where that is supported, else TRL's way."""
+        forget_lengths(model)
         if not any(value is not None for key, value in kwargs.items() if key in FORWARD_KEYS):
             rows = batch_size or input_ids.shape[0]
             found = self.packed.score(model, input_ids, attention_mask, logits_to_keep, rows, compute_entropy)
