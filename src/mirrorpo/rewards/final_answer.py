@@ -26,8 +26,10 @@ _MARKER = "####"
 
 _THOUGHT_END = re.compile(r"</\s*(?:think|thinking|thought|reasoning)\s*>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 _THOUGHT = re.compile(r"<\s*(?:think|thinking|thought|reasoning)\s*>|\[THINK\]|◁think▷", re.IGNORECASE)
+_THOUGHT_WORDS = ("hink", "HINK", "ought>", "OUGHT>", "easoning", "EASONING")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_BARE_BOX = re.compile(r"[-+]?[0-9][0-9.,]*|[A-Za-z]")
+_BARE_THOUGHT_WORDS = ("hink", "HINK", "ought>", "OUGHT>", "easoning", "EASONING")
+_BOX = re.compile(r"[-+]?[0-9][0-9.,]*|[A-Za-z]")
 _IS = r"(?:is|are|equals|be|becomes|was)"
 _PHRASE = re.compile(
     rf"nswers?(?![A-Za-z])(?:\s*\([^()\n]{{1,40}}\))?(?:[*_`]{{0,3}}\s*[:=][*_`]{{0,3}}|(?:[^.\n:=!?]|\.(?=[0-9])){{0,80}}?[\s*_]{_IS}\b[*_`]{{0,3}}\s*:?|"
@@ -149,7 +151,7 @@ def final_answer(completion: str, *, last_number: bool = False) -> str | None:
 
 def _after_thought(text: str) -> str:
     """What follows the last closed thought and is in no open one."""
-    if "<" not in text and "[" not in text and "◁" not in text:
+    if not any(word in text for word in _THOUGHT_WORDS):
         return text
     end = 0
     for found in _THOUGHT_END.finditer(text):
@@ -211,8 +213,7 @@ def _marked(text: str, kind: str, at: int) -> Answer | None:
         inside = text[at + len("<answer>") :].partition("</answer>")[0]
         return find_answer(inside) if _MARKER in inside or "\\boxed" in inside else _labelled(inside.strip())
     rest = text[at + len(_MARKER) : at + _NEAR_CHARACTERS].lstrip("# \t\r\n")
-    heading = _HEADING.fullmatch(rest.partition("\n")[0])
-    if heading is not None and "answer" in rest[:60].lower():
+    if "answer" in rest[:60].lower() and _HEADING.fullmatch(rest.partition("\n")[0]):
         return _labelled(rest)
     line, _, more = rest.partition("\n")
     found = _first_sentence(line.strip(), prose=False)

@@ -132,6 +132,8 @@ _REPLACED = (
 )
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("***", "***"), ("**", "**"), ("__", "__"))
 _WRAPPERS += (("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("{", "}"), ("``", "''"), ("==", "=="))
+_FIRST_OF_WRAPPERS = {left[0] for left, _ in _WRAPPERS}
+_NOTHING_TO_DO = re.compile(r"[-+]?\$?[0-9]+(?:[,.][0-9]+)*(?: [A-Za-z]+){0,3}")
 _LEADING = " \t\r\n:,;"  # not the point of ".5"
 _TRAILING = " \t\r\n.,;:?"  # not the "!" of a factorial
 _MAX_NESTED = 12
@@ -180,6 +182,8 @@ def tidy(text: str) -> str:
         >>> tidy(r"**$\\text{about }\\$1{,}000$.**")
         'about $1,000'
     """
+    if _NOTHING_TO_DO.fullmatch(text):
+        return text
     text = ascii_of(text)
     if "\\" in text or "{" in text:
         text = _without_dress(text)
@@ -188,6 +192,8 @@ def tidy(text: str) -> str:
     while True:
         before = text
         text = text.lstrip(_LEADING).rstrip(_TRAILING)
+        if text[:1] not in _FIRST_OF_WRAPPERS:
+            break
         for left, right in _WRAPPERS:
             if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
                 inside = text[len(left) : -len(right)]
