@@ -1,7 +1,7 @@
 """When is an answer right? Verifiers for plain data, maths and code."""
 
+from mirrorpo.rewards.answer_position import final_answer
 from mirrorpo.rewards.code import CodeVerifier, extract_code
-from mirrorpo.rewards.final_answer import final_answer
 from mirrorpo.rewards.match import VERIFIERS, Verifier, exact, last_number, numeric
 from mirrorpo.rewards.maths import MathVerifier
 from mirrorpo.rewards.user_function import RewardError, UserReward

@@ -199,6 +199,7 @@ def _expression(text: str, both: str) -> Node:
         text, unit = _without_unit(text)
     value = read_expression(text, both)
     if isinstance(value, sympy.Set):
+        value = value.doit()
         if isinstance(value, sympy.FiniteSet) or value is sympy.S.EmptySet:
             return Collection(tuple(Scalar(item) for item in value.args))
         return Region(value)
@@ -225,7 +226,7 @@ def _distinct(nodes: Sequence[Node]) -> list[Node]:
 
 def _bracketed(text: str, both: str) -> Node | None:
     """A set in braces, or a tuple or interval; None if the brackets only group."""
-    if text.startswith("\\{") and text.endswith("\\}"):
+    if text.startswith("\\{") and text.endswith("\\}") and _balanced(text[2:-2], "{", "}"):
         inside = text[2:-2].strip()
         if re.search(r"\\mid|(?<!\\)\||:", inside):
             raise Unreadable(text)
@@ -244,11 +245,11 @@ def _bracketed(text: str, both: str) -> Node | None:
     return Ordered(left, right, items)
 
 
-def _balanced(text: str) -> bool:
+def _balanced(text: str, opening: str = "([", closing: str = ")]") -> bool:
     """Whether brackets close in order; half-open intervals count as pairs too."""
     depth = 0
     for character in text:
-        depth += (character in "([") - (character in ")]")
+        depth += (character in opening) - (character in closing)
         if depth < 0:
             return False
     return depth == 0

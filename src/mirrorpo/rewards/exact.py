@@ -105,8 +105,6 @@ def _same_function(left: Any, right: Any, symbols: list[Any]) -> bool:
     """Whether two expressions agree at generic rational points, where each is a constant to be compared exactly."""
     import sympy
 
-    if sympy.expand(left - right) == 0:
-        return True
     compared = 0
     for top, bottom in _POINTS:
         point = {

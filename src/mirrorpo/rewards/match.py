@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from mirrorpo.rewards.final_answer import TAIL_CHARACTERS, find_answer
+from mirrorpo.rewards.answer_position import TAIL_CHARACTERS, find_answer
 from mirrorpo.rewards.notation import tidy
 from mirrorpo.rewards.numbers import Number, agree, read_number, without_name
 from mirrorpo.rewards.user_function import RewardError, UserReward

@@ -3,7 +3,7 @@
 Reasons: ``match``, ``mismatch``, ``no answer`` (nothing marks one), ``malformed`` (what is marked is no single
 mathematical object), ``timeout``. Not scorable (reward None): ``bad reference``. No text is ever evaluated as code.
 
-`mirrorpo.rewards.final_answer` says where the answer is, `mirrorpo.rewards.numbers` what a number is,
+`mirrorpo.rewards.answer_position` says where the answer is, `mirrorpo.rewards.numbers` what a number is,
 `mirrorpo.rewards.equality` what is equal to what.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mirrorpo.rewards.algebra import Algebra
-from mirrorpo.rewards.final_answer import TAIL_CHARACTERS, final_answer, find_answer
+from mirrorpo.rewards.answer_position import TAIL_CHARACTERS, final_answer, find_answer
 from mirrorpo.rewards.latex import has_words
 from mirrorpo.rewards.notation import tidy
 from mirrorpo.rewards.numbers import Number, agree, read_number
@@ -25,7 +25,7 @@ from mirrorpo.rewards.verdict import Grade
 MAX_SYMBOLIC_CHARACTERS = 1_000
 _MAX_BRACKETS = 60
 # "Area = 12": a name in words says nothing that 12 does not.
-_NAME_IN_WORDS = re.compile(r"[A-Za-z][A-Za-z ]{2,40}=\s*(?=[^=]+\Z)")
+_NAME_IN_WORDS = re.compile(r"\A[A-Za-z][A-Za-z ]{2,40}=\s*(?=[^=]+\Z)")
 _OFFERED = re.compile(r"\b(?:or|and)\b")
 _SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 _OPTION = re.compile(

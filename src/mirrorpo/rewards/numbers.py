@@ -61,7 +61,7 @@ nineteen twenty
 """
 _NUMBER_WORDS = _COUNTING.split()
 _NUMBER_WORD = re.compile(rf"(?:{'|'.join(reversed(_NUMBER_WORDS))})(?![A-Za-z-])", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z][A-Za-z ]{0,40}=\s*(?=[^=]+\Z)")
+_NAME = re.compile(r"\A[A-Za-z][A-Za-z ]{0,40}=\s*(?=[^=]+\Z)")
 _ROUGHLY = re.compile(
     r"(?:exactly|about|approximately|approx\.?|roughly|around|\\approx)\s*(?=[-+$€£¥\\.0-9])", re.IGNORECASE
 )

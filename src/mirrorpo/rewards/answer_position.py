@@ -28,8 +28,7 @@ _THOUGHT_END = re.compile(r"</\s*(?:think|thinking|thought|reasoning)\s*>|\[/THI
 _THOUGHT = re.compile(r"<\s*(?:think|thinking|thought|reasoning)\s*>|\[THINK\]|◁think▷", re.IGNORECASE)
 _THOUGHT_WORDS = ("hink", "HINK", "ought>", "OUGHT>", "easoning", "EASONING")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_BARE_THOUGHT_WORDS = ("hink", "HINK", "ought>", "OUGHT>", "easoning", "EASONING")
-_BOX = re.compile(r"[-+]?[0-9][0-9.,]*|[A-Za-z]")
+_BARE_BOX = re.compile(r"[-+]?[0-9][0-9.,]*|[A-Za-z]")
 _IS = r"(?:is|are|equals|be|becomes|was)"
 _PHRASE = re.compile(
     rf"nswers?(?![A-Za-z])(?:\s*\([^()\n]{{1,40}}\))?(?:[*_`]{{0,3}}\s*[:=][*_`]{{0,3}}|(?:[^.\n:=!?]|\.(?=[0-9])){{0,80}}?[\s*_]{_IS}\b[*_`]{{0,3}}\s*:?|"
@@ -44,11 +43,14 @@ _HEADING = re.compile(
 _LINE_BEFORE = re.compile(r"[\s#*_`>0-9.)-]*(?:[A-Za-z]+\s+){0,3}[Aa]?\Z")
 # Regions of mathematics are skipped; what ends a sentence outside them ends the answer.
 _SENTENCE = re.compile(
-    r"\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{([a-z]+\*?)\}.*?\\end\{\1\}|\$(?![\s$])[^$\n]*?(?<![\s\\])\$(?!\d)"
-    r"|(?P<end>[.;!?]+(?=[\s*_)\"'`]|$)|\n|,\s+(?!(?:or|and)\b)(?=[a-z]{2})|\s+[-–—]+\s+(?=[A-Za-z])|\s+\((?=[A-Za-z]{2})"
-    r"|\s+(?=(?:because|since|which|so that|I hope|as required|as desired|as expected|as needed|as follows)\b))",
+    r"\$\$[^$]{1,1000}\$\$|\\\[.{1,1000}?\\\]|\\\(.{1,1000}?\\\)|\\begin\{([a-z]+\*?)\}.{1,1000}?\\end\{\1\}"
+    r"|\$(?![\s$])[^$\n]{0,300}(?<![\s\\])\$(?!\d)"
+    r"|(?P<end>[.;!?]+(?=[\s*_)\"'`]|$)|\n|,\s+(?!(?:or|and)\b)(?=[a-z]{2})"
+    r"|(?<!\s)\s{1,20}(?:[-–—]+\s+(?=[A-Za-z])|\((?=[A-Za-z]{2})"
+    r"|(?=(?:because|since|which|so that|I hope|as required|as desired|as expected|as needed|as follows)\b)))",
     re.DOTALL,
 )
+_UP_TO_LAST_IS = re.compile(rf".*\b{_IS}\b:?\s+(?=\S)", re.DOTALL)
 _HEDGE = re.compile(
     r"\b(?:or|maybe|possibly|perhaps|alternatively|else|otherwise|if|unless|but|when)\b[^.\n]*[0-9]", re.IGNORECASE
 )
@@ -63,7 +65,7 @@ _FILLER = re.compile(
     r"definitely|still|hence)\b[\s:,]*)+",
     re.IGNORECASE,
 )
-_STARTS_AS_MATHS = re.compile(r"[\s$(\[{<+\-.~≈±√|'\"]*(?:\\[a-zA-Z]+[\s{(]*)*[\s$(\[{<+\-.~|−]*[0-9¼-¾⅐-⅞]")
+_STARTS_AS_MATHS = re.compile(r"(?:[\s$(\[{<+\-.~|≈±√'\"−]|\\[a-zA-Z]+)*[0-9¼-¾⅐-⅞]")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _FUNCTIONS = words(
@@ -184,8 +186,13 @@ def _marks(text: str) -> Iterator[tuple[str, int]]:
 
 def _last_box(text: str, end: int) -> int:
     at = end
-    while (at := max(text.rfind("\\boxed", 0, at), text.rfind("\\fbox", 0, at))) >= 0:
-        if _BOX.match(text, at):
+    for _ in range(_MAX_LOOKS):
+        start = max(0, at - _BOX_CHARACTERS)
+        found = max(text.rfind("\\boxed", start, at), text.rfind("\\fbox", start, at))
+        if found < 0 and start > 0:
+            found = max(text.rfind("\\boxed", 0, at), text.rfind("\\fbox", 0, at))
+        at = found
+        if at < 0 or _BOX.match(text, at):
             return at
     return -1
 
@@ -329,7 +336,7 @@ def _stated(rest: str) -> Answer:
         return Answer(tuple(points))
     found = _first_sentence(_FILLER.sub("", line, count=1) if _FILLER.match(line) else line, prose=True)
     said = found.parts[0]
-    if not _readable(said) and (last := re.search(rf".*\b{_IS}\b:?\s+(?=\S)", said, re.DOTALL)):
+    if not _readable(said) and (last := _UP_TO_LAST_IS.match(said)):
         return Answer((said[last.end() :],), found.exclaimed)
     return found
 
