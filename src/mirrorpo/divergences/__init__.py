@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from mirrorpo.divergences.base import ESTIMATORS, LOGITS_ESTIMATORS, Divergence,
 from mirrorpo.divergences.bregman import BregmanDivergence, beta_divergence
 from mirrorpo.divergences.custom import Generator, bregman_from, f_divergence_from
 from mirrorpo.divergences.fdivergence import LogRatioPenalty, RatioDivergence, alpha_divergence
-from mirrorpo.divergences.neural.map import SOURCES, MirrorMap, NeuralDivergence, neural
+from mirrorpo.divergences.neural.map import SOURCES, MirrorMap, NeuralDivergence
 from mirrorpo.user_code import import_attribute
 
 ENTRY_POINT_GROUP = "mirrorpo.divergences"
@@ -34,7 +35,7 @@ class Entry:
 
 def _bregman(name: str, coordinate: bregman.Coordinate, formula: str, source: str, **settings: Any) -> Entry:
     return Entry(
-        build=lambda: BregmanDivergence(name, coordinate=coordinate, **settings),
+        build=lambda: BregmanDivergence(name, coordinate=coordinate, growth_known=True, **settings),
         family="bregman",
         formula=formula,
         source=source,
@@ -42,12 +43,13 @@ def _bregman(name: str, coordinate: bregman.Coordinate, formula: str, source: st
 
 
 def _ratio(name: str, form: fdivergence.Form, formula: str, source: str, **settings: Any) -> Entry:
+    settings = {"growth_known": True, "float32_sums": True, **settings}
     return Entry(build=lambda: RatioDivergence(name, form=form, **settings), family="f", formula=formula, source=source)
 
 
 def _penalty(name: str, form: fdivergence.Form, formula: str, source: str) -> Entry:
     return Entry(
-        build=lambda: LogRatioPenalty(name, form=form, needs_float64=False),
+        build=lambda: LogRatioPenalty(name, form=form, needs_float64=False, growth_known=True, float32_sums=True),
         family="log-ratio",
         formula=formula,
         source=source,
@@ -62,12 +64,34 @@ def _alpha(alpha: object) -> Divergence:
     return alpha_divergence(check_number("alpha", alpha, -4.0, 4.0))
 
 
+def _neural(**source: Any) -> NeuralDivergence:
+    given = {name: value for name, value in source.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"divergence 'neural' takes one of {', '.join(SOURCES)}, got {' and '.join(given)}")
+    if "path" in given:
+        from mirrorpo.divergences.neural.file import load_map  # reads a file: only where one is asked for
+
+        return load_map(given["path"]).divergence()
+    if "parameters" in given:
+        return MirrorMap.of(given["parameters"]).divergence()
+    if "like" in given:
+        return MirrorMap.like(given["like"]).divergence()
+    return MirrorMap.random(given.get("seed", 0)).divergence()
+
+
 SCHULMAN = "Schulman 2020, Approximating KL divergence"
 DIVERGENCES: dict[str, Entry] = {
-    "kl": _bregman("kl", bregman.kl, "x log(x/z) - x + z", GBMPO),
-    "prob_l2": _bregman("prob_l2", bregman.prob_l2, "(x - z)^2", GBMPO, needs_float64=False),
+    "kl": _bregman("kl", bregman.kl, "x log(x/z) - x + z", GBMPO, float32_term=bregman.kl_float32),
+    "prob_l2": _bregman(
+        "prob_l2", bregman.prob_l2, "(x - z)^2", GBMPO, needs_float64=False, float32_term=bregman.prob_l2_float32
+    ),
     "itakura_saito": _bregman(
-        "itakura_saito", bregman.itakura_saito, "x/z - 1 - log(x/z)", UNIFIED + " (KL3)", max_log_ratio=80.0
+        "itakura_saito",
+        bregman.itakura_saito,
+        "x/z - 1 - log(x/z)",
+        UNIFIED + " (KL3)",
+        max_log_ratio=80.0,
+        float32_term=partial(bregman.clamped_float32, bregman.itakura_saito, 1.0),
     ),
     "beta": Entry(
         build=_beta,
@@ -77,7 +101,7 @@ DIVERGENCES: dict[str, Entry] = {
         options=("beta",),
     ),
     "neural": Entry(
-        build=neural,
+        build=_neural,
         family="bregman",
         formula="h' = sum_j v_j sigma_j(w_j x + b_j) + a x + c log x",
         source=GBMPO,

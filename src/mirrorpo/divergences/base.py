@@ -1,4 +1,4 @@
-r"""How far apart are two next-token distributions, and how does that enter a loss?
+r"""Divergences between next-token distributions, and the ways into a loss that all of them share.
 
 Every divergence here is a sum over the vocabulary, :math:`D(p, q) = \sum_v d(p_v, q_v)`, and is defined by ONE
 function, the coordinate term d and its derivative. The four ways into a loss (sampled, weighted, score, exact; plus
@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -137,11 +137,21 @@ class Divergence(ABC):
     log-ratio); a new divergence is one function handed to one of them. Assumed and not checked (``mirrorpo.divergence``
     checks it for your own generators): d is convex in its first argument with d(z, z) = 0, so that D is non-negative.
 
+    A definition may leave out every attribute but the name and its formula: what is not said is assumed to be the
+    worst, which is slower and right.
+
     Attributes:
         name: the name in the table.
+        needs_float64: whether the formula loses digits near equality in float32 (a difference of terms of first order);
+            a product of such terms, as (sqrt t - 1)^2, keeps them.
+        growth: value and slope grow at most as exp(growth * |log-ratio|): sets where the log-ratio is clamped.
+        growth_known: whether that is certain; if not, every batch takes the guarded path.
     """
 
     name: str
+    needs_float64: bool = field(default=True, kw_only=True)
+    growth: float = field(default=1.0, kw_only=True)
+    growth_known: bool = field(default=False, kw_only=True)
 
     # Whether D over a coarser partition of the vocabulary is a lower bound (data processing): true for f-divergences.
     bucket_rest: ClassVar[bool] = False
@@ -159,7 +169,24 @@ class Divergence(ABC):
     @property
     def ordinary(self) -> float:
         """Log-probabilities from here to 0 need no guard; 0 where it is not known how fast the divergence grows."""
-        return 0.0
+        return -MAX_ORDINARY / (1.0 + self.growth) if self.growth_known else 0.0
+
+    def over_vocabulary(self, logx: Float[Tensor, ...], logz: Float[Tensor, ...]) -> Term:
+        """``term`` in the dtype of ``logx``: a float32 evaluation where the definition has one, else float64 inside.
+
+        Args:
+            logx: log-probabilities of the policy, any shape.
+            logz: of the anchor, the same shape.
+        """
+        found = self._in_float32(logx, logz) if logx.dtype == torch.float32 else None
+        if found is not None:
+            return found
+        value, slope = self.term(*(x.double().clamp(min=LOG_PROB_FLOOR) for x in (logx, logz)))
+        return _held(value).to(logx.dtype), _held(slope).to(logx.dtype)
+
+    def _in_float32(self, logx: Tensor, logz: Tensor) -> Term | None:
+        """``term`` of float32 log-probabilities in float32, which may lose a digit or two; None: not known to do."""
+        return None
 
     # The estimators on log-probabilities: float64 with `guard`, when limits must be watched; otherwise as they come,
     # and what needs float64 is widened inside. A difference of two float32 numbers is right to 6e-8 in float32.

@@ -1,4 +1,4 @@
-r"""Which divergences come from a convex generator h of the probability itself? Bregman's.
+r"""Bregman divergences: those of a convex generator h of the probability itself.
 
 :math:`D_h(p, q) = \sum_v h(p_v) - h(q_v) - h'(q_v)(p_v - q_v)` (GBMPO, arXiv 2602.04380). ``sampled`` is the coordinate
 term at the sampled token, whose expectation is a *policy-weighted* divergence :math:`\sum_v b_v d_h(p_v, q_v)`.
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, MAX_ORDINARY, Divergence, Term
+from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, MAX_MAGNITUDE, Divergence, Term
 from mirrorpo.divergences.power import k, power_gap, power_slope
 
 Coordinate = Callable[[Tensor, Tensor, Tensor], Term]
@@ -58,28 +58,44 @@ def hold(logx: Tensor, logz: Tensor, bound: float) -> tuple[Tensor, Tensor, Tens
     return torch.maximum(logx, logz + delta), logz, delta
 
 
+# Clamped closer than float32 reaches: a factor of a Bregman term is a square of the ratio.
+_MAX_FLOAT32_LOG_RATIO = 40.0
+
+
+def kl_float32(logx: Tensor, logz: Tensor) -> Term:
+    """``kl`` for sums over the vocabulary."""
+    logx, _, delta = hold(logx, logz, MAX_LOG_WEIGHT)
+    x = logx.exp()
+    return (-delta).expm1_().add_(delta).clamp_(min=0.0).mul_(x), x.mul_(delta)
+
+
+def prob_l2_float32(logx: Tensor, logz: Tensor) -> Term:
+    """``prob_l2`` for sums over the vocabulary."""
+    x = logx.exp()
+    gap = logz.exp().neg_().add_(x)
+    return gap.square(), x.mul_(gap).mul_(2.0)
+
+
+def clamped_float32(coordinate: Coordinate, growth: float, logx: Tensor, logz: Tensor) -> Term:
+    """Any coordinate term that keeps its digits in float32."""
+    value, slope = coordinate(*hold(logx, logz, _MAX_FLOAT32_LOG_RATIO / max(1.0, growth)))
+    return value.clamp_(max=MAX_MAGNITUDE), slope.clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+
+
 @dataclass(frozen=True)
 class BregmanDivergence(Divergence):
     """A Bregman divergence.
 
     Attributes:
         coordinate: ``(log x, log z, log x/z) -> (d, x * dd/dx)``, in the dtype of the log-ratio or narrower.
-        needs_float64: whether it loses digits near equality unless the log-ratio is float64.
-        max_log_ratio: where the log-ratio is held in ``sampled`` and ``weighted`` so that float32 does not overflow;
+        max_log_ratio: where the log-ratio is clamped in ``sampled`` and ``weighted`` so that float32 does not overflow;
             value and slope stay what they are there, so the gradient does not vanish.
-        growth: d may grow as exp(growth * |log x/z|).
-        growth_known: whether that is certain; if not, every batch takes the guarded path.
+        float32_term: ``(log x, log z) -> (d, x * dd/dx)`` for float32 sums over the vocabulary; None: float64 is used.
     """
 
     coordinate: Coordinate = field(kw_only=True)
     max_log_ratio: float = field(default=-LOG_PROB_FLOOR, kw_only=True)
-    needs_float64: bool = field(default=True, kw_only=True)
-    growth: float = field(default=1.0, kw_only=True)
-    growth_known: bool = field(default=True, kw_only=True)
-
-    @property
-    def ordinary(self) -> float:
-        return -MAX_ORDINARY / (1.0 + self.growth) if self.growth_known else 0.0
+    float32_term: Callable[[Tensor, Tensor], Term] | None = field(default=None, kw_only=True)
 
     def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term:
         if not guard:
@@ -96,6 +112,9 @@ class BregmanDivergence(Divergence):
     def term(self, logx: Tensor, logz: Tensor) -> Term:
         return self.coordinate(*hold(logx, logz, -LOG_PROB_FLOOR / max(1.0, self.growth)))
 
+    def _in_float32(self, logx: Tensor, logz: Tensor) -> Term | None:
+        return None if self.float32_term is None else self.float32_term(logx, logz)
+
     def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
         return self.term(logz + log_ratio, logz)[0]
 
@@ -107,4 +126,13 @@ def beta_divergence(beta_value: float) -> BregmanDivergence:
     held = MAX_LOG_WEIGHT / unbounded if unbounded > 0.12 else -LOG_PROB_FLOOR
     growth = max(1.0, abs(beta_value - 1.0), abs(beta_value) if beta_value <= 0.5 else 0.0)
     held = min(held, -LOG_PROB_FLOOR / growth)
-    return BregmanDivergence("beta", coordinate=partial(beta, beta=beta_value), max_log_ratio=held, growth=growth)
+    coordinate = partial(beta, beta=beta_value)
+    return BregmanDivergence(
+        "beta",
+        coordinate=coordinate,
+        max_log_ratio=held,
+        growth=growth,
+        growth_known=True,
+        # a power of 1/z (beta < 0) leaves float32
+        float32_term=partial(clamped_float32, coordinate, growth) if beta_value >= 0.0 else None,
+    )

@@ -1,4 +1,4 @@
-r"""Your own divergence in one function: a Bregman generator h(x) on (0, 1], or an f-divergence's f(t) on (0, inf).
+r"""A divergence of your own from one function: a Bregman generator h(x) on (0, 1], or the f(t) of an f-divergence.
 
 The function is written in torch operations on a float64 tensor; its derivatives come from autograd. Two things are
 checked once, at construction, on a grid: that the function and its derivative are finite, and that it is convex.
@@ -145,7 +145,7 @@ def bregman_from(h: Generator, name: str) -> BregmanDivergence:
         value, slope = remainder(x, logz.double().clamp(min=_LOG_FLOOR).exp(), delta)
         return value, x * slope
 
-    return BregmanDivergence(name, coordinate=coordinate, growth_known=False)
+    return BregmanDivergence(name, coordinate=coordinate)
 
 
 def f_divergence_from(f: Generator, name: str) -> RatioDivergence:
@@ -174,7 +174,7 @@ def f_divergence_from(f: Generator, name: str) -> RatioDivergence:
         value = value / t
         return value, slope - value, slope
 
-    return RatioDivergence(name, form=form, growth=max(1.0, _growth_of(f)), growth_known=False)
+    return RatioDivergence(name, form=form, growth=max(1.0, _growth_of(f)))
 
 
 def _growth_of(f: Generator) -> float:

@@ -1,4 +1,4 @@
-r"""Which divergences see only the ratio t = p/q? The f-divergences, and the penalties on the log-ratio.
+r"""Functions of the ratio t = p/q: the f-divergences, and the penalties on the log-ratio.
 
 :math:`D_f(p \| q) = \sum_v q_v f(p_v / q_v)`, f convex, f(1) = 0. With :math:`F(t) = f(t) - f'(1)(t - 1)`, which
 changes nothing for normalised p and q and has its minimum 0 at t = 1, everything follows from one function of
@@ -30,7 +30,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, MAX_ORDINARY, Divergence, Term
+from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, Divergence, Term
 from mirrorpo.divergences.power import power_gap, power_slope
 
 Parts = tuple[Tensor, Tensor, Tensor]
@@ -116,23 +116,15 @@ class RatioDivergence(Divergence):
 
     Attributes:
         form: ``delta -> (S, S', g)``, float64.
-        needs_float64: whether S loses digits near equality in float32 (a difference of terms of first order); a product
-            of such terms, as (sqrt t - 1)^2, keeps them.
-        growth: the largest rate at which S or F grows, as exp(growth * |delta|): sets where the log-ratio is held.
-        growth_known: whether that is certain; if not, every batch takes the guarded path.
+        float32_sums: whether ``form`` in float32 is right enough for a sum over the vocabulary, where it may lose a
+            digit or two near equality but not all.
     """
 
     form: Form = field(kw_only=True)
-    growth: float = field(default=1.0, kw_only=True)
-    needs_float64: bool = field(default=True, kw_only=True)
-    growth_known: bool = field(default=True, kw_only=True)
+    float32_sums: bool = field(default=False, kw_only=True)
 
     bucket_rest: ClassVar[bool] = True
     depends_on_token: ClassVar[bool] = False
-
-    @property
-    def ordinary(self) -> float:
-        return -MAX_ORDINARY / (1.0 + self.growth) if self.growth_known else 0.0
 
     def _hold(self, delta: Tensor, limit: float) -> Tensor:
         # Beyond the limit value and slope stay what they are at the limit: finite, and the gradient does not vanish.
@@ -160,6 +152,15 @@ class RatioDivergence(Divergence):
         value, _, score = self.form(delta)
         return x * value, x * score
 
+    def _in_float32(self, logx: Tensor, logz: Tensor) -> Term | None:
+        if not self.float32_sums:
+            return None
+        # As `term`, with the log-ratio clamped where float32 ends.
+        delta = self._hold(logx - logz, MAX_LOG_WEIGHT)
+        x = torch.maximum(logx, logz + delta).exp_()
+        value, _, score = self.form(delta)
+        return value * x, x.mul_(score)
+
     def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
         return log_ratio.exp() * self.form(log_ratio)[0]
 
@@ -177,4 +178,5 @@ class LogRatioPenalty(RatioDivergence):
 def alpha_divergence(alpha_value: float) -> RatioDivergence:
     """The alpha-divergence with this alpha."""
     growth = max(abs(alpha_value), abs(alpha_value - 1.0))
-    return RatioDivergence("alpha", form=partial(alpha, alpha=alpha_value), growth=growth)
+    form = partial(alpha, alpha=alpha_value)
+    return RatioDivergence("alpha", form=form, growth=growth, growth_known=True, float32_sums=True)

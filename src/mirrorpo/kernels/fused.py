@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from mirrorpo._shapes import Float, Shaped, Tensor
-from mirrorpo.divergences import Divergence
+from mirrorpo.divergences.base import Divergence
 from mirrorpo.kernels.head import Head, check_inputs, work_dtype
 from mirrorpo.kernels.sweep import Slopes, Swept, sweep
 from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm

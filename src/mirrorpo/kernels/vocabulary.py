@@ -1,4 +1,4 @@
-r"""What does a divergence over the whole vocabulary add to a sweep? A value and a gradient per token, block by block.
+r"""Divergences over the whole vocabulary within a sweep: a value and a gradient per token, block by block.
 
 For a block of rows with log-probabilities log p (policy) and log q (anchor) a term gives D and the parts of its
 gradient in the logits,
@@ -9,21 +9,18 @@ so that the sweep adds it to its own gradient in place: ``exact`` has a = -sum_v
 ``top_k`` has no dense part at all.
 
 Precision: a float32 difference of two float32 logits is right to about 1e-6 whatever follows, so the divergences whose
-formula loses no more than that are evaluated in float32; the others (``beta``, ``neural``, your own) in float64, like
-``Divergence.exact``.
+formula loses no more than that say so (``Divergence.over_vocabulary``) and are evaluated in float32; the others
+(``neural``, your own) in float64, like ``Divergence.exact``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mirrorpo.divergences import BregmanDivergence, Divergence, RatioDivergence, bregman, fdivergence
-from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, MAX_MAGNITUDE, Term
+from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_MAGNITUDE, Divergence, Term
 from mirrorpo.kernels.head import Head
 
 
@@ -77,68 +74,9 @@ class Measured:
 def measure(term: VocabularyTerm, logp: Tensor, p: Tensor, logq: Tensor, tokens: Tensor) -> Measured:
     """The term of a block: (R, V) log-probabilities of both models, p = exp(logp), (R,) sampled tokens."""
     if term.k is None:
-        value, slope = coordinates(term.divergence, logp, logq)
+        value, slope = term.divergence.over_vocabulary(logp, logq)
         return Measured(value=value.sum(-1), share=-slope.sum(-1), dense=slope)
     return _top_k(term.divergence, logp, p, logq, tokens, term.k)
-
-
-def coordinates(divergence: Divergence, logp: Tensor, logq: Tensor) -> Term:
-    """d(p_v, q_v) and its derivative in log p_v, (R, V), in the dtype of ``logp``."""
-    if logp.dtype == torch.float32:
-        if isinstance(divergence, RatioDivergence) and _function(divergence.form) in _FORMS:
-            return _ratio(divergence.form, divergence.growth, logp, logq)
-        if isinstance(divergence, BregmanDivergence) and _function(divergence.coordinate) in _COORDINATES:
-            return _bregman(divergence, logp, logq)
-    value, slope = _held(divergence.term(*(x.double().clamp_(min=LOG_PROB_FLOOR) for x in (logp, logq))))
-    return value.to(logp.dtype), slope.to(logp.dtype)
-
-
-# The library's own formulas, which lose a digit or two near equality in float32. Somebody else's may lose all.
-_FORMS = {
-    fdivergence.reverse_kl,
-    fdivergence.forward_kl,
-    fdivergence.jeffreys,
-    fdivergence.js,
-    fdivergence.tv,
-    fdivergence.chi2,
-    fdivergence.hellinger,
-    fdivergence.alpha,
-    fdivergence.k1,
-    fdivergence.k2,
-    fdivergence.log_l2,
-}
-_COORDINATES = {bregman.kl, bregman.prob_l2, bregman.itakura_saito, bregman.beta}
-# Held closer than float32 reaches: a factor of a Bregman term is a square of the ratio.
-_MAX_BREGMAN_LOG_RATIO = 40.0
-
-
-def _function(formula: Any) -> Any:
-    """The function behind a formula with its option filled in; a power of 1/q (beta < 0) leaves float32 and is none."""
-    if not isinstance(formula, partial):
-        return formula
-    return None if formula.keywords.get("beta", 0.0) < 0.0 else formula.func
-
-
-def _ratio(form: fdivergence.Form, growth: float, logp: Tensor, logq: Tensor) -> Term:
-    # As RatioDivergence.term, with the log-ratio held where float32 ends: p is held with it, so that p S keeps its
-    # limit as p -> 0.
-    bound = MAX_LOG_WEIGHT / max(1.0, growth)
-    delta = (logp - logq).clamp_(-bound, bound)
-    x = torch.maximum(logp, logq + delta).exp_()
-    value, _, score = form(delta)
-    return value * x, x.mul_(score)
-
-
-def _bregman(divergence: BregmanDivergence, logp: Tensor, logq: Tensor) -> Term:
-    if divergence.coordinate is bregman.kl:  # the sum of reverse_kl, term by term
-        return _ratio(fdivergence.reverse_kl, 1.0, logp, logq)
-    if divergence.coordinate is bregman.prob_l2:
-        x = logp.exp()
-        gap = logq.exp().neg_().add_(x)
-        return gap.square(), x.mul_(gap).mul_(2.0)
-    bound = _MAX_BREGMAN_LOG_RATIO / max(1.0, divergence.growth)
-    value, slope = divergence.coordinate(*bregman.hold(logp, logq, bound))
-    return _held((value, slope))
 
 
 def _top_k(divergence: Divergence, logp: Tensor, p: Tensor, logq: Tensor, tokens: Tensor, k: int) -> Measured:
@@ -169,4 +107,4 @@ def _held(term: Term) -> Term:
     return value, slope
 
 
-__all__ = ["Anchor", "Measured", "VocabularyTerm", "coordinates", "measure"]
+__all__ = ["Anchor", "Measured", "VocabularyTerm", "measure"]

@@ -197,8 +197,7 @@ def _of_divergence(region: str, d: Divergence, radius: object) -> TrustRegion:
         raise ValueError(f"region {region!r} does not exist: {_REFUSED[region]}")
     if d.depends_on_token:
         return PerToken(region, constraint=d.constraint, radius=_radius(radius))
-    growth = vars(d).get("growth", 1.0)
-    return _interval_from(region, d.constraint, _radius(radius), LOG_RATIO_LIMIT / max(1.0, growth))
+    return _interval_from(region, d.constraint, _radius(radius), LOG_RATIO_LIMIT / max(1.0, d.growth))
 
 
 def _alias(region: str, name: str, radius: object) -> TrustRegion:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mirrorpo.config.search import EvolveRecipe
-from mirrorpo.divergences.neural.file import save_map
+from mirrorpo.divergences.neural.file import map_text
 from mirrorpo.divergences.neural.map import MirrorMap
 from mirrorpo.errors import InputError
 from mirrorpo.escape import say
@@ -165,7 +165,7 @@ class _Run:
         }
         if comparison is not None:
             about["comparison"] = comparison
-        save_map(self.folder.path / BEST_MAP_FILE, found, about)
+        write_text_atomic(self.folder.path / BEST_MAP_FILE, map_text(found, about))
 
     def finish(self, started: float) -> dict[str, Any]:
         """The search, the comparison, the files."""

@@ -1,6 +1,6 @@
 """The neural mirror map: a divergence whose generator is learned (GBMPO, arXiv 2602.04380)."""
 
-from mirrorpo.divergences.neural.map import MirrorMap, NeuralDivergence, checked, neural
+from mirrorpo.divergences.neural.map import MirrorMap, NeuralDivergence, checked
 from mirrorpo.divergences.neural.units import GROUPS, NUM_PARAMETERS, SLICES, UNITS_PER_GROUP, project
 
 __all__ = [
@@ -8,7 +8,6 @@ __all__ = [
     "MirrorMap",
     "NeuralDivergence",
     "checked",
-    "neural",
     # units: how the parameters are laid out
     "GROUPS",
     "NUM_PARAMETERS",

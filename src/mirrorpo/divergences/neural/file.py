@@ -1,4 +1,4 @@
-"""How is a mirror map kept? As readable JSON with a format version, written completely or not at all.
+"""Mirror maps on disk: readable JSON with a format version, written completely or not at all.
 
 The file names every group of units, so a person can read which part of the map does the work::
 
@@ -18,7 +18,6 @@ from typing import Any
 
 from mirrorpo._checks import unknown_name
 from mirrorpo.divergences.neural.map import GROUPS, SLICES, UNITS_PER_GROUP, MirrorMap, checked
-from mirrorpo.files import write_text_atomic
 
 FORMAT = "mirrorpo mirror map"
 VERSION = 1
@@ -49,7 +48,7 @@ def resolve_map(path: str | os.PathLike[str]) -> Path:
 
 
 def save_map(path: str | os.PathLike[str], map: MirrorMap, about: Mapping[str, Any] | None = None) -> None:
-    """Write a mirror map, atomically.
+    """Write a mirror map to a temporary name beside the file, then rename it.
 
     Args:
         path: the file; its folder exists.
@@ -66,6 +65,17 @@ def save_map(path: str | os.PathLike[str], map: MirrorMap, about: Mapping[str, A
         >>> load_map(file)
         MirrorMap(random, seed 3)
     """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(map_text(map, about), encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def map_text(map: MirrorMap, about: Mapping[str, Any] | None = None) -> str:
+    """What ``save_map`` writes."""
     numbers = {name: map.parameters[place].tolist() for name, place in SLICES.items()}
     units = [slice(k * UNITS_PER_GROUP, (k + 1) * UNITS_PER_GROUP) for k in range(len(GROUPS))]
     content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "origin": map.origin}
@@ -77,7 +87,7 @@ def save_map(path: str | os.PathLike[str], map: MirrorMap, about: Mapping[str, A
     content["groups"] = {
         group: {name: numbers[name][at] for name in _PARTS} for group, at in zip(GROUPS, units, strict=True)
     }
-    write_text_atomic(Path(path), json.dumps(content, indent=1) + "\n")
+    return json.dumps(content, indent=1) + "\n"
 
 
 def load_map(path: str | os.PathLike[str]) -> MirrorMap:

@@ -1,4 +1,4 @@
-r"""Which divergence is learned? GBMPO's neural mirror map: 380 non-negative numbers choose the generator.
+r"""The neural mirror map of GBMPO: 380 non-negative numbers choose the generator.
 
 .. math:: h'(x) = \phi^{-1}(x) = \sum_{j=1}^{126} v_j \sigma_j(w_j x + b_j) + a x + c \log x,
           \qquad d_h(x, z) = \int_z^x (h'(s) - h'(z)) ds
@@ -10,7 +10,6 @@ alone is KL, and every map is locally a mixture of the two (``neural_table``).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,39 +152,6 @@ class NeuralDivergence(BregmanDivergence):
         return self.table.between(logx, logz)
 
 
-def neural(
-    *, seed: Any = None, path: str | os.PathLike[str] | None = None, parameters: Any = None, like: Any = None
-) -> NeuralDivergence:
-    """The divergence of a mirror map from ONE source; none given: ``seed=0``.
-
-    Args:
-        seed: of a random map, uniform on [0, 0.01] (GBMPO).
-        path: of a file that ``mirrorpo.divergences.neural.file.save_map`` wrote.
-        parameters: as in ``MirrorMap.of``.
-        like: ``kl``, ``prob_l2`` or ``itakura_saito``: the closest map.
-
-    Raises:
-        ValueError: several sources, or an unusable one; see ``MirrorMap``.
-
-    Example:
-        >>> neural(like="itakura_saito").map
-        MirrorMap(like itakura_saito, fit_error=1)
-    """
-    options = (seed, path, parameters, like)
-    given = [name for name, value in zip(SOURCES, options, strict=True) if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"divergence 'neural' takes one of {', '.join(SOURCES)}, got {' and '.join(given)}")
-    if path is not None:
-        from mirrorpo.divergences.neural.file import load_map  # reads a file: not part of the core
-
-        return load_map(path).divergence()
-    if parameters is not None:
-        return MirrorMap.of(parameters).divergence()
-    if like is not None:
-        return MirrorMap.like(like).divergence()
-    return MirrorMap.random(0 if seed is None else seed).divergence()
-
-
 def checked(given: Any) -> Tensor:
     """The parameters as a new (380,) float64 tensor on the CPU; see ``MirrorMap`` for what is refused."""
     parameters = _from_mapping(given) if isinstance(given, Mapping) else _numbers("parameters", given, NUM_PARAMETERS)
@@ -255,7 +221,6 @@ __all__ = [
     "UNITS_PER_GROUP",
     "MirrorMap",
     "NeuralDivergence",
-    "neural",
     "phi_inv",
     "project",
 ]
