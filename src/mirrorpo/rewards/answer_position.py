@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrorpo.rewards.notation import ascii_of, words
+from mirrorpo.rewards.notation import ascii_of, tidy, words
 from mirrorpo.rewards.numbers import NUMBER_IN_TEXT, read_number
 
 # A final answer stands at the end; the rest of a long text is not looked at.
@@ -82,6 +82,16 @@ _REMARK = words(
     "what supposed required simplified written expressed of"
 )
 _NUMBER_OR = re.compile(r"[0-9.]\s*(?:[a-z]+\s+)?(?:or|to|through|versus|vs\.?)\s+[$\\(\-+]*\Z", re.IGNORECASE)
+# Before or after a number: it is part of something else.
+_PART_BEFORE = re.compile(
+    r"(?:[0-9A-Za-z)}][-+*/^_.,:]?|[-^_{/*<>±]|[0-9A-Za-z)}]\s*[-+*/×]\s*|\\[a-z]+\s*[{(]?|\w\()\Z"
+)
+_PART_AFTER = re.compile(
+    r"\s*(?:\\times|\\cdot|\\div|\\pm|[*+/^!<>](?![*\s]*\Z)|-[A-Za-z])"
+    r"|\s+(?:squared|cubed|factorial|plus|minus|over|mod|modulo|choose|point|halves|thirds|fourths|fifths|sixths|eighths|"
+    r"tenths|hundredths|thousandths|gross|score)\b"
+)
+_BESIDE_DIGITS = re.compile(r"\s")
 
 
 @dataclass(frozen=True)
@@ -387,20 +397,18 @@ def _in_words(text: str) -> bool:
 
 
 def _by_last_number(text: str) -> Answer | None:
-    """The last number of a text, read whole; with what makes it unreadable if it is a part of something else."""
-    text = ascii_of(text[-_NEAR_CHARACTERS:])
-    numbers = list(NUMBER_IN_TEXT.finditer(text))
-    if not numbers:
+    """The last number of a text, read whole; what stands around its last digits if they are part of something else."""
+    text = _MARKDOWN.sub("", ascii_of(text[-_NEAR_CHARACTERS:]))
+    digit = next((at for at in range(len(text) - 1, -1, -1) if text[at] in "0123456789"), -1)
+    if digit < 0:
         return None
-    last = numbers[-1]
-    said = last[0].strip()
-    before, after = text[max(0, last.start() - 60) : last.start()], text[last.end() : last.end() + 20]
-    if _NUMBER_OR.search(before):
-        return Answer((before + said,))
-    touching = re.search(r"(?:[0-9A-Za-z)}][-+*/^_.,:]?|[-^_{/*<>±]|\\[a-z]+\s*[{(]?|\w\()\Z", before) or re.match(
-        r"[A-Za-z0-9^_/*]|\s*(?:\\times|\\cdot|[*+^/!=<>])|-[0-9]|[.,:][0-9]|\s+(?:squared|cubed|factorial|times|plus|minus|over|mod)\b",
-        after,
-    )
-    if touching and read_number(said + re.split(r"[\s,;!?]", after, maxsplit=1)[0].rstrip(".")) is None:
-        return Answer((f"{before.split()[-1] if before.split() else ''}{said}{after}",))
+    last = next((found for found in NUMBER_IN_TEXT.finditer(text) if found.start() <= digit < found.end()), None)
+    if last is None:
+        return Answer((_BESIDE_DIGITS.split(text[:digit])[-1] + text[digit],))
+    said, before, after = last[0].strip(), text[max(0, last.start() - 60) : last.start()], text[last.end() :]
+    if _NUMBER_OR.search(before) or _PART_BEFORE.search(before):
+        return Answer((f"{before.split()[-1] if before.split() else ''} {before[-20:]}{said}",))
+    touching = _BESIDE_DIGITS.split(after[:60], maxsplit=1)[0].rstrip(".,;:!?)*$\\]}\"'_")
+    if (touching and read_number(tidy(said + touching)) is None) or _PART_AFTER.match(after):
+        return Answer((said + after[:20],))
     return Answer((said,))

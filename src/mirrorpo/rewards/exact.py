@@ -1,7 +1,7 @@
 """Exact equality of sympy's expressions, relations and sets: nothing is rounded.
 
 Constants are told apart by 60 digits and made equal by simplification; expressions with variables are compared at
-rational points, exactly, negative ones included.
+rational points, negative ones included.
 """
 
 from __future__ import annotations
@@ -102,48 +102,56 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def _same_function(left: Any, right: Any, symbols: list[Any]) -> bool:
-    """Whether two expressions agree at generic rational points, where each is a constant to be compared exactly."""
+    """Whether two expressions agree at generic rational points: to 60 digits at all of them, exactly at the first."""
     import sympy
 
-    compared = 0
+    defined = []
     for top, bottom in _POINTS:
         point = {
             symbol: sympy.Rational(top * (1 + 2 * index) + index, bottom + index)
             for index, symbol in enumerate(symbols)
         }
         values = [side.subs(point) for side in (left, right)]
-        if any(value.has(sympy.nan, sympy.zoo) or value.free_symbols for value in values):
-            if any(value.free_symbols for value in values):  # an integral that is left over, a sum without bounds
-                return sympy.simplify(left - right) == 0
+        if any(value.free_symbols for value in values):  # an integral that is left over, a sum without bounds
+            return sympy.simplify(left - right) == 0
+        if any(value.has(sympy.nan, sympy.zoo) for value in values):
             continue
         for value in values:
             check_size(value)
-        compared += 1
-        if not _same_constant(*values):
+        if _differ(*values):
             return False
-    return compared >= 2
+        defined.append(values)
+    return len(defined) >= 2 and _same_constant(*defined[0])
+
+
+def _differ(left: Any, right: Any) -> bool | None:
+    """Whether two constants differ within 60 digits; None if that many cannot be had."""
+    import sympy
+
+    difference = left - right
+    if difference.is_Rational:
+        return bool(difference != 0)
+    sides = [side.evalf(_DIGITS) for side in (left, right)]
+    if not all(_is_number(side) for side in sides):
+        return None
+    scale = max(abs(sides[0]), abs(sides[1]))
+    return bool(abs(sides[0] - sides[1]) > scale * sympy.Float(10) ** (15 - _DIGITS))
 
 
 def _same_constant(left: Any, right: Any) -> bool:
     import sympy
 
-    difference = left - right
-    if difference.is_Rational:
-        return difference == 0
-    sides = [side.evalf(_DIGITS) for side in (left, right)]
-    if not all(_is_number(side) for side in sides):
-        return sympy.simplify(difference) == 0
-    scale = max(abs(sides[0]), abs(sides[1]))
-    if abs(sides[0] - sides[1]) > scale * sympy.Float(10) ** (15 - _DIGITS):
+    if (differ := _differ(left, right)) is True:
         return False
-    simple = sympy.simplify(difference)
-    if simple.is_Rational:
-        return simple == 0
+    simple = left - right if (left - right).is_Rational else sympy.simplify(left - right)
+    if simple.is_Rational or differ is None:
+        return bool(simple == 0)
     decided = simple.equals(0)
     if decided is not None:
         return bool(decided)
     sides = [side.evalf(_MANY_DIGITS) for side in (left, right)]
-    return abs(sides[0] - sides[1]) <= scale * sympy.Float(10, _MANY_DIGITS) ** (15 - _MANY_DIGITS)
+    scale = max(abs(sides[0]), abs(sides[1]))
+    return bool(abs(sides[0] - sides[1]) <= scale * sympy.Float(10, _MANY_DIGITS) ** (15 - _MANY_DIGITS))
 
 
 def _is_number(value: Any) -> bool:
