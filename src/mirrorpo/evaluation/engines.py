@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.seeded_sampling import OwnDraws
+from mirrorpo.models.generation import bare_generation, end_tokens, say_what_is_ignored
+from mirrorpo.models.thresholds import forget_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +61,15 @@ class TransformersEngine:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
+        say_what_is_ignored(model)
 
     @torch.no_grad()
     def complete(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampler: Sampler) -> list[Completion]:
         model, tokenizer = self._model, self._tokenizer
         device = next(model.parameters()).device
         width = max(len(ids) for ids in prompts)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        ends = end_tokens(model, tokenizer)
+        pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
         attention = torch.zeros_like(tokens)
         for row, ids in enumerate(prompts):
@@ -75,25 +79,24 @@ class TransformersEngine:
         processors = LogitsProcessorList()
         if sampler.temperature > 0:
             processors.append(OwnDraws(seeds, length, sampler.temperature, sampler.top_p, device))
+        settings = GenerationConfig(max_new_tokens=length, do_sample=False, pad_token_id=pad, eos_token_id=ends)
         was_training = model.training
         model.eval()
+        forget_lengths(model)
         try:
-            output = model.generate(
-                input_ids=tokens.to(device),
-                attention_mask=attention.to(device),
-                max_new_tokens=length,
-                do_sample=False,
-                logits_processor=processors,
-                pad_token_id=pad,
-            )[:, width:].tolist()
+            with bare_generation(model):
+                output = model.generate(
+                    input_ids=tokens.to(device),
+                    attention_mask=attention.to(device),
+                    generation_config=settings,
+                    logits_processor=processors,
+                )[:, width:].tolist()
         finally:
             model.train(was_training)
-        stops = model.generation_config.eos_token_id
-        ends = set(stops if isinstance(stops, list) else [stops]) | {tokenizer.eos_token_id}
-        return [_until(row, ends) for row in output]
+        return [_until(row, set(ends)) for row in output]
 
 
-def _until(tokens: list[int], ends: set[int | None]) -> Completion:
+def _until(tokens: list[int], ends: set[int]) -> Completion:
     for position, token in enumerate(tokens):
         if token in ends:
             return Completion(tokens=tokens[: position + 1], truncated=False)

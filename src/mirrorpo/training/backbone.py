@@ -91,17 +91,6 @@ class _WithRows:
         return prefix_attention(query, key, value, packed_row.segments, scale), None
 
 
-def causal_model(model: nn.Module) -> PreTrainedModel:
-    """The causal language model itself, adapters inside."""
-    if is_peft_available():
-        from peft import PeftModel
-
-        if isinstance(model, PeftModel):
-            model = model.get_base_model()
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
 def prompt_adapter(model: nn.Module) -> str | None:
     """Why a model's adapters do not live in its layers, None if they do: virtual tokens are no part of a packed row."""
     if is_peft_available():
@@ -209,7 +198,6 @@ def _one_line(error: Exception) -> str:
 __all__ = [
     "IMPLEMENTATIONS",
     "UnsupportedAttentionError",
-    "causal_model",
     "hidden_states",
     "install",
     "probe",

@@ -22,12 +22,12 @@ from transformers.utils import logging
 
 from mirrorpo.kernels import Head, token_logps
 from mirrorpo.kernels.packing import Packing, UnpackableError, pack
+from mirrorpo.models.generation import causal_part
 from mirrorpo.models.thresholds import Threshold, thresholds
 from mirrorpo.training.agreement import disagreement
 from mirrorpo.training.backbone import (
     IMPLEMENTATIONS,
     UnsupportedAttentionError,
-    causal_model,
     hidden_states,
     install,
     probe,
@@ -119,7 +119,7 @@ class PackedPath:
         if self.reason is not None:
             return None
         unwrapped = self.accelerator.unwrap_model(model)
-        causal = causal_model(unwrapped)
+        causal = causal_part(unwrapped)
         reason = None
         if any(isinstance(parameter, DTensor) for parameter in causal.parameters()):  # a model is sharded in place
             reason = "the model is sharded (distributed tensors)"
@@ -198,7 +198,7 @@ class PackedPath:
             model: as the trainer holds it; ``self.model`` has accepted it.
             packing: what it reads.
         """
-        causal = causal_model(self.accelerator.unwrap_model(model))
+        causal = causal_part(self.accelerator.unwrap_model(model))
         head = causal.get_output_embeddings()
         assert head is not None
 

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from mirrorpo.losses.advantages import advantages as group_advantages
 from mirrorpo.losses.objective import Objective, Output
+from mirrorpo.models.generation import bare_generation, say_what_is_ignored
 from mirrorpo.models.thresholds import forget_lengths
 from mirrorpo.training.budget import budget_advice
 from mirrorpo.training.config import MirrorConfig
@@ -102,6 +103,7 @@ class MirrorTrainer(ResumableTrainer):
         self._check_reference()
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
+        say_what_is_ignored(self.accelerator.unwrap_model(self.model))
         region = self.policy_objective.region
         needs_logits = f"region {region.name!r}" if region.needs_logits else None
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
@@ -168,7 +170,9 @@ class MirrorTrainer(ResumableTrainer):
     # Rewards and advantages
 
     def _generate(self, prompts: list[Any]) -> Any:
-        output = super()._generate(prompts)
+        forget_lengths(self.model)
+        with bare_generation(self.accelerator.unwrap_model(self.model)):
+            output = super()._generate(prompts)
         begin_rewards(self._background, self._rows, output[_COMPLETIONS])  # beside the forward passes that follow
         return output
 
