@@ -183,5 +183,5 @@ def read_expression(text: str, both: str) -> Any:
     if value.has(sympy.nan, sympy.zoo) if hasattr(value, "has") else False:
         raise Unreadable(text)
     if not {"j", "k"} & letters and "\\sum" not in both and "\\prod" not in both:
-        value = value.xreplace({symbol: sympy.I for symbol in value.free_symbols if symbol.name == "i"})
+        value = value.xreplace({symbol: sympy.I for symbol in value.free_symbols if str(symbol) == "i"})
     return value

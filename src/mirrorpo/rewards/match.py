@@ -29,7 +29,9 @@ def last_number(text: str) -> Fraction | None:
         (Fraction(2005, 2), None)
     """
     found = find_answer(text, last_number=True)
-    number = None if found is None or len(found.parts) > 1 else _number(found.parts[0])
+    if found is None or len(found.parts) != 1:
+        return None
+    number = _number(found.parts[0])
     return None if number is None else number.value
 
 
@@ -56,7 +58,7 @@ def reference_number(answer: str) -> Number | None:
     found = find_answer(answer)
     if found is None:
         return _number(answer[:TAIL_CHARACTERS], trusted=True)
-    return _number(found.parts[0], trusted=True) if len(found.parts) == 1 else None
+    return None if len(found.parts) != 1 else _number(found.parts[0], trusted=True)
 
 
 def numeric(completion: str, answer: str) -> Grade:

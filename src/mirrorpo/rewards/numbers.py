@@ -59,7 +59,7 @@ _COUNTING = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
 nineteen twenty
 """
-_NUMBER_WORDS = _COUNTING.split()
+_NUMBER_WORDS: list[str] = list(_COUNTING.split())
 _NUMBER_WORD = re.compile(rf"(?:{'|'.join(reversed(_NUMBER_WORDS))})(?![A-Za-z-])", re.IGNORECASE)
 _NAME = re.compile(r"\A[A-Za-z][A-Za-z ]{0,40}=\s*(?=[^=]+\Z)")
 _ROUGHLY = re.compile(
