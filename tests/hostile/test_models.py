@@ -134,9 +134,13 @@ def short_context(folder: Path) -> None:
 def refusal(command: str, folder: Path, *more: str) -> str:
     arguments = {
         "train": ["train", "arithmetic", f"model.path={folder}", *TINY_RUN, *more, "--out", "run"],
+        "plan": ["train", "arithmetic", f"model.path={folder}", *TINY_RUN, *more, "--plan"],
         "eval": ["eval", str(folder), "--task", "arithmetic", *more, "--out", "run"],
     }
     return refused(arguments[command], folder.parent)
+
+
+commands = pytest.mark.parametrize("command", ["train", "plan", "eval"])
 
 
 @pytest.fixture
@@ -145,7 +149,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
+@commands
 @pytest.mark.parametrize("make", [pickled_model, pickled_adapter, remote_code, pickled_under_another_name])
 def test_a_model_folder_is_never_run(make: Callable[[Path], None], command: str, folder: Path) -> None:
     make(folder)
@@ -153,7 +157,7 @@ def test_a_model_folder_is_never_run(make: Callable[[Path], None], command: str,
     assert not (folder / "escaped").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
+@commands
 @pytest.mark.parametrize(
     "make",
     [

@@ -33,6 +33,7 @@ def main(module_run: bool = False) -> None:
 
 
 def _run() -> None:
+    import os
     from pathlib import Path
 
     import typer
@@ -42,6 +43,8 @@ def _run() -> None:
     from mirrorpo.errors import InputError, Interrupted, RunError
     from mirrorpo.user_code import look_in
 
+    # No code from the hub: a model's config may name a kernel in a stranger's repository.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     output.reset()
     look_in(Path.cwd())
     # Typer's own complaint about arguments; the class has no public name of its own.

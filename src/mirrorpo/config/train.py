@@ -113,6 +113,7 @@ class ModelSpec(Part):
     chat_template: dict[str, bool | int | float | str] = Field(
         default={}, description="options of the tokenizer's chat template, such as enable_thinking: false"
     )
+    trust_remote_code: bool = Field(default=False, description="run Python code that the model's author supplies")
 
 
 class ObjectiveSpec(BaseModel):

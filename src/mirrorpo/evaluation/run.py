@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from mirrorpo.config.train import Recipe
@@ -21,11 +20,11 @@ from mirrorpo.evaluation.engines import Engine, TransformersEngine, VllmEngine
 from mirrorpo.evaluation.sampling import prompt_ids, sample_batches
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
-from mirrorpo.models.folder import SAFE_LOADING
+from mirrorpo.models.folder import loading, plain_generation
 from mirrorpo.models.weights import without_memory
 from mirrorpo.runs.evaluation_folder import EvaluationFolder
 from mirrorpo.training.run import versions
-from mirrorpo.training.setup import build_task, load_tokenizer, sampler_of
+from mirrorpo.training.setup import build_task, sampler_of, tokenizer_of
 
 
 def evaluate_recipe(
@@ -57,7 +56,7 @@ def evaluate_recipe(
     rows = task.rows("test")[: recipe.eval.problems]
     if not rows:
         raise InputError("eval.problems: must be at least 1 here, got 0")
-    tokenizer = load_tokenizer(recipe.model.path)
+    tokenizer = tokenizer_of(recipe, rows)
     ids = [prompt_ids(tokenizer, row, recipe.model.chat_template) for row in rows]
     sampler, per_problem = sampler_of(recipe), recipe.eval.samples
     total = len(rows) * per_problem
@@ -107,17 +106,19 @@ def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine
     path = resolve_model(recipe.model.path)
     if (Path(path) / "config.json").is_file():  # else an adapter, or a model of the hub
         try:
-            without_memory(path)
+            without_memory(path, trust_remote_code=recipe.model.trust_remote_code)
         except ValueError as error:
             raise InputError(f"model.path {recipe.model.path!r}: {error}") from error
     if engine == "vllm":
         if (Path(path) / "adapter_config.json").is_file():
             raise InputError(f"--engine vllm: {path} holds an adapter; merge it into its model, or use transformers")
         return VllmEngine(path, recipe.model.dtype, context, recipe.eval.seed)
+    options = loading(recipe.model.trust_remote_code)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype, **SAFE_LOADING)
-    except (OSError, ValueError, SafetensorError) as error:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype, **options)
+    except Exception as error:  # whatever broken files lead to
         raise InputError(f"model {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
+    plain_generation(model)
     limit = model.config.get_text_config().max_position_embeddings
     if context > limit:
         raise InputError(

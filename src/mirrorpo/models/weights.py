@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from safetensors import SafetensorError
-
-from mirrorpo.models.folder import SAFE_LOADING
+from mirrorpo.models.folder import check_config, loading
 
 
-def without_memory(path: str) -> Any:
+def without_memory(path: str, *, trust_remote_code: bool = False) -> Any:
     """The model of a folder or of the hub on torch's ``meta`` device, its weights files found and checked.
 
     Args:
         path: after ``resolve_model``.
+        trust_remote_code: code in the folder is accepted.
 
     Returns:
         The model as the trainer would load it; its parameters have shapes and no numbers.
@@ -31,20 +30,23 @@ def without_memory(path: str) -> Any:
         >>> {p.device.type for p in without_memory(resolve_model("builtin:tiny")).parameters()}
         {'meta'}
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
     from trl.trainer.utils import create_model_from_path
 
     try:
-        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        # The text first: a class may make lists as long as the sizes in it.
+        written, _ = PretrainedConfig.get_config_dict(path)
+        check_config(written, trust_remote_code=trust_remote_code)
+        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if not config.architectures:
             raise ValueError("its config.json names no architectures")
-        options: dict[str, Any] = {**SAFE_LOADING, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        options = {**loading(trust_remote_code), "output_loading_info": True, "ignore_mismatched_sizes": True}
         made: Any = create_model_from_path(path, device_map="meta", **options)
         model, found = made
     except KeyError as error:  # an index that is not one: it is the author's text
         raise ValueError(f"its files have no key {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:  # what broken files lead to
-        raise ValueError(" ".join(str(error).split())[:300]) from error
+    except Exception as error:  # whatever broken files lead to, in transformers, torch and safetensors
+        raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from error
     for what, names in (("are missing", found["missing_keys"]), ("have another shape", found["mismatched_keys"])):
         if names:
             first = min(name if isinstance(name, str) else name[0] for name in names)

@@ -20,6 +20,7 @@ from mirrorpo.divergences import divergence
 from mirrorpo.evaluation.sampling import prompt_ids
 from mirrorpo.files import write_text_atomic
 from mirrorpo.models import resolve_model
+from mirrorpo.models.folder import loading
 from mirrorpo.quiet import quiet
 from mirrorpo.runs.folder import LOCK_FILE
 from mirrorpo.runs.reader import read_samples
@@ -103,10 +104,11 @@ def divergence_from_start(recipe: Recipe, folder: Path) -> dict[str, Any]:
         ``reverse_kl`` in nats a token (None without a response) and ``tokens``, how many it is the mean of.
     """
     samples = [sample for sample in read_samples(folder) if sample.when == "after"]
-    tokenizer = load_tokenizer(recipe.model.path)
+    tokenizer = load_tokenizer(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = loading(recipe.model.trust_remote_code)
     policy, start = (
-        AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype).to(device).eval()  # pyright: ignore[reportArgumentType]
+        AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype, **options).to(device).eval()  # pyright: ignore[reportArgumentType]
         for path in (folder / "model", resolve_model(recipe.model.path))
     )
     total, tokens = 0.0, 0

@@ -31,6 +31,7 @@ import torch
 from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.models import resolve_model
+from mirrorpo.models.folder import check_config
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What the public configs of the models in the shipped recipes say, for a plan without network.
@@ -74,7 +75,7 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     Raises:
         InputError: the config cannot be read and the model is none of ``KNOWN``; an adapter that does not fit it.
     """
-    config, source = _config(recipe.model.path)
+    config, source = _config(recipe.model.path, recipe.model.trust_remote_code)
     text = config.get_text_config()
     parameters, trained = _count(recipe, config)
     dtype = recipe.model.dtype
@@ -98,12 +99,15 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     )
 
 
-def _config(path: str) -> tuple[Any, str]:
-    from transformers import AutoConfig, Qwen3Config
+def _config(path: str, trust_remote_code: bool) -> tuple[Any, str]:
+    from transformers import AutoConfig, PretrainedConfig, Qwen3Config
 
     try:
-        return AutoConfig.from_pretrained(resolve_model(path)), "its config"
-    except (OSError, ValueError) as error:
+        # The text first: a class may make lists as long as the sizes in it.
+        written, _ = PretrainedConfig.get_config_dict(resolve_model(path))
+        check_config(written, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code), "its config"
+    except Exception as error:  # whatever a broken file leads to
         if path in KNOWN:
             return Qwen3Config(**KNOWN[path]), "sizes kept here: the hub cannot be reached"
         reason = " ".join(str(error).split())[:200]
@@ -116,7 +120,7 @@ def _count(recipe: Recipe, config: Any) -> tuple[int, int]:
     from mirrorpo.training.setup import adapt
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
         parameters = sum(p.numel() for p in model.parameters())
         adapted = adapt(recipe, model)
     return parameters, sum(p.numel() for p in adapted.parameters() if p.requires_grad)

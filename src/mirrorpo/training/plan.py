@@ -9,9 +9,10 @@ from typing import Any
 from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.sampling import prompt_ids
+from mirrorpo.models import resolve_model
 from mirrorpo.tasks import Row
 from mirrorpo.training.memory import memory, model_facts
-from mirrorpo.training.setup import build_task, check_context, check_prompts, load_tokenizer
+from mirrorpo.training.setup import build_task, check_context, check_model, check_prompts, tokenizer_of
 
 # Bytes of English text in a token of a large vocabulary, roughly; used only where the tokenizer cannot be loaded.
 _BYTES_A_TOKEN = 4
@@ -64,7 +65,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 def _prompt_lengths(recipe: Recipe, rows: Sequence[Row], notes: list[str]) -> tuple[list[int], bool]:
     path = recipe.model.path
     try:
-        tokenizer = load_tokenizer(path)
+        tokenizer = tokenizer_of(recipe, rows)
     except InputError:
         if not _on_the_hub(path):
             raise
@@ -134,6 +135,8 @@ def _eval_sampling(recipe: Recipe) -> dict[str, Any]:
 
 def _model(recipe: Recipe, longest: int, notes: list[str]) -> tuple[dict[str, Any], dict[str, int] | None]:
     about: dict[str, Any] = {"path": recipe.model.path, "precision": recipe.train.precision}
+    if Path(resolve_model(recipe.model.path)).is_dir():
+        check_model(recipe)  # its weights are whole
     try:
         facts = model_facts(recipe)
     except InputError:

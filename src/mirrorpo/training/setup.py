@@ -19,7 +19,8 @@ from mirrorpo.errors import InputError
 from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.models import resolve_model
-from mirrorpo.models.folder import SAFE_LOADING, check_model_folder
+from mirrorpo.models.chat_template import check_chat_template
+from mirrorpo.models.folder import check_model_folder, loading, plain_generation
 from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import TASKS, Row, Task
 from mirrorpo.training.config import MirrorConfig
@@ -54,23 +55,48 @@ def build_task(recipe: Recipe) -> Task:
         raise InputError(f"task: {error}") from error
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model.
 
     Raises:
         InputError: the path or hub name cannot be loaded.
     """
     try:
-        check_model_folder(resolve_model(path))
+        check_model_folder(resolve_model(path), trust_remote_code=trust_remote_code)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"model.path {path!r}: {error}") from error
+    if _names_a_folder(path) and not Path(path).is_dir():
+        raise InputError(f"model.path {path!r}: no such folder")
     try:
-        return AutoTokenizer.from_pretrained(resolve_model(path), padding_side="left", trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(
+            resolve_model(path), padding_side="left", trust_remote_code=trust_remote_code
+        )
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"model.path {path!r}: cannot be loaded ({reason[:300]})") from error
+        raise InputError(f"model.path {path!r}: its tokenizer cannot be loaded ({reason[:300]})") from error
+
+
+def _names_a_folder(path: str) -> bool:
+    """Whether a path cannot be a hub name, such as ``Qwen/Qwen3-0.6B``."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def tokenizer_of(recipe: Recipe, rows: Sequence[Row]) -> Any:
+    """The tokenizer of the recipe's model, once its chat template has made the prompts of these rows within its limits.
+
+    Raises:
+        InputError: it cannot be loaded or used.
+    """
+    spec = recipe.model
+    tokenizer = load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code)
+    if not spec.path.startswith("builtin:"):
+        prompts = [chat(tokenizer, row) for row in rows]
+        check_chat_template(tokenizer, prompts, spec.chat_template, f"model.path {spec.path!r}")
+    return tokenizer
 
 
 def check_prompts(recipe: Recipe, train_rows: Sequence[Row]) -> None:
@@ -97,7 +123,7 @@ def prepare(recipe: Recipe) -> Prepared:
     check_prompts(recipe, train_rows)
     if recipe.train.use_vllm and find_spec("vllm") is None:
         raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
-    tokenizer = load_tokenizer(recipe.model.path)
+    tokenizer = tokenizer_of(recipe, [*train_rows, *test_rows])
     model = check_model(recipe)
     longest = max(len(prompt_ids(tokenizer, row, recipe.model.chat_template)) for row in train_rows)
     check_context(recipe, longest, model.config.get_text_config().max_position_embeddings)
@@ -119,7 +145,7 @@ def check_model(recipe: Recipe) -> Any:
         InputError: a weights file is absent, torn or no safetensors, a tensor is missing, the adapter does not fit.
     """
     try:
-        model = without_memory(resolve_model(recipe.model.path))
+        model = without_memory(resolve_model(recipe.model.path), trust_remote_code=recipe.model.trust_remote_code)
     except ValueError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {error}") from error
     adapt(recipe, model)
@@ -214,7 +240,7 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, contex
         vllm_importance_sampling_clip_max=train.vllm.ratio_max,
         vllm_importance_sampling_clip_min=train.vllm.ratio_min,
         chat_template_kwargs=dict(recipe.model.chat_template),
-        model_init_kwargs={"dtype": recipe.model.dtype, **SAFE_LOADING},
+        model_init_kwargs={"dtype": recipe.model.dtype, **loading(recipe.model.trust_remote_code)},
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -270,6 +296,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         )
     except (OSError, SafetensorError) as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
+    plain_generation(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
     return trainer
 
