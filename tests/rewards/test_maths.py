@@ -18,7 +18,7 @@ from mirrorpo.rewards.numbers import read_number
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[MathVerifier]:
-    verifier = MathVerifier(seconds=10.0)
+    verifier = MathVerifier(seconds=60.0)
     yield verifier
     verifier.close()
 

@@ -52,7 +52,8 @@ _SENTENCE = re.compile(
 )
 _UP_TO_LAST_IS = re.compile(rf".*\b{_IS}\b:?\s+(?=\S)", re.DOTALL)
 _HEDGE = re.compile(
-    r"\b(?:or|maybe|possibly|perhaps|alternatively|else|otherwise|if|unless|but|when)\b[^.\n]*[0-9]", re.IGNORECASE
+    r"\b(?:or|maybe|possibly|perhaps|alternatively|else|otherwise|if|unless|but|when|could|might)\b[^.\n]*[0-9]",
+    re.IGNORECASE,
 )
 _SENTENCE_BREAK = re.compile(r"[.!?](?=\s|$)|\n")
 _JOINED = re.compile(r"[\s$*,;()\[\]\\.]*\b(?:or|and)\b[\s$*,;()\[\]\\]*", re.IGNORECASE)
@@ -360,7 +361,7 @@ def _first_sentence(text: str, *, prose: bool) -> Answer:
         if not prose and mark.strip(" !") == "" and mark.strip():
             continue  # after #### a "!" is a factorial
         rest = text[found.end() :]
-        if mark[:1] in ", (" and _HEDGE.search(_SENTENCE_BREAK.split(rest, maxsplit=1)[0]):
+        if mark[:1] in ",; (" and _HEDGE.search(_SENTENCE_BREAK.split(rest, maxsplit=1)[0]):
             continue
         parts = [_MARKDOWN.sub("", text[: found.start()]).strip()]
         if (

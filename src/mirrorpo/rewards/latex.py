@@ -35,7 +35,7 @@ _SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9])([0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*°")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}(?:\{[clr|@{}\s]*\})?")
+_ASIDE = re.compile(r"_\s*\{[^{}]*\}|\\(?:begin|end)\s*\{[^{}]*\}(?:\{[clr|@{}\s]*\})?")
 _JOIN = re.compile(r"\b(?:and|or)\b")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
@@ -97,7 +97,7 @@ def has_words(text: str) -> bool:
         >>> has_words("2xy + sin x"), has_words("abc"), has_words("yes"), has_words("5 or 6")
         (False, False, True, False)
     """
-    bare = _FUNCTION.sub(" ", _INFINITY.sub(" ", _COMMAND.sub(" ", _ENVIRONMENT.sub(" ", text))))
+    bare = _FUNCTION.sub(" ", _INFINITY.sub(" ", _COMMAND.sub(" ", _ASIDE.sub(" ", text))))
     bare = _JOIN.sub(" ", bare)
     return any(_is_word(word) for word in _WORD.findall(bare))
 
@@ -112,7 +112,7 @@ def respelled(text: str) -> str:
     """A tidy text as the grammar reads it.
 
     Example:
-        >>> respelled(r"\\\\frac12 + 0.5"), respelled("sqrt(x)**2")
+        >>> respelled(r"\\frac12 + 0.5"), respelled("sqrt(x)**2")
         ('\\\\frac{1}{2} + \\\\frac{5}{10}', '\\\\sqrt{x}^2')
     """
     text = text.replace("**", "^").replace("\\infin ", "\\infty ").replace("\\lt", "<").replace("\\gt", ">")

@@ -128,7 +128,7 @@ def spelled(text: str) -> str:
     """A tidy text with its fractions as ``a/b`` and its thousands joined.
 
     Example:
-        >>> spelled(r"1\\\\frac{1}{2}"), spelled("12 000")
+        >>> spelled(r"1\\frac{1}{2}"), spelled("12 000")
         ('1 1/2', '12000')
     """
     if "\\frac" in text:

@@ -34,7 +34,7 @@ candy candies cane can captain car card carnation carpet carrot cart carton case
 chapter cheese cherry cherries chick chicken child children chip chocolate choice circle city cities class classes
 clip clock cloud club coach coaches coat coconut coffee coin color colour combination comic company companies computer
 cone contestant container cookie corner costume couch couches country countries county couple course cousin cow crab
-cracker crane crate crayon creature crocodile crew cricket croissant cube cucumber cupcake customer daffodil daisy
+cracker crane crate crayon creature crocodile crew cricket croissant cubes cucumber cupcake customer daffodil daisy
 daisies dancer date deer delegate dentist desk dessert diamond dinner dinosaur dish dishes disk diver doctor dog doll
 dolphin donut door dot doughnut dragon drawer drawing dress dresses drink driver drop duck dvd ear earring edge egg
 elephant element email employee engine envelope eraser error even event exam example exercise eye face factor factory
@@ -56,25 +56,24 @@ pepper permutation person photo photograph piano pickle picture pie piece pig pi
 place plane plank plant plate platter player plum point pole pond pool popsicle position possibility possibilities
 post poster pot potato potatoes prize problem product program project pudding puppy puppies purse puzzle pyramid queen
 question quilt rabbit raccoon race racket radish radishes rat ray recipe record red region rep repetition resident
-result rib ribbon rice ring river road robot rock rod roll roof room root rope rose round route row rug ruler run sack
-salad sale sandwich sandwiches saree scarf scarves school seashell season seat section seed segment servant serving
-session set shape shark sheep sheet shelf shelves shell ship shirt shoe shop shovel shrimp shrub side sign sister
-sit-up situp push-up pushup skateboard skein sketch skirt slice snack snail snake sneaker snowball snowman soccer sock
-soda sofa soldier solution song soup spider spoon sport spot square squirrel stack stair stall stamp star state
-station statue step stick sticker stone stool stop store story stories straw strawberry strawberries street string
-student stuff subject subset suit suitcase sweater sweet swimmer table tablet tadpole tail talent task taxi teacher
-team tent term test text textbook thing ticket tie tiger tile time tire tyre title toad toast toilet token tomato
-tomatoes tool tooth teeth topping towel tower town toy track tractor train trail treat tree trench triangle tricycle
-trip trophy trophies trouser truck trunk tshirt t-shirt tub tulip turkey turn turtle tv umbrella unicorn unit value
-van vase vegetable vehicle vertex vertices video village violin visit visitor volunteer vote voter waffle wagon walk
-wall water watch watches watermelon wave way whale wheel whistle wife wives window wine wing winner wolf wolves woman
-women men wood wool word worker workshop worm yogurt zebra integer divisor digit zero prime outcome pattern polygon
-diagonal arrangement pair cupful bunches cucumbers pounder sticker bulb crayon scoop strip bite brush brushes comb
-diaper doorknob driveway emerald eyelash flyer gumdrop hamster headband hoodie icicle jeans pants shorts kilobyte
-lightbulb mitten noodle ounce pancake panda peso pinecone plush quiz quizzes ruby rubies saddle sapphire seagull
-spring starfish stitch stitches stroller sunflower taco tart thumbtack trinket truffle uniform vacation violet wallet
-yoyo credit vial dose vitamin visitor sibling toddler teenager tourist staff colleague classmate candidate applicant
-client
+result rib ribbon rice ring river road robot rock rod roll roof room roots rope rose round route row rug ruler run
+sack salad sale sandwich sandwiches saree scarf scarves school seashell season seat section seed segment servant
+serving session set shape shark sheep sheet shelf shelves shell ship shirt shoe shop shovel shrimp shrub side sign
+sister sit-up situp push-up pushup skateboard skein sketch skirt slice snack snail snake sneaker snowball snowman
+soccer sock soda sofa soldier solution song soup spider spoon sport spot squares squirrel stack stair stall stamp star
+state station statue step stick sticker stone stool stop store story stories straw strawberry strawberries street
+string student stuff subject subset suit suitcase sweater sweet swimmer table tablet tadpole tail talent task taxi
+teacher team tent term test text textbook thing ticket tie tiger tile time tire tyre title toad toast toilet token
+tomato tomatoes tool tooth teeth topping towel tower town toy track tractor train trail treat tree trench triangle
+tricycle trip trophy trophies trouser truck trunk tshirt t-shirt tub tulip turkey turn turtle tv umbrella unicorn unit
+value van vase vegetable vehicle vertex vertices video village violin visit visitor volunteer vote voter waffle wagon
+walk wall water watch watches watermelon wave way whale wheel whistle wife wives window wine wing winner wolf wolves
+woman women men wood wool word worker workshop worm yogurt zebra integer divisor digit zero primes outcome pattern
+polygon diagonal pair cupful bunches cucumbers pounder scoop strip bite brush brushes comb diaper doorknob driveway
+emerald eyelash flyer gumdrop hamster headband hoodie icicle jeans pants shorts kilobyte lightbulb mitten noodle ounce
+pancake panda peso pinecone plush quiz quizzes ruby rubies saddle sapphire seagull spring starfish stitch stitches
+stroller sunflower taco tart thumbtack trinket truffle uniform vacation violet wallet yoyo credit vial dose vitamin
+sibling toddler teenager tourist staff colleague classmate candidate applicant client
 """
 # Words between or after them that change nothing.
 _BESIDE = """
@@ -198,7 +197,7 @@ def conflict(given: Unit, wanted: Unit) -> bool:
     """Whether two units make two answers differ: both sides have measures that differ, or things none of which agree.
 
     Example:
-        >>> conflict(read_unit("cm"), read_unit("m")), conflict(read_unit("red apples"), read_unit("apple"))
+        >>> conflict(read_unit(" cm"), read_unit(" m")), conflict(read_unit(" red apples"), read_unit(" apple"))
         (True, False)
     """
     if given[0] and wanted[0] and given[0] != wanted[0]:
