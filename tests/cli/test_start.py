@@ -106,7 +106,7 @@ def test_the_program_runs_as_a_module_and_never_imports_from_the_current_folder(
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert [row["name"] for row in json.loads(done.stdout)] == ["arithmetic", "gsm8k", "mbpp", "jsonl"]
+    assert [row["name"] for row in json.loads(done.stdout)] == ["arithmetic", "words", "gsm8k", "mbpp", "jsonl"]
 
 
 def test_the_version_is_printed() -> None:

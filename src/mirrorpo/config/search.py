@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mirrorpo.config.train import ObjectiveSpec, Part, Recipe
+from mirrorpo.config.settings import Settings
+from mirrorpo.config.train import ObjectiveSpec, Recipe
 from mirrorpo.divergences.neural.map import MirrorMap, NeuralDivergence
 
 
-class EvolutionSpec(Part):
+class EvolutionSpec(Settings):
     """The search; the defaults are GBMPO's (with ``train.steps: 100``)."""
 
     generations: int = Field(default=15, ge=1, le=10_000, description="maximum number of generations")

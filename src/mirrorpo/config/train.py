@@ -7,95 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, field_validator, model_validator
 
+from mirrorpo.config.settings import Settings
 from mirrorpo.config.yaml import load, overridden, parse_override, read_spec, validated, with_bases
 from mirrorpo.errors import InputError
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
-from mirrorpo.tasks.gsm8k import INSTRUCTION as GSM8K_INSTRUCTION
-from mirrorpo.tasks.mbpp import INSTRUCTION as MBPP_INSTRUCTION
+from mirrorpo.tasks import TASKS, TaskSettings, find_task
 
 
-class Part(BaseModel):
-    """A frozen group of keys that knows no others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class ArithmeticSpec(Part):
-    """The embedded task."""
-
-    name: Literal["arithmetic"]
-    difficulty: Literal["easy", "medium", "hard"] = "medium"
-    train_size: int = Field(default=8192, ge=1, le=10_000, description="training problems")
-    test_size: int = Field(default=512, ge=1, le=1_000, description="unseen problems")
-    validation_size: int = Field(default=512, ge=1, le=512, description="unseen problems to choose by")
-    seed: int = Field(default=0, ge=0, description="which problems are drawn")
-
-
-class JsonlSpec(Part):
-    """Your own file."""
-
-    name: Literal["jsonl"]
-    path: str = Field(description="the file, one JSON object a line")
-    prompt: str = Field(default="prompt", description="field with the user's message")
-    answer: str = Field(default="answer", description="field with the answer")
-    reward: str = Field(default="exact", description="exact, numeric or module:function")
-    on_reward_error: Literal["raise", "skip"] = Field(
-        default="raise", description="your reward function fails: the run ends, or the completion is left out"
-    )
-    reward_seconds: float = Field(default=60.0, gt=0.0, le=86_400, description="its time limit for a completion")
-    test_path: str | None = Field(default=None, description="a second file for testing; else one row in ten")
-    train_size: int | None = Field(default=None, ge=1, description="maximum number of training rows")
-    test_size: int | None = Field(default=512, ge=1, description="maximum number of test rows")
-
-
-class Gsm8kSpec(Part):
-    """GSM8K."""
-
-    name: Literal["gsm8k"]
-    path: str | None = Field(default=None, description="the original train.jsonl; empty: openai/gsm8k from the hub")
-    test_path: str | None = Field(default=None, description="the original test.jsonl, with path")
-    test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
-    validation_size: int = Field(default=500, ge=0, description="problems that training never sees")
-    train_size: int | None = Field(default=None, ge=1, description="maximum number of training problems")
-    seed: int = Field(default=0, ge=0, description="which problems are held out")
-    instruction: str = Field(default=GSM8K_INSTRUCTION, description="follows every question")
-    last_number: bool = Field(default=False, description="without ####, \\boxed or 'the answer is': the last number")
-
-
-class SandboxSpec(Part):
-    """Where programs run, and what they may use."""
-
-    require: Literal["limits", "filtered", "confined", "isolated"] = Field(
-        default="confined", description="the least level (`mirrorpo doctor` says which this machine reaches)"
-    )
-    in_flight: int | None = Field(default=None, ge=1, le=1024, description="programs at once; empty: 4 a core")
-    wall_seconds: float = Field(default=10.0, ge=0.05, le=3600, description="time limit of a program")
-    cpu_seconds: int = Field(default=5, ge=1, le=3600, description="processor time of a program")
-    memory_mb: int = Field(default=512, ge=64, le=1_000_000, description="address space of a program")
-
-
-class MbppSpec(Part):
-    """MBPP."""
-
-    name: Literal["mbpp"]
-    path: str | None = Field(default=None, description="the original mbpp.jsonl; empty: from the hub")
-    test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
-    train_size: int | None = Field(default=None, ge=1, description="maximum number of training problems")
-    shown_tests: int = Field(default=3, ge=0, le=3, description="tests in the prompt")
-    instruction: str = Field(default=MBPP_INSTRUCTION, description="the prompt's last line")
-    sandbox: SandboxSpec = SandboxSpec()
-
-
-TaskSpec = Annotated[ArithmeticSpec | JsonlSpec | Gsm8kSpec | MbppSpec, Field(discriminator="name")]
-
-
-class LoraSpec(Part):
+class LoraSpec(Settings):
     """Low-rank adapters; the reference is then the model with its adapter off."""
 
     r: int = Field(default=16, ge=1, le=65_536, description="rank")
@@ -104,7 +29,7 @@ class LoraSpec(Part):
     target_modules: str | list[str] = Field(default="all-linear", description="which layers get an adapter")
 
 
-class ModelSpec(Part):
+class ModelSpec(Settings):
     """The policy."""
 
     path: str = Field(default="builtin:tiny", min_length=1, description="builtin:tiny, a folder or a hub name")
@@ -156,7 +81,7 @@ class ObjectiveSpec(BaseModel):
         return {**super().__getstate__(), "__pydantic_private__": {"_built": None}}
 
 
-class VllmSpec(Part):
+class VllmSpec(Settings):
     """How vLLM generates."""
 
     mode: Literal["colocate", "server"] = Field(default="colocate", description="in this process, or `trl vllm-serve`")
@@ -185,7 +110,7 @@ class VllmSpec(Part):
         return self
 
 
-class EvalSpec(Part):
+class EvalSpec(Settings):
     """The evaluation before and after."""
 
     problems: int = Field(default=512, ge=0, description="unseen problems; 0: no evaluation")
@@ -205,7 +130,7 @@ class EvalSpec(Part):
         return self
 
 
-class TrainSpec(Part):
+class TrainSpec(Settings):
     """The optimisation."""
 
     steps: int = Field(default=80, ge=1, le=10_000_000, description="rollout batches")
@@ -275,7 +200,7 @@ class TrainSpec(Part):
         return self
 
 
-class ReferenceSpec(Part):
+class ReferenceSpec(Settings):
     """Where the penalty is measured from."""
 
     kind: Literal["kept", "synced", "averaged"] = Field(
@@ -285,10 +210,10 @@ class ReferenceSpec(Part):
     rate: float = Field(default=0.01, gt=0.0, le=1.0, description="share of the policy in each update (averaged)")
 
 
-class Recipe(Part):
+class Recipe(Settings):
     """A whole experiment."""
 
-    task: TaskSpec
+    task: TaskSettings
     model: ModelSpec = ModelSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
     reference: ReferenceSpec = ReferenceSpec()
@@ -353,4 +278,19 @@ def recipe_from(
 def _checked(data: Any, assignments: Sequence[tuple[str, Any]], where: str, kind: type[RecipeKind]) -> RecipeKind:
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
-    return validated(kind, overridden(data, assignments) if assignments else data, where)
+    data = overridden(data, assignments) if assignments else data
+    return validated(_with_task(kind, data.get("task"), where), data, where)
+
+
+def _with_task(kind: type[RecipeKind], task: Any, where: str) -> type[RecipeKind]:
+    """The recipe's class; with the settings of a task that another package brings, if the recipe names one."""
+    name = task.get("name") if isinstance(task, dict) else None
+    if not isinstance(name, str) or name in TASKS:
+        return kind
+    try:
+        entry = find_task(name)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{where}: task.name: {error}") from error
+    if entry is None:
+        return kind
+    return create_model(kind.__name__, __base__=kind, __module__=kind.__module__, task=(entry.settings, ...))

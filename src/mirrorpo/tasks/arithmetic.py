@@ -25,6 +25,9 @@ import hashlib
 import re
 from typing import Literal, get_args
 
+from pydantic import Field
+
+from mirrorpo.config.settings import Settings
 from mirrorpo.tasks.base import Grade, Row, Split
 
 Difficulty = Literal["easy", "medium", "hard"]
@@ -44,6 +47,17 @@ _ONE_IN = 8
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 # Not str.strip()'s default, which would also take NULs' neighbours such as U+001C and every Unicode space.
 _BLANKS = " \t\r\n"
+
+
+class ArithmeticSettings(Settings):
+    """The embedded task."""
+
+    name: Literal["arithmetic"]
+    difficulty: Difficulty = "medium"
+    train_size: int = Field(default=8192, ge=1, le=10_000, description="training problems")
+    test_size: int = Field(default=512, ge=1, le=1_000, description="unseen problems")
+    validation_size: int = Field(default=512, ge=1, le=512, description="unseen problems to choose by")
+    seed: int = Field(default=0, ge=0, description="which problems are drawn")
 
 
 class Arithmetic:

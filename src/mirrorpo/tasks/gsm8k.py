@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
+from mirrorpo.config.settings import Settings
 from mirrorpo.rewards.maths import MathVerifier, reference
 from mirrorpo.tasks.base import Grade, Row
 from mirrorpo.tasks.jsonl import read_rows
@@ -20,6 +23,20 @@ INSTRUCTION = "Think step by step. Write the final answer as a number on a line 
 
 def _has_answer(answer: str) -> bool:
     return bool(reference(answer).text)
+
+
+class Gsm8kSettings(Settings):
+    """GSM8K."""
+
+    name: Literal["gsm8k"]
+    path: str | None = Field(default=None, description="the original train.jsonl; empty: openai/gsm8k from the hub")
+    test_path: str | None = Field(default=None, description="the original test.jsonl, with path")
+    test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
+    validation_size: int = Field(default=500, ge=0, description="problems that training never sees")
+    train_size: int | None = Field(default=None, ge=1, description="maximum number of training problems")
+    seed: int = Field(default=0, ge=0, description="which problems are held out")
+    instruction: str = Field(default=INSTRUCTION, description="follows every question")
+    last_number: bool = Field(default=False, description="without ####, \\boxed or 'the answer is': the last number")
 
 
 class Gsm8k:

@@ -6,15 +6,35 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from mirrorpo._checks import unknown_name
+from mirrorpo.config.settings import Settings
 from mirrorpo.jsonlines import read_lines
 from mirrorpo.rewards import VERIFIERS, UserReward
 from mirrorpo.rewards.match import reference_number
 from mirrorpo.tasks.base import Grade, Row, Split
 
 _ONE_IN = 10
+
+
+class JsonlSettings(Settings):
+    """Your own file."""
+
+    name: Literal["jsonl"]
+    path: str = Field(description="the file, one JSON object a line")
+    prompt: str = Field(default="prompt", description="field with the user's message")
+    answer: str = Field(default="answer", description="field with the answer")
+    reward: str = Field(default="exact", description="exact, numeric or module:function")
+    on_reward_error: Literal["raise", "skip"] = Field(
+        default="raise", description="your reward function fails: the run ends, or the completion is left out"
+    )
+    reward_seconds: float = Field(default=60.0, gt=0.0, le=86_400, description="its time limit for a completion")
+    test_path: str | None = Field(default=None, description="a second file for testing; else one row in ten")
+    train_size: int | None = Field(default=None, ge=1, description="maximum number of training rows")
+    test_size: int | None = Field(default=512, ge=1, description="maximum number of test rows")
 
 
 class Jsonl:

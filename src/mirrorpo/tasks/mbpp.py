@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
+from mirrorpo.config.settings import Settings
 from mirrorpo.rewards.code import CodeVerifier
 from mirrorpo.rewards.sandbox.levels import Level
 from mirrorpo.rewards.sandbox.limits import Limits
@@ -24,6 +27,30 @@ HUB_NAME = "google-research-datasets/mbpp"
 # First and last task id of each part.
 IDS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
 INSTRUCTION = "Answer with one Python code block."
+
+
+class SandboxSettings(Settings):
+    """Where programs run, and what they may use."""
+
+    require: Literal["limits", "filtered", "confined", "isolated"] = Field(
+        default="confined", description="the least level (`mirrorpo doctor` says which this machine reaches)"
+    )
+    in_flight: int | None = Field(default=None, ge=1, le=1024, description="programs at once; empty: 4 a core")
+    wall_seconds: float = Field(default=10.0, ge=0.05, le=3600, description="time limit of a program")
+    cpu_seconds: int = Field(default=5, ge=1, le=3600, description="processor time of a program")
+    memory_mb: int = Field(default=512, ge=64, le=1_000_000, description="address space of a program")
+
+
+class MbppSettings(Settings):
+    """MBPP."""
+
+    name: Literal["mbpp"]
+    path: str | None = Field(default=None, description="the original mbpp.jsonl; empty: from the hub")
+    test_part: Literal["auto", "test", "validation"] = Field(default="auto", description="what evaluation sees")
+    train_size: int | None = Field(default=None, ge=1, description="maximum number of training problems")
+    shown_tests: int = Field(default=3, ge=0, le=3, description="tests in the prompt")
+    instruction: str = Field(default=INSTRUCTION, description="the prompt's last line")
+    sandbox: SandboxSettings = SandboxSettings()
 
 
 class Mbpp:

@@ -19,7 +19,11 @@ from __future__ import annotations
 
 import hashlib
 from itertools import count
+from typing import Literal
 
+from pydantic import Field
+
+from mirrorpo.config.settings import Settings
 from mirrorpo.rewards.match import numeric
 from mirrorpo.tasks.base import Grade, Row, Split
 
@@ -54,6 +58,15 @@ _SENTENCES = {
         "If each of {a} children brings {b} {things}, how many {things} do they bring?",
     ),
 }
+
+
+class WordsSettings(Settings):
+    """Word problems of one sentence."""
+
+    name: Literal["words"]
+    train_size: int = Field(default=4096, ge=1, le=MAX_SIZE, description="training problems")
+    test_size: int = Field(default=256, ge=1, le=MAX_SIZE, description="unseen problems")
+    seed: int = Field(default=0, ge=0, description="which problems are drawn")
 
 
 class Words:

@@ -22,7 +22,7 @@ from mirrorpo.models import resolve_model
 from mirrorpo.models.chat_template import check_chat_template
 from mirrorpo.models.folder import check_model_folder, loading, plain_generation
 from mirrorpo.models.weights import without_memory
-from mirrorpo.tasks import TASKS, Row, Task
+from mirrorpo.tasks import Row, Task, find_task
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.reward import reward_function
 from mirrorpo.training.trainer import MirrorTrainer
@@ -50,7 +50,9 @@ def build_task(recipe: Recipe) -> Task:
     """
     options = recipe.task.model_dump()
     try:
-        return TASKS[options.pop("name")].build(**options)
+        entry = find_task(options.pop("name"))
+        assert entry is not None  # the recipe was checked with its settings
+        return entry.build(**options)
     except (ValueError, OSError) as error:
         raise InputError(f"task: {error}") from error
 
