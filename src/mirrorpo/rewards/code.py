@@ -1,4 +1,4 @@
-"""Does a program pass its tests? The program runs isolated; every comparison is made outside of its process.
+"""Verdicts on programs by their tests. The program runs isolated; every comparison is made outside of its process.
 
 Reasons: ``passed``, ``failed`` (a test is false), ``error`` (the program raises), ``syntax error``, ``timeout``,
 ``memory``, ``crashed`` (it ended without an answer), ``opaque`` (a result is not plain data, so nothing can be
@@ -9,13 +9,13 @@ compared), ``too large`` (a result beyond the limit), ``no code``, ``code too lo
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mirrorpo.rewards.extraction import MAX_CODE_CHARACTERS, extract_code
 from mirrorpo.rewards.sandbox.levels import LAYERS, Level
 from mirrorpo.rewards.sandbox.limits import Limits
 from mirrorpo.rewards.sandbox.plain import Decoder, NotPlain, to_bytes
@@ -24,44 +24,12 @@ from mirrorpo.rewards.sandbox.template import Reached
 from mirrorpo.rewards.sandbox.tests_of import BadTests, Check, Plan, plan
 from mirrorpo.rewards.verdict import Grade
 
-MAX_CODE_CHARACTERS = 200_000
 # Results above this size are compared by a judge: a set of colliding numbers must not keep this process busy.
 _COMPARED_HERE_BYTES = 16_000
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([A-Za-z0-9_+.-]*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
-_LANGUAGES = ("", "python", "py", "python3", "Python")
-_CODE_LINE = re.compile(r"^(?:def|class|import|from|async def|@\w)[^\n]*|^\w+[ \t]*=[^=\n][^\n]*", re.MULTILINE)
-_DEFINITION = re.compile(r"^[ \t]*(?:def|class|async def)\s", re.MULTILINE)
-_END_OF_THOUGHT = "</think>"
-_END_MARKS = ("[DONE]", "[END]")
+# What a judge has to know of the plan.
+_FOR_THE_JUDGE = ("imports", "program", "classes", "instances", "attributes", "entries", "stubs")
 
 Program = tuple[str, Sequence[Any], str]
-
-
-def extract_code(completion: str) -> str | None:
-    """The program in a completion: the last fenced block that defines something, else bare text from its first code.
-
-    Args:
-        completion: any text; what precedes ``</think>`` is not looked at.
-
-    Returns:
-        Its text; None if there is none.
-
-    Example:
-        >>> extract_code("Sure:\\n```python\\ndef f():\\n    return 1\\n```\\nDone.")
-        'def f():\\n    return 1\\n'
-    """
-    text = completion.rpartition(_END_OF_THOUGHT)[2]
-    if "```" in text:
-        blocks = [m[2] for m in _FENCE.finditer(text) if m[1] in _LANGUAGES and m[2].strip()]
-        if blocks:
-            return next((block for block in reversed(blocks) if _DEFINITION.search(block)), blocks[-1])
-    first = _CODE_LINE.search(text)
-    if first is None:
-        return None
-    bare = text[first.start() :]
-    for mark in _END_MARKS:
-        bare = bare.partition(mark)[0]
-    return bare.partition("\n```")[0]
 
 
 class CodeVerifier:
@@ -124,50 +92,49 @@ class CodeVerifier:
 
         A verifier belongs to one loop: use either this or the methods that wait.
         """
-        code = extract_code(completion)
-        if code is None or not code.strip():
-            return _no("no code")
-        if len(code) > MAX_CODE_CHARACTERS:
-            return _no("code too long")
         try:
             planned = plan(tests, setup)
         except BadTests as error:
             return Grade(reward=None, reason=str(error))
-        if planned.live:
-            return await self._live(code, planned)
-        return await self._by_values(code, planned)
+        code = extract_code(completion, planned.program)
+        if code is None or not code.strip():
+            return _no("no code")
+        if len(code) > MAX_CODE_CHARACTERS:
+            return _no("code too long")
+        job: dict[str, Any] = {"imports": planned.imports, "code": code}
+        if planned.checks:
+            grade = await self._by_values(job, planned)
+            if grade is not None:
+                return grade
+        server = {**job, "role": "server", "stubs": planned.stubs}
+        judge = {name: getattr(planned, name) for name in _FOR_THE_JUDGE}
+        candidate, verdict = await self.pool.judge(
+            server, {**judge, "role": "judge", "setup": setup, "tests": list(tests)}
+        )
+        if (verdict.answer or {}).get("status") == "gone":
+            return _no(self._reason(candidate))
+        return self._verdict(verdict)
 
-    async def _by_values(self, code: str, planned: Plan) -> Grade:
-        job = {"role": "values", "imports": planned.imports, "code": code, "setup": planned.setup}
-        outcome = await self.pool.run({**job, "calls": planned.calls})
+    async def _by_values(self, job: dict[str, Any], planned: Plan) -> Grade | None:
+        """The verdict by comparing plain results here; None if a judge has to look at them."""
+        calls = [[call.name, call.arguments, call.named] for call in planned.calls]
+        outcome = await self.pool.run({**job, "role": "values", "calls": calls})
         answer = outcome.answer
         if answer is None or answer.get("status") != "values":
             return _no(self._reason(outcome))
         trees = answer.get("values")
         if type(trees) is not list or len(trees) != len(planned.calls):
             return _no("opaque")
-        if all(check.index is not None for check in planned.checks) and len(to_bytes(trees)) < _COMPARED_HERE_BYTES:
-            decoder = Decoder(further=False)
-            try:
-                values = [decoder.decode(tree) for tree in trees]
-            except NotPlain:
-                return _no("opaque")
-            if decoder.is_core:
-                if decoder.opaque:
-                    return _no("opaque")
-                return _YES if all(_holds(check, values) for check in planned.checks) else _no("failed")
-        judge = {"role": "judge", "imports": planned.imports, "rests": [c.rest for c in planned.checks]}
-        return self._verdict(await self.pool.run({**judge, "values": trees}))
-
-    async def _live(self, code: str, planned: Plan) -> Grade:
-        shared = {"imports": planned.imports, "setup": planned.setup}
-        candidate, verdict = await self.pool.judge(
-            {"role": "server", "code": code, **shared}, {"role": "judge", "tests": planned.live, **shared}
-        )
-        answer = verdict.answer or {}
-        if answer.get("status") == "gone":
-            return _no(self._reason(candidate))
-        return self._verdict(verdict)
+        if len(to_bytes(trees)) >= _COMPARED_HERE_BYTES:
+            return None
+        decoder = Decoder(further=False)
+        try:
+            values = [decoder.decode(tree) for tree in trees]
+        except NotPlain:
+            return _no("opaque")
+        if decoder.opaque or not decoder.is_core:
+            return None
+        return _YES if all(_holds(check, values[check.index]) for check in planned.checks) else _no("failed")
 
     def _verdict(self, outcome: Outcome) -> Grade:
         """Of a judge, whose word counts."""
@@ -218,13 +185,13 @@ def _no(reason: str) -> Grade:
     return Grade(reward=0.0, reason=reason)
 
 
-def _holds(check: Check, values: list[Any]) -> bool:
+def _holds(check: Check, value: Any) -> bool:
     """A comparison of plain data that this process built itself."""
-    assert check.index is not None
-    value = values[check.index]
     try:
         if check.comparison in ("true", "false"):
             return bool(value) is (check.comparison == "true")
+        if check.comparison in ("is", "is not"):
+            return (value is check.literal) is (check.comparison == "is")
         return bool(value == check.literal) is (check.comparison == "==")
     except (RecursionError, OverflowError):
         return False

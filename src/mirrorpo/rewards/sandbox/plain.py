@@ -1,8 +1,9 @@
-"""Which results of an untrusted program can be compared? Plain data, written down as JSON and rebuilt from it.
+"""Plain data: the values that cross between a program and its judge, written as JSON and rebuilt from it.
 
 The untrusted side *encodes*: a value of a plain type (or of a subclass: then its plain content) becomes a JSON tree;
 anything else becomes the mark ``opaque``. The trusted side *decodes*: it accepts the shapes below and nothing else, and
-builds every value itself, so that no method of the untrusted program is ever called by a comparison.
+builds every value itself, exact types only, so that no method of the untrusted program is ever called by a comparison.
+Two sides that talk (``remote``, ``server``) extend both with references to what stays where it is.
 
 =============== ==================================================== ======================================
 JSON            value                                                built by
@@ -17,7 +18,7 @@ number          int below 2**53 in size
 ["d", [[k,v]]]  dict, in its order
 ["x", kind, []] further types of the standard library                ``_FURTHER``: a few constructors
 ["o", name]     opaque: not plain data                               ``Opaque``
-["r", id, name] a live object of the other side (judge only)         the caller's ``remote``
+others          references                                           the caller's ``extend``
 =============== ==================================================== ======================================
 
 Standard library only: the isolated side imports this file as well.
@@ -57,7 +58,8 @@ _FURTHER: dict[str, Callable[..., Any]] = {
     "range": lambda a, b, c: range(a, b, c),
     "deque": lambda items: collections.deque(items),
     "bytearray": lambda data: bytearray(data),
-    "iterator": lambda items: iter(items),
+    "counter": lambda items: collections.Counter(items),
+    "ordered": lambda items: collections.OrderedDict(items),
     "keys": lambda items: dict.fromkeys(items).keys(),
     "values": lambda items: dict(enumerate(items)).values(),
     "fraction": lambda n, d: fractions.Fraction(n, d),
@@ -66,31 +68,23 @@ _FURTHER: dict[str, Callable[..., Any]] = {
     "datetime": lambda *parts: datetime.datetime(*parts),
     "timedelta": lambda *parts: datetime.timedelta(*parts),
 }
-_ITERATORS = (
-    type(iter([])),
-    type(iter(())),
-    type(iter({})),
-    type(iter(set())),
-    type(iter("")),
-    type(iter(range(0))),
-    type(reversed([])),
-    map,
-    filter,
-    zip,
-    enumerate,
-    type(_ for _ in ()),
-)
 
 
 class Encoder:
     """Turns values of the untrusted program into JSON bytes.
 
     Args:
-        keep: what to do with an object that is not plain: returns the number of a kept live object, or None.
+        extend: writes a value that is not plain, given a function that writes what is in it; None leaves it opaque.
+        kept: types whose values are left to ``extend`` although they derive from a plain type.
     """
 
-    def __init__(self, keep: Callable[[Any], int | None] | None = None) -> None:
-        self._keep = keep
+    def __init__(
+        self,
+        extend: Callable[[Any, Callable[[Any], Any]], Any] | None = None,
+        kept: Callable[[type], bool] | None = None,
+    ) -> None:
+        self._extend = extend
+        self._kept = kept
         self._items = 0
 
     def encode(self, value: Any) -> Any:
@@ -109,6 +103,8 @@ class Encoder:
         kind = type(value)
         if value is None or kind is bool:
             return value
+        if self._extend is not None and self._kept is not None and self._kept(kind):
+            return self._extend(value, lambda item: self._tree(item, depth + 1))
         if issubclass(kind, str):
             return str.__str__(value) if kind is str else "".join(str.__iter__(value))
         if issubclass(kind, int):
@@ -123,22 +119,30 @@ class Encoder:
         return self._container(value, kind, depth + 1)
 
     def _container(self, value: Any, kind: type, depth: int) -> Any:
+        further = self._further(value, kind)
+        if further is not None:
+            name, arguments = further
+            return ["x", name, [self._tree(item, depth) for item in arguments]]
         for base, tag in ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z")):
             if issubclass(kind, base):
                 return [tag, [self._tree(item, depth) for item in base.__iter__(value)]]
         if issubclass(kind, dict):
             pairs = list(dict.items(value))
             return ["d", [[self._tree(key, depth), self._tree(item, depth)] for key, item in pairs]]
-        further = self._further(value, kind)
-        if further is not None:
-            name, arguments = further
-            return ["x", name, [self._tree(item, depth) for item in arguments]]
-        number = None if self._keep is None else self._keep(value)
-        name = type.__dict__["__name__"].__get__(kind)[:80]
-        return ["o", name] if number is None else ["r", number, name]
+        if self._extend is not None:
+            tree = self._extend(value, lambda item: self._tree(item, depth))
+            if tree is not None:
+                return tree
+        return ["o", type.__dict__["__name__"].__get__(kind)[:80]]
 
     def _further(self, value: Any, kind: type) -> tuple[str, list[Any]] | None:
-        """Name and arguments of a constructor in ``_FURTHER``; exact types only."""
+        """Name and arguments of a constructor in ``_FURTHER``; exact types only ("is": a metaclass may equal all)."""
+        if kind is list or kind is tuple or kind is dict or kind is set:
+            return None
+        if kind is collections.Counter:
+            return "counter", [dict(dict.items(value))]
+        if kind is collections.OrderedDict:
+            return "ordered", [list(dict.items(value))]
         if kind is range:
             return "range", [value.start, value.stop, value.step]
         if kind is collections.deque:
@@ -159,19 +163,7 @@ class Encoder:
             return "keys", [list(value)]
         if kind is type({}.values()) or kind is type({}.items()):
             return "values", [list(value)]
-        # "is", since a metaclass may claim to equal everything.
-        if self._keep is None and any(kind is iterator for iterator in _ITERATORS):
-            return "iterator", [self._taken(value)]
         return None
-
-    def _taken(self, iterator: Any) -> list[Any]:
-        """The items of an iterator, which may be endless."""
-        items = []
-        for item in iterator:
-            items.append(item)
-            if len(items) > MAX_ITEMS:
-                raise NotPlain("an iterator without end")
-        return items
 
 
 def to_bytes(tree: Any) -> bytes:
@@ -196,16 +188,19 @@ class Decoder:
 
     Args:
         further: also build the further types (their constructors and comparisons may take long: isolated side only).
-        remote: builds the stand-in of a live object from its number and type name; None refuses such.
+        extend: builds what an extended encoder wrote, from its tag and the rest, given a function that builds what
+            is in it; it may raise ``KeyError`` for a tag that it does not know.
 
     Attributes:
         opaque: names of the opaque values met so far.
         is_core: False once a further type was met.
     """
 
-    def __init__(self, *, further: bool = True, remote: Callable[[int, str], Any] | None = None) -> None:
+    def __init__(
+        self, *, further: bool = True, extend: Callable[[str, list[Any], Callable[[Any], Any]], Any] | None = None
+    ) -> None:
         self._build_further = further
-        self._remote = remote
+        self._extend = extend
         self.opaque: list[str] = []
         self.is_core = True
 
@@ -217,7 +212,7 @@ class Decoder:
         """
         try:
             return self._value(tree, 0)
-        except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
             raise NotPlain(f"not plain data: {type(error).__name__}") from None
 
     def _value(self, tree: Any, depth: int) -> Any:
@@ -231,7 +226,7 @@ class Decoder:
         if tag in ("l", "t", "s", "z") and len(rest) == 1 and type(rest[0]) is list:
             items = [self._value(item, depth + 1) for item in rest[0]]
             return {"l": list, "t": tuple, "s": set, "z": frozenset}[tag](items)
-        if tag == "d" and len(rest) == 1:
+        if tag == "d" and len(rest) == 1 and type(rest[0]) is list:
             return {self._value(key, depth + 1): self._value(item, depth + 1) for key, item in rest[0]}
         if tag == "x" and len(rest) == 2:
             self.is_core = False
@@ -240,8 +235,8 @@ class Decoder:
         if tag == "o" and len(rest) == 1:
             self.opaque.append(str(rest[0])[:80])
             return Opaque(str(rest[0])[:80])
-        if tag == "r" and len(rest) == 2 and type(rest[0]) is int and self._remote is not None:
-            return self._remote(rest[0], str(rest[1])[:80])
+        if self._extend is not None and tag not in ("i", "f", "c", "b"):
+            return self._extend(tag, rest, lambda item: self._value(item, depth + 1))
         return _scalar(tag, rest)
 
 

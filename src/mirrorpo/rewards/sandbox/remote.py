@@ -1,189 +1,527 @@
-"""How can a test use a program that runs in another process? Live objects stay there; plain data travels.
+"""The judge's view of a program that runs in another process.
 
-The judge runs the test's text. A name that the text does not define is a ``Remote``: calling it sends plain arguments
-to the candidate's process and brings plain data back. A comparison is therefore made by the judge, on its own objects.
-Comparing a live object with plain data ends the judgement; two live objects are equal if their class says so.
+Functions of the program are called with plain values and answer with plain values. An object that stays with the
+program is a ``Live`` one: whatever the tests do with it is either asked for by name, where the tests construct its
+class themselves, or ends the judgement (``Refused``). Operators on plain results never leave the judge.
 
 Standard library only: the isolated side imports this file as well.
 """
 
 from __future__ import annotations
 
-import builtins
-import operator
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from mirrorpo.rewards.sandbox.frames import ChannelClosed, read_frame, write_frame
-from mirrorpo.rewards.sandbox.plain import Decoder, Encoder, NotPlain, from_bytes, to_bytes
+from mirrorpo.rewards.sandbox.callbacks import Callbacks, Unsendable
+from mirrorpo.rewards.sandbox.frames import TooLarge
+from mirrorpo.rewards.sandbox.peer import Message, Peer
+from mirrorpo.rewards.sandbox.plain import MAX_ITEMS, Decoder, NotPlain
+from mirrorpo.rewards.sandbox.raised import ENDINGS, Classes
+from mirrorpo.rewards.sandbox.roles import PLAIN_ATTRIBUTES
 
-# What a test may do with a live object besides calling it: name of the method, where the function is.
-_OPERATIONS = {
-    **{f"__{name}__": name for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "abs", "contains")},
-    **{f"__{name}__": name for name in ("lt", "le", "gt", "ge", "getitem", "setitem", "delitem")},
-}
-_BUILTINS = {"__len__": "len", "__str__": "str", "__bool__": "bool", "__next__": "next", "__float__": "float"}
-_BUILTINS |= {"__int__": "int"}
-_FUNCTIONS = {name: getattr(operator, name) for name in [*_OPERATIONS.values(), "eq"]}
-_FUNCTIONS |= {
-    name: getattr(builtins, name) for name in [*_BUILTINS.values(), "iter", "getattr", "setattr", "isinstance"]
-}
+# How a live object came about. The tests made it themselves; or it came out of one of those; or a function returned it.
+_MADE, _DERIVED, _RETURNED = "made", "derived", "returned"
+# Asked for by name on objects whose class the tests know: the answer is a value, as that of a function is.
+_ANSWERS = {
+    "len": int, "str": str, "repr": str, "int": int, "float": float, "complex": complex, "index": int, "bytes": bytes,
+    "round": None, "abs": None, "neg": None, "pos": None, "invert": None, "getitem": None, "iter": None, "next": None,
+    "reversed": None, "copy": None, "deepcopy": None, "format": str, "trunc": None, "floor": None, "ceil": None,
+}  # fmt: skip
+# Between two objects; with plain data only if the tests made the object themselves.
+_BINARY = (
+    "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "and", "or", "xor", "lshift",
+    "rshift",
+    "lt", "le", "gt", "ge",
+)  # fmt: skip
+_REFLECTED = tuple(f"r{name}" for name in _BINARY[:14])
 
 
-class CandidateError(Exception):
-    """The program raised something that is no built-in exception."""
+class Refused(BaseException):
+    """The tests did something with a live object that only the program could answer. No test catches it."""
 
 
-class LiveCompared(BaseException):
-    """A live object was compared with plain data. No ordinary exception, so that no test catches it."""
+class ProgramGone(BaseException):
+    """The program's process has ended, or sends what is no message."""
 
 
 class Link:
-    """The judge's end: one request, one answer."""
+    """The judge's end of the channel.
 
-    def __init__(self, fd: int, limit: int) -> None:
-        self._fd = fd
-        self._limit = limit
+    Args:
+        fd: descriptor of the channel.
+        limit: of a message, in bytes.
+        job: what ``tests_of.Plan`` says about names and classes.
+
+    Attributes:
+        raised: the last exception that came from the program.
+        used: whether the program has had a say.
+        refused: why the judgement has to end as failed, whatever the tests make of it.
+    """
+
+    def __init__(self, fd: int, limit: int, job: dict[str, Any]) -> None:
+        self._peer = Peer(fd, limit, self._serve)
+        self._classes = Classes()
+        self._known: dict[int, Any] = {}
+        self._numbered: dict[int, Any] = {}
+        self._kinds: dict[int, LiveType] = {}
+        self._pending: list[Callable[[], None]] = []
+        self._named_classes = frozenset(job.get("classes", ()))
+        self._instances = frozenset(job.get("instances", ()))
+        self.simple = {stub["name"]: stub["simple"] for stub in job.get("stubs", ())}
+        self.attributes = frozenset(job.get("attributes", ()))
+        self.callbacks = Callbacks(self)
+        self.endings_allowed: Callable[[], bool] = lambda: False
         self.raised: BaseException | None = None
         self.used = False
-
-    def request(self, operation: str, subject: Any, arguments: tuple[Any, ...] = (), named: Any = None) -> Any:
-        """What the candidate's process answers; an exception there is raised here."""
-        self.used |= operation != "name"
-        encoder = Encoder(keep=lambda value: value.__dict__["_number"] if type(value) is Remote else None)
-        sent = [encoder.encode(argument) for argument in arguments]
-        words = {name: encoder.encode(value) for name, value in (named or {}).items()}
-        subject = subject if type(subject) is str else encoder.encode(subject)
-        write_frame(self._fd, to_bytes([operation, subject, sent, words]))
-        answer = from_bytes(read_frame(self._fd, self._limit))
-        if type(answer) is not list or len(answer) != 3:
-            raise NotPlain("an unknown answer")
-        kind, value, after = answer
-        if kind == "too large":
-            raise NotPlain("too deep or too many items")
-        if kind == "raised":
-            self.raised = _exception(value)
-            raise self.raised
-        for argument, tree in zip(arguments, after, strict=False):
-            _update(argument, self.decode(tree))
-        return self.decode(value)
-
-    def decode(self, tree: Any) -> Any:
-        """A value in which live objects are ``Remote``."""
-        return Decoder(remote=lambda number, name: Remote(self, number, name)).decode(tree)
+        self.refused = ""
 
     def ready(self) -> str | None:
         """Waits until the program is loaded; the name of its exception if it failed."""
-        answer = from_bytes(read_frame(self._fd, self._limit))
-        return None if answer == "ready" else str(answer)[:80]
+        answer = self._talk(lambda: self._peer.wait())
+        return None if answer[0] == "ready" else str(answer[-1])[:80]
+
+    def name(self, name: str) -> Any:
+        """What stands for a name of the program in the tests.
+
+        Raises:
+            NameError: the program does not define it.
+        """
+        answer = self._talk(lambda: self._peer.ask(["name", name, name in self._named_classes]))
+        kind = answer[0]
+        if kind == "missing":
+            self.raised = NameError(name)
+            raise self.raised
+        if kind == "exception":
+            return self._classes.build(answer[1])
+        if kind == "class":
+            made = self._kind(answer[1], known=name in self._named_classes)
+            if name in self._instances:
+                type.__setattr__(made, "_strong", True)
+            return made
+        # Whatever else it is: the tests may call it, and hand it on.
+        return Function(self, int(answer[1]), name)
+
+    def _kind(self, description: Any, known: bool) -> LiveType:
+        """The judge's copy of a class of the program."""
+        try:
+            _, name, number, bases = description
+            parents = tuple(self._kind(base, False) for base in bases if base[2] is not None)
+        except (TypeError, ValueError, IndexError, RecursionError):
+            raise NotPlain("no class") from None
+        if type(number) is not int:
+            raise NotPlain("no class")
+        made = self._kinds.get(number)
+        if made is None:
+            try:
+                made = LiveType(str(name)[:80], parents or (Live,), {"__module__": "solution"})
+            except TypeError:
+                made = LiveType(str(name)[:80], (Live,), {"__module__": "solution"})
+            type.__setattr__(made, "_link", self)
+            type.__setattr__(made, "_number", number)
+            self._kinds[number] = made
+        if known:
+            type.__setattr__(made, "_known", True)
+        return made
+
+    def call(self, tree: Any, arguments: tuple[Any, ...], named: dict[str, Any], origin: str) -> Any:
+        """Calls what a tree stands for; changes of the arguments are taken over when the statement ends."""
+        self.used = True
+        sent = [self.callbacks.encode(argument) for argument in arguments]
+        words = [[name, self.callbacks.encode(value)] for name, value in named.items()]
+        objects = self.callbacks.take_objects()
+        answer = self._talk(lambda: self._peer.ask(["call", tree, sent, words, objects]))
+        return self._result(answer, [*arguments, *named.values()], origin)
+
+    def operate(self, name: str, subject: Any, arguments: tuple[Any, ...], origin: str) -> Any:
+        """Has the program apply an operation to one of its objects."""
+        self.used = True
+        sent = [self.callbacks.encode(argument) for argument in arguments]
+        tree = self.callbacks.encode(subject)
+        answer = self._talk(lambda: self._peer.ask(["operate", name, tree, sent, self.callbacks.take_objects()]))
+        if answer[0] == "end" and name in ("next", "send", "throw"):
+            raise StopIteration
+        return self._result(answer, list(arguments), origin)
+
+    def _result(self, answer: Message, arguments: list[Any], origin: str) -> Any:
+        try:
+            kind, value, after, objects, printed = answer
+        except ValueError:
+            raise self.refuse("opaque") from None
+        if printed:
+            sys.stdout.write(str(printed))
+        decode = self._decoder(origin)
+        try:
+            self.callbacks.take_over(objects, decode, self._pending, value)
+            for argument, tree in zip(arguments, after, strict=False):
+                if tree is not None:
+                    changed = decode(tree)
+                    self._pending.append(lambda a=argument, c=changed: _update(a, c))
+            if kind == "raised":
+                self.raised = self._classes.rebuild(value)
+                if isinstance(self.raised, ENDINGS) and not self.endings_allowed():
+                    raise self.refuse("raised " + type(self.raised).__name__)
+                raise self.raised
+            if kind != "value":
+                raise self.refuse("too large" if kind == "too large" else "opaque")
+            return decode(value)
+        except NotPlain:
+            raise self.refuse("opaque") from None
+
+    def _talk(self, work: Callable[[], Message]) -> Message:
+        try:
+            return work()
+        except TooLarge:
+            raise self.refuse("too large") from None
+        except NotPlain:
+            raise self.refuse("opaque") from None
+
+    def _serve(self, question: Message) -> Message:
+        """A question of the program: it uses something that the tests handed to it."""
+        return self.callbacks.serve(question, self._decoder(_RETURNED))
+
+    def settle(self) -> None:
+        """Takes over what the program has changed in its arguments. Not sooner: tests compare with their own."""
+        pending, self._pending = self._pending, []
+        for change in pending:
+            change()
+
+    def refuse(self, why: str) -> Refused:
+        """Ends the judgement as failed."""
+        self.refused = self.refused or why
+        return Refused(why)
+
+    def _decoder(self, origin: str) -> Callable[[Any], Any]:
+        return Decoder(extend=lambda tag, rest, decode: self._extended(tag, rest, decode, origin)).decode
+
+    def _extended(self, tag: str, rest: list[Any], decode: Callable[[Any], Any], origin: str) -> Any:
+        """A reference: live object, function, iterator, coroutine; or something of the judge's that comes back."""
+        if tag == "r":
+            number, description = rest
+            return self._live(number, self._kind(description, known=False), origin)
+        if tag == "fn":
+            return self._once(rest[0], lambda: Function(self, int(rest[0]), str(rest[1])[:80], origin))
+        if tag == "y":
+            return self._once(rest[0], lambda: (Generator if rest[1] else Iterator)(self, int(rest[0])))
+        if tag == "a":
+            return awaited(self, int(rest[0]))
+        if tag == "cl":
+            return self._kind(rest[0], known=False)
+        if tag == "e":
+            return self._classes.rebuild(rest[0])
+        if tag == "E":
+            return self._classes.build(rest[0])
+        return self.callbacks.decode(tag, rest, decode)
+
+    def _once(self, number: Any, make: Callable[[], Any]) -> Any:
+        if type(number) is not int:
+            raise NotPlain("no reference")
+        if number not in self._known:
+            self._known[number] = make()
+        return self._known[number]
+
+    def _live(self, number: Any, kind: LiveType, origin: str) -> Any:
+        found = self._once(number, lambda: kind.__new__(kind))
+        if not isinstance(found, Live):
+            raise NotPlain("no live object")
+        if "_number" not in vars(found):
+            vars(found).update(_link=self, _number=number, _origin=origin)
+        return found
 
 
-def _exception(name: Any) -> BaseException:
-    found = vars(builtins).get(name) if type(name) is str else None
-    # Only ordinary exceptions: a SystemExit from the program must not end the judge.
-    if isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, UnicodeError):
-        return found("raised by the program")
-    return CandidateError(str(name)[:80])
-
-
-def _update(argument: Any, after: Any) -> None:
-    """Functions that change their arguments: the judge's copy follows."""
-    if type(argument) is not type(after):
+def _update(old: Any, new: Any) -> None:
+    """Makes a container of the tests equal to what the program has made of it, in place."""
+    if old is new or type(old) is not type(new):
         return
-    if type(argument) is list:
-        argument[:] = after
-    elif type(argument) in (dict, set):
-        argument.clear()
-        argument.update(after)
+    if type(old) is list:
+        for index, (one, other) in enumerate(zip(old, new, strict=False)):
+            if type(one) is type(other) and type(one) in (list, dict, set, bytearray):
+                _update(one, other)
+                new[index] = one
+        old[:] = new
+    elif type(old) is dict:
+        for key in old.keys() & new.keys():
+            if type(old[key]) is type(new[key]) and type(old[key]) in (list, dict, set, bytearray):
+                _update(old[key], new[key])
+                new[key] = old[key]
+        old.clear()
+        old.update(new)
+    elif type(old) is set:
+        old.clear()
+        old.update(new)
+    elif hasattr(old, "extend"):  # bytearray, deque
+        old.clear()
+        old.extend(new)
 
 
-class Remote:
-    """A live object of the candidate's process."""
+class Function:
+    """A function of the program: the tests may call it, and hand it on."""
 
-    def __init__(self, link: Link, number: int, name: str) -> None:
-        self.__dict__.update(_link=link, _number=number, _name=name)
+    def __init__(self, link: Link, number: int, name: str, origin: str = _RETURNED) -> None:
+        self._link = link
+        self._number = number
+        self._origin = origin
+        self.__name__ = self.__qualname__ = name
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self.__dict__["_link"].request("call", self, arguments, named)
+        return self._link.call(["r", self._number], arguments, named, self._origin)
 
     def __getattr__(self, name: str) -> Any:
-        return self.__dict__["_link"].request("getattr", self, (name,))
+        """What hangs on a function itself: ``f.cache_info``, a counter that a decorator keeps."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._link.operate("getattr", self, (name,), _RETURNED)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.__dict__["_link"].request("setattr", self, (name, value))
-
-    def __eq__(self, other: object) -> bool:
-        if other is None:
-            return False
-        if type(other) is not Remote:  # equal and unequal are both the program's word: neither earns anything
-            raise LiveCompared(self.__dict__["_name"])
-        return self.__dict__["_link"].request("eq", self, (other,)) is True
-
-    def __hash__(self) -> int:
-        return hash(self.__dict__["_number"])
-
-    def __iter__(self) -> Any:
-        iterator = self.__dict__["_link"].request("iter", self)
-        if type(iterator) is not Remote:
-            return iter(iterator)
-        return iterator
-
-    def __instancecheck__(self, instance: Any) -> bool:
-        return self.__dict__["_link"].request("isinstance", instance, (self,)) is True
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a class attribute of the tests it is a method, as any function is."""
+        return self if instance is None else lambda *a, **k: self(instance, *a, **k)
 
     def __repr__(self) -> str:
-        return f"<live {self.__dict__['_name']}>"
+        return f"<function {self.__name__} of the program>"
 
 
-def _method(operation: str) -> Any:
-    def method(self: Remote, *arguments: Any) -> Any:
-        return self.__dict__["_link"].request(operation, self, arguments)
+class Iterator:
+    """An iterator of the program, pulled item by item."""
 
-    return method
+    def __init__(self, link: Link, number: int) -> None:
+        self._link = link
+        self._number = number
+        self._pulled = 0
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        self._pulled += 1
+        if self._pulled > MAX_ITEMS:
+            raise self._link.refuse("too large")
+        return self._link.operate("next", self, (), _RETURNED)
 
 
-for _name, _operation in {**_OPERATIONS, **_BUILTINS}.items():
-    setattr(Remote, _name, _method(_operation))
+class Generator(Iterator):
+    """A generator of the program."""
+
+    def send(self, value: Any) -> Any:
+        """``generator.send``."""
+        return self._link.operate("send", self, (value,), _RETURNED)
+
+    def throw(self, error: Any) -> Any:
+        """``generator.throw``."""
+        return self._link.operate("throw", self, (error,), _RETURNED)
+
+    def close(self) -> None:
+        """``generator.close``."""
+        self._link.operate("close", self, (), _RETURNED)
 
 
-class Server:
-    """The candidate's end: keeps live objects, does what the judge asks. It learns arguments, never expectations."""
+class Awaited:
+    """A coroutine of the program; it runs to its end in the program's process when the tests await it."""
 
-    def __init__(self, fd: int, names: dict[str, Any], limit: int) -> None:
-        self._fd = fd
-        self._names = names
-        self._limit = limit
-        self._kept: list[Any] = []
+    def __init__(self, link: Link, number: int) -> None:
+        self._link = link
+        self._number = number
 
-    def _keep(self, value: Any) -> int:
-        self._kept.append(value)
-        return len(self._kept) - 1
+    def __await__(self) -> Any:
+        return self._link.operate("await", self, (), _RETURNED)
+        yield
 
-    def serve(self) -> None:
-        """Answers until the judge is gone."""
-        write_frame(self._fd, to_bytes("ready"))
-        while True:
-            try:
-                request = from_bytes(read_frame(self._fd, self._limit))
-                write_frame(self._fd, to_bytes(self._answer(request)))
-            except ChannelClosed:
-                return
 
-    def _answer(self, request: Any) -> list[Any]:
-        decoder, encoder = Decoder(remote=lambda number, _: self._kept[number]), Encoder(keep=self._keep)
-        try:
-            operation, subject, sent, words = request
-            if operation == "name":
-                return ["value", ["r", self._keep(self._names[subject]), subject], []]
-            arguments = [decoder.decode(tree) for tree in sent]
-            target = decoder.decode(subject)
-            named = {name: decoder.decode(tree) for name, tree in words.items()}
-            function = target if operation == "call" else _FUNCTIONS[operation]
-            value = function(*([] if operation == "call" else [target]), *arguments, **named)
-            after = [encoder.encode(a) if type(a) in (list, dict, set) else None for a in arguments]
-            return ["value", encoder.encode(value), after]
-        except NotPlain:
-            return ["too large", None, []]
-        except KeyError as error:
-            return ["raised", "NameError" if request[0] == "name" else type(error).__name__, []]
-        except BaseException as error:  # noqa: BLE001  (whatever the program raises is its answer)
-            return ["raised", type(error).__name__, []]
+async def awaited(link: Link, number: int) -> Any:
+    """A real coroutine, for ``asyncio.run``."""
+    return await Awaited(link, number)
+
+
+class LiveType(type):
+    """The judge's copy of a class of the program."""
+
+    _link: Link
+    _number: int
+    _known: bool
+    _strong: bool
+
+    def __call__(cls, *arguments: Any, **named: Any) -> Any:
+        origin = _MADE if cls._known else _RETURNED
+        return cls._link.call(["r", cls._number], arguments, named, origin)
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__") or not cls._known:
+            raise AttributeError(name) if name.startswith("__") else cls._link.refuse(f"attribute {name}")
+        return cls._link.operate("getattr", cls, (name,), _DERIVED)
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        cls._link.operate("setattr", cls, (name, value), _DERIVED)
+
+    def __iter__(cls) -> Any:
+        if not cls._known:
+            raise cls._link.refuse("iteration")
+        return iter(cls._link.operate("list", cls, (), _DERIVED))
+
+    def __len__(cls) -> int:
+        if not cls._known:
+            raise cls._link.refuse("length")
+        return len(cls._link.operate("list", cls, (), _DERIVED))
+
+    def __getitem__(cls, name: Any) -> Any:
+        if not cls._known:
+            raise cls._link.refuse("item")
+        return cls._link.operate("getitem", cls, (name,), _DERIVED)
+
+
+class Live(metaclass=LiveType):
+    """An object that stays with the program."""
+
+    _link: Any = None
+    _number = -1
+    _known = False
+    _strong = False
+
+    def _may(self, name: str) -> None:
+        """Refuses what only a class that the tests construct may answer."""
+        mine = vars(self)
+        if mine["_origin"] == _MADE or (type(self)._known and name != "bool"):
+            return
+        raise mine["_link"].refuse(f"{name} of a live object")
+
+    def _ask(self, name: str, arguments: tuple[Any, ...], origin: str = _DERIVED) -> Any:
+        return vars(self)["_link"].operate(name, self, arguments, origin)
+
+    def _answer(self, name: str, *arguments: Any) -> Any:
+        self._may(name)
+        value = self._ask(name, arguments)
+        expected = _ANSWERS[name]
+        if expected is not None and type(value) is not expected:
+            raise vars(self)["_link"].refuse(f"{name} of a live object")
+        return value
+
+    def _pair(self, name: str, other: Any) -> Any:
+        """An operator. With plain data it is answered only for an object that the tests made of a class they know."""
+        link, made = vars(self)["_link"], vars(self)["_origin"] == _MADE
+        if isinstance(other, Live):
+            if not (made or type(self)._known or vars(other)["_origin"] == _MADE or type(other)._known):
+                raise link.refuse(f"{name} between live objects")
+        elif not (made and type(self)._strong):
+            raise link.refuse(f"{name} of a live object and plain data")
+        return self._ask(name, (other,))
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if other is None:
+            return False
+        if not isinstance(other, Live):  # equal and unequal are both the program's word: neither earns anything
+            raise vars(self)["_link"].refuse("opaque")
+        # An object that equals one of a class made up just now would equal anything.
+        return self._pair("eq", other) is True and self._ask("equals anything", ()) is False
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((Live, vars(self)["_number"]))
+
+    def __bool__(self) -> bool:
+        if vars(self)["_origin"] != _MADE:
+            raise vars(self)["_link"].refuse("truth of a live object")
+        return self._ask("bool", ()) is True
+
+    def __contains__(self, item: Any) -> bool:
+        if not (vars(self)["_origin"] == _MADE and type(self)._strong):
+            raise vars(self)["_link"].refuse("membership in a live object")
+        return self._ask("contains", (item,)) is True
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self._may("call")
+        mine = vars(self)
+        return mine["_link"].call(["r", mine["_number"]], arguments, named, _DERIVED)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__") and name != "__dict__":
+            raise AttributeError(name)
+        self._check_attribute(name)
+        value = self._ask("getattr", (name,))
+        link, mine = vars(self)["_link"], vars(self)["_origin"] == _MADE and type(self)._strong
+        if name in PLAIN_ATTRIBUTES and not mine and name not in link.attributes and isinstance(value, Function):
+            raise link.refuse(f"method {name[:40]} of a live object")  # the tests take it for a text, a list, ...
+        return value
+
+    def _check_attribute(self, name: str) -> None:
+        mine = vars(self)
+        if mine["_origin"] == _RETURNED and not type(self)._known:
+            raise mine["_link"].refuse(f"attribute {name[:40]} of a live object")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._check_attribute(name)
+        self._ask("setattr", (name, value))
+
+    def __delattr__(self, name: str) -> None:
+        self._check_attribute(name)
+        self._ask("delattr", (name,))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._may("setitem")
+        self._ask("setitem", (key, value))
+
+    def __delitem__(self, key: Any) -> None:
+        self._may("delitem")
+        self._ask("delitem", (key,))
+
+    def __iter__(self) -> Any:
+        return iter(self._answer("iter"))
+
+    def __next__(self) -> Any:
+        return self._answer("next")
+
+    def __enter__(self) -> Any:
+        return self._ask("enter", (), vars(self)["_origin"])
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        """The program may swallow what the tests raise themselves; no failed assertion, no exception of its own."""
+        link = vars(self)["_link"]
+        own = error is link.raised
+        swallowed = self._ask("exit", (error if isinstance(error, Exception) else None,))
+        return swallowed is True and not own and isinstance(error, Exception) and not isinstance(error, AssertionError)
+
+    def __copy__(self) -> Any:
+        return self._answer("copy")
+
+    def __deepcopy__(self, _: Any) -> Any:
+        return self._answer("deepcopy")
+
+    def __format__(self, form: str) -> str:
+        return self._answer("format", form)
+
+    def __round__(self, *digits: int) -> Any:
+        return self._answer("round", *digits)
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError("an object of the program cannot be pickled")
+
+
+def _define(names: Iterable[str], make: Callable[[str], Any]) -> None:
+    for name in names:
+        type.__setattr__(Live, f"__{name}__", make(name))
+
+
+def _as_operator(name: str) -> Any:
+    return lambda self, other: self._pair(name, other)
+
+
+def _as_answer(name: str) -> Any:
+    return lambda self, *arguments: self._answer(name, *arguments)
+
+
+_define([*_BINARY, *_REFLECTED], _as_operator)
+_define(_ANSWERS.keys() - {"iter", "next", "copy", "deepcopy", "format", "round"}, _as_answer)
+
+__all__ = [
+    "Awaited",
+    "Function",
+    "Generator",
+    "Iterator",
+    "Link",
+    "Live",
+    "LiveType",
+    "ProgramGone",
+    "Refused",
+    "Unsendable",
+]

@@ -1,55 +1,69 @@
-"""Which part of a test does the candidate compute, and which part is the judge's?
+"""Plans: what the tests of a row ask of the program, decided from their text before any program runs.
 
-``assert set(f(3)) == {1, 2}`` becomes the call ``f(3)``, for the candidate's process, and the rest
-``set(_value_0) == {1, 2}``, for the judge. If the rest is a comparison with a literal, no second process is needed.
-Texts that cannot be split so (loops, ``try``, helper functions, a name used without a call) are run whole by a judge to
-whom the candidate is a remote object (``remote.py``).
+The judge runs the tests. The program's process is asked to call functions by name with plain values, and answers with
+plain values; it never sees the tests, the setup or an expected value. Where every test is a comparison of such a call
+with a literal, no second process is needed: the calls are sent at once and this process compares.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
+import functools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MAX_TEST_CHARACTERS = 1_000_000
-_PLACEHOLDER = "_value_"
-# Used in tests whose authors left the import to the solution. Taken from the library, lest a program bring its own.
-_WELL_KNOWN = {
-    **dict.fromkeys(("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple", "ChainMap"), "collections"),
-    **dict.fromkeys(("isclose", "sqrt", "pi", "inf", "nan", "isnan"), "math"),
-    "Fraction": "fractions",
-    "Decimal": "decimal",
-}
+from mirrorpo.rewards.sandbox.assertions import Reach, entries, needs_arguments
+from mirrorpo.rewards.sandbox.plain import Encoder, NotPlain
+from mirrorpo.rewards.sandbox.roles import BUILTINS, Roles, roles, standard_modules
+from mirrorpo.rewards.sandbox.scopes import bound_in, global_loads, parameters, parse
+from mirrorpo.rewards.sandbox.well_known import LIBRARY
 
-Comparison = Literal["==", "!=", "true", "false"]
+MAX_TEST_CHARACTERS = 1_000_000
+_MAX_NODES = 200_000
+_REMEMBERED = 4096
+_OWN_NAMES = ("__future__", "unittest")
+
+Comparison = Literal["==", "!=", "is", "is not", "true", "false"]
+_COMPARISONS: dict[type, Comparison] = {ast.Eq: "==", ast.NotEq: "!=", ast.Is: "is", ast.IsNot: "is not"}
 
 
 class BadTests(ValueError):
     """The tests of a row cannot be used; the message says why in a few words."""
 
 
-class _Unsplittable(Exception):
-    """The expression uses the candidate otherwise than by closed calls."""
+class _NotSimple(Exception):
+    """A test is more than a comparison of calls with literals."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the program.
+
+    Attributes:
+        name: of the function.
+        arguments: as ``plain`` writes them.
+        named: arguments with a name.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Check:
-    """What the judge does with the values that came back.
+    """A comparison of a call's result.
 
     Attributes:
-        rest: an expression over ``_value_0``, ``_value_1``, ...
-        index: the value to compare, if a comparison with a literal is all there is; else None.
+        index: of the call.
         comparison: which one.
         literal: with what.
     """
 
-    rest: str
-    index: int | None = None
+    index: int
     comparison: Comparison = "true"
     literal: Any = None
 
@@ -59,177 +73,238 @@ class Plan:
     """How the tests of a row are run.
 
     Attributes:
-        imports: import statements, for every process.
-        setup: the row's setup.
-        calls: expressions for the candidate's process.
-        checks: for the judge; one per assertion.
-        live: texts to run against a remote candidate instead; empty if calls and checks say all.
+        imports: import statements, for both processes.
+        program: names that the program has to define.
+        classes: those of them that stand for classes.
+        instances: classes on whose instances the tests use attributes.
+        attributes: attributes that the tests use on instances which they construct.
+        entries: test functions and classes that a test runner would call.
+        stubs: classes of the setup and the tests; the program knows their names and those of their methods.
+        calls: what to ask the program, if comparisons with literals are all there is.
+        checks: those comparisons; empty if a judge has to run the tests.
     """
 
     imports: str
-    setup: str
-    calls: tuple[str, ...] = ()
+    program: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    instances: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
+    stubs: tuple[dict[str, Any], ...] = ()
+    calls: tuple[Call, ...] = ()
     checks: tuple[Check, ...] = ()
-    live: tuple[str, ...] = ()
 
 
 def plan(tests: Sequence[Any], setup: str = "") -> Plan:
-    """Splits the tests of a row.
+    """Plans the tests of a row; remembers what it has planned.
 
     Args:
         tests: Python texts.
-        setup: Python text that runs before them.
-
-    Returns:
-        What each process has to do.
+        setup: Python text that runs before them, in the judge.
 
     Raises:
-        BadTests: no tests, not texts, not Python, or nothing in them that the candidate computes.
+        BadTests: the row cannot be used: no tests, not Python, nothing asserted, a name that nothing defines, ...
 
     Example:
-        >>> plan(["assert set(f(3)) == {1, 2}"]).checks[0].rest
-        'set(_value_0) == {1, 2}'
+        >>> plan(["assert f(3) == {1, 2}"]).checks
+        (Check(index=0, comparison='==', literal={1, 2}),)
     """
     if not isinstance(tests, list | tuple) or not tests:
         raise BadTests("no tests")
-    trees = [_parse(text) for text in (*tests, setup)]
-    *bodies, prelude = trees
-    imported = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    _check_imports(imported)
-    statements = [node for tree in bodies for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
-    imported += _missing_imports(statements, imported)
-    top = [node for node in imported if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")]
-    imports = "\n".join(dict.fromkeys(ast.unparse(node) for node in top))
-    trusted = _bound_by(imported) | set(vars(builtins))
-    splitter = _Splitter(trusted)
-    try:
-        checks = tuple(splitter.check(node) for node in statements)
-    except _Unsplittable:
-        if not _uses_candidate(bodies, trusted):
-            raise BadTests("tests use nothing of the program") from None
-        return Plan(imports=imports, setup=setup, live=tuple(tests))
-    if not splitter.calls:
-        raise BadTests("tests use nothing of the program")
-    assert isinstance(prelude, ast.Module)
-    return Plan(imports=imports, setup=setup, calls=tuple(splitter.calls), checks=checks)
+    for text in (*tests, setup):
+        if not isinstance(text, str):
+            raise BadTests("tests are not texts")
+        if len(text) > MAX_TEST_CHARACTERS:
+            raise BadTests("tests are too long")
+    found = _plan(tuple(tests), setup)
+    if isinstance(found, str):
+        raise BadTests(found)
+    return found
 
 
-def _parse(text: Any) -> ast.Module:
-    if not isinstance(text, str) or len(text) > MAX_TEST_CHARACTERS:
-        raise BadTests("tests are not texts" if not isinstance(text, str) else "tests are too long")
+@functools.lru_cache(_REMEMBERED)
+def _plan(tests: tuple[str, ...], setup: str) -> Plan | str:
+    """The plan, or why there is none. Rows come from outside: whatever Python cannot read is the row's fault."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd escapes: the row's author is not here to read it
-            return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return _planned(tests, setup)
+    except BadTests as error:
+        return str(error)
+    except (RecursionError, MemoryError, OverflowError):
+        return "unusable tests: too deeply nested"
+
+
+def _planned(tests: tuple[str, ...], setup: str) -> Plan:
+    bodies, prelude = [_tree(text) for text in tests], _tree(setup)
+    trees = [prelude, *bodies]
+    imported = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    _check_imports(imported)
+    missing = _missing_imports(trees, imported)
+    trusted = {(a.asname or a.name).partition(".")[0] for node in [*imported, *missing] for a in node.names}
+    found = roles(trees, trusted)
+    if found.undefined:
+        raise BadTests(f"tests use {min(found.undefined)[:40]}, which nothing defines")
+    reach = Reach(prelude, bodies, found.program)
+    if not found.program or not reach.uses_program():
+        raise BadTests("tests use nothing of the program")
+    if not reach.asserts():
+        raise BadTests("tests assert nothing")
+    _check_structure(trees, bodies, found)
+    unique = [node for node in [*imported, *missing] if getattr(node, "module", "") not in _OWN_NAMES]
+    common: dict[str, Any] = {
+        "imports": "\n".join(dict.fromkeys(ast.unparse(node) for node in unique)),
+        "program": tuple(sorted(found.program)),
+    }
+    try:
+        calls, checks = _simple(trees, found)
+    except _NotSimple:
+        return Plan(
+            **common,
+            classes=tuple(sorted(found.classes)),
+            instances=tuple(sorted(found.instances)),
+            attributes=tuple(sorted(found.attributes)),
+            entries=tuple(entries(bodies)),
+            stubs=tuple(_stub(node) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)),
+        )
+    return Plan(**common, calls=calls, checks=checks)
+
+
+def _tree(text: str) -> ast.Module:
+    try:
+        tree = parse(text)
+        compile(tree, "<tests>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
         raise BadTests("tests are not Python") from None
+    if sum(1 for _ in ast.walk(tree)) > _MAX_NODES:
+        raise BadTests("unusable tests: too many parts")
+    return tree
 
 
-def _check_imports(imports: list[Any]) -> None:
+def _check_imports(imports: Iterable[ast.Import | ast.ImportFrom]) -> None:
     for node in imports:
         for name in [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]:
             if name.partition(".")[0] not in sys.stdlib_module_names:
                 raise BadTests(f"tests import {name[:40]}, which the sandbox does not have")
 
 
-def _bound_by(imports: list[Any]) -> set[str]:
-    return {(alias.asname or alias.name).partition(".")[0] for node in imports for alias in node.names}
-
-
-def _names(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-
-
-def _missing_imports(statements: list[ast.stmt], imported: list[Any]) -> list[Any]:
+def _missing_imports(trees: list[ast.Module], imported: list[Any]) -> list[ast.Import | ast.ImportFrom]:
     """Imports that the tests need and do not have: ``math.isclose`` without ``import math``, ``Counter``."""
-    known = _bound_by(imported)
-    wanted: dict[str, ast.stmt] = {}
-    for statement in statements:
-        names = _names(statement)
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                name = node.value.id
-                if name in sys.stdlib_module_names and name not in known:
-                    wanted[name] = ast.Import(names=[ast.alias(name=name)])
-        for name in sorted(names & _WELL_KNOWN.keys() - known):
+    known = {name for tree in trees for name in bound_in(tree.body)}
+    known |= {(alias.asname or alias.name).partition(".")[0] for node in imported for alias in node.names}
+    wanted: dict[str, ast.Import | ast.ImportFrom] = {}
+    for statement in (node for tree in trees for node in tree.body):
+        loads = list(global_loads(statement))
+        names = {node.id for node in loads} - known
+        bases = {id(n.value) for n in ast.walk(statement) if isinstance(n, ast.Attribute)}
+        for name in standard_modules(node.id for node in loads if id(node) in bases and node.id in names):
+            wanted[name] = ast.Import(names=[ast.alias(name=name)])
+        for name in sorted(names & LIBRARY.keys()):
             # Alone, such a name is the function under test; beside another one, it is a tool of the test.
-            if names - {name} - set(vars(builtins)) - known:
-                wanted[name] = ast.ImportFrom(module=_WELL_KNOWN[name], names=[ast.alias(name=name)], level=0)
+            if names - {name} - BUILTINS:
+                wanted[name] = ast.ImportFrom(module=LIBRARY[name], names=[ast.alias(name=name)], level=0)
     return [ast.fix_missing_locations(node) for node in wanted.values()]
 
 
-def _uses_candidate(bodies: list[ast.Module], trusted: set[str]) -> bool:
-    bound = {n.id for tree in bodies for n in ast.walk(tree) if isinstance(n, ast.Name) and type(n.ctx) is not ast.Load}
-    bound |= {n.name for tree in bodies for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    bound |= {n.arg for tree in bodies for n in ast.walk(tree) if isinstance(n, ast.arg)}
-    return any(_names(tree) - trusted - bound for tree in bodies)
+def _check_structure(trees: list[ast.Module], bodies: list[ast.Module], found: Roles) -> None:
+    """Refuses what cannot be run between two processes."""
+    needy = needs_arguments(bodies, entries(bodies))
+    if needy is not None:
+        raise BadTests(f"tests need arguments for {needy[:40]}, which nothing gives")
+    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        for base in node.bases:
+            if isinstance(base, ast.Name) and base.id in found.program and not base.id.endswith(("Error", "Exception")):
+                raise BadTests(f"tests derive a class from the program's {base.id[:40]}")
 
 
-class _Splitter:
-    """Collects calls over all assertions of a row."""
+def _stub(node: ast.ClassDef) -> dict[str, Any]:
+    """What the program may know of a class that the tests define: names, and whether constructing it tells anything."""
+    methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
+    init = next((method for method in methods if method.name == "__init__"), None)
+    bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+    return {
+        "name": node.name,
+        "bases": bases,
+        "methods": [method.name for method in methods],
+        "simple": init is None or all(_only_stores(s, {a.arg for a in parameters(init.args)}) for s in init.body),
+    }
 
-    def __init__(self, trusted: set[str]) -> None:
-        self._trusted = trusted
-        self._local: set[str] = set()
-        self._own: set[str] = set()
-        self.calls: list[str] = []
 
-    def check(self, statement: ast.stmt) -> Check:
-        """The judge's part of an assertion; remembers the candidate's part."""
+def _only_stores(statement: ast.stmt, given: set[str]) -> bool:
+    """``self.x = x``, ``self.x = None``, ``self.x = []``, a docstring: a constructor that tells nothing."""
+    if isinstance(statement, ast.Pass) or (
+        isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    ):
+        return True
+    if not isinstance(statement, ast.Assign | ast.AnnAssign):
+        return False
+    value = statement.value
+    if isinstance(value, ast.List | ast.Tuple):
+        return not value.elts
+    if isinstance(value, ast.Dict):
+        return not value.keys
+    if isinstance(value, ast.Constant):
+        return value.value in (None, True, False, 0, 1, "")
+    return isinstance(value, ast.Name) and value.id in given
+
+
+def _simple(trees: list[ast.Module], found: Roles) -> tuple[tuple[Call, ...], tuple[Check, ...]]:
+    """Calls and comparisons, if they are all there is.
+
+    Raises:
+        _NotSimple: the tests need a judge.
+    """
+    prelude, *bodies = trees
+    if any(not isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef) for node in prelude.body):
+        raise _NotSimple
+    calls: list[Call] = []
+    checks: list[Check] = []
+    for statement in (node for tree in bodies for node in tree.body):
+        if isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass):
+            continue
         if not isinstance(statement, ast.Assert):
-            raise _Unsplittable
-        test = statement.test
-        self._local = {n.id for n in ast.walk(test) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-        self._local |= {n.arg for n in ast.walk(test) if isinstance(n, ast.arg)}
-        self._own = _names(test) - self._trusted - self._local
-        if not self._own:  # the function under test has the name of a built-in one
-            self._own = {n.func.id for n in _calls(test)[:1] if isinstance(n.func, ast.Name)}
-        return _check(self._split(test))
-
-    def _split(self, node: Any) -> Any:
-        """The node with the candidate's calls replaced."""
-        if not _names(node) & self._own:
-            return node
-        root, has_call = node, False
-        while isinstance(root, ast.Call | ast.Attribute | ast.Subscript):
-            has_call |= isinstance(root, ast.Call)
-            root = root.func if isinstance(root, ast.Call) else root.value
-        if isinstance(root, ast.Name) and root.id in self._own:
-            if not has_call or _names(node) & self._local:
-                raise _Unsplittable
-            self.calls.append(ast.unparse(node))
-            return ast.Name(id=f"{_PLACEHOLDER}{len(self.calls) - 1}", ctx=ast.Load())
-        for field, value in ast.iter_fields(node):
-            if isinstance(value, list):
-                setattr(node, field, [self._split(v) if isinstance(v, ast.AST) else v for v in value])
-            elif isinstance(value, ast.AST):
-                setattr(node, field, self._split(value))
-        return node
+            raise _NotSimple
+        checks.append(_check(statement.test, found.program, calls))
+    if any(isinstance(node, ast.FunctionDef) and node.name in found.program for node in prelude.body):
+        raise _NotSimple
+    return tuple(calls), tuple(checks)
 
 
-def _calls(node: ast.AST) -> list[ast.Call]:
-    return [n for n in ast.walk(node) if isinstance(n, ast.Call)]
+def _check(test: ast.expr, program: set[str], calls: list[Call]) -> Check:
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        return Check(_call(test.operand, program, calls), "false")
+    if not isinstance(test, ast.Compare):
+        return Check(_call(test, program, calls), "true")
+    comparison = _COMPARISONS.get(type(test.ops[0]))
+    if len(test.ops) != 1 or comparison is None:
+        raise _NotSimple
+    sides = [test.left, test.comparators[0]]
+    if not isinstance(sides[0], ast.Call) or getattr(sides[0].func, "id", "") not in program:
+        sides.reverse()
+    literal = _literal(sides[1])
+    if comparison in ("is", "is not") and not (literal is None or isinstance(literal, bool)):
+        raise _NotSimple
+    return Check(_call(sides[0], program, calls), comparison, literal)
 
 
-def _index(node: ast.AST) -> int | None:
-    if isinstance(node, ast.Name) and node.id.startswith(_PLACEHOLDER):
-        return int(node.id.removeprefix(_PLACEHOLDER))
-    return None
+def _call(node: ast.expr, program: set[str], calls: list[Call]) -> int:
+    """The number of a call of the program with literals."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in program:
+        raise _NotSimple
+    encode = Encoder().encode
+    try:
+        arguments = tuple(encode(_literal(argument)) for argument in node.args)
+        named = {str(k.arg): encode(_literal(k.value)) for k in node.keywords if k.arg is not None}
+    except NotPlain:
+        raise _NotSimple from None
+    if len(named) != len(node.keywords):
+        raise _NotSimple
+    calls.append(Call(node.func.id, arguments, named))
+    return len(calls) - 1
 
 
-def _check(test: ast.expr) -> Check:
-    rest = ast.unparse(test)
-    if _index(test) is not None:
-        return Check(rest, _index(test), "true")
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and _index(test.operand) is not None:
-        return Check(rest, _index(test.operand), "false")
-    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.NotEq):
-        sides = (test.left, test.comparators[0])
-        for side, other in (sides, sides[::-1]):
-            if _index(side) is not None and not _names(other) - {"set"}:
-                try:
-                    literal = ast.literal_eval(other)
-                except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-                    break
-                return Check(rest, _index(side), "==" if isinstance(test.ops[0], ast.Eq) else "!=", literal)
-    return Check(rest)
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise _NotSimple from None

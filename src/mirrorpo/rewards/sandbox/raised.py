@@ -1,0 +1,160 @@
+"""Exceptions across the boundary: class hierarchy, arguments, message and attributes, as plain data.
+
+Standard library only: the isolated side imports this file as well.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mirrorpo.rewards.sandbox.plain import Decoder, Encoder, NotPlain
+
+_MAX_TEXT = 10_000
+_MAX_DEPTH = 12
+_MAX_CAUSES = 3
+# A program must not be able to skip a test, or to end a test runner.
+_NEVER = frozenset(("unittest", "_pytest", "pytest", "doctest"))
+# Raised out of a call inside ``map`` or ``all``, these would end the iteration as if nothing had happened.
+ENDINGS = (StopIteration, StopAsyncIteration, GeneratorExit)
+
+
+def describe_class(kind: type, number: Callable[[type], int | None], depth: int = 0) -> list[Any]:
+    """A class as plain data: module, name, number (of classes that belong to the program) and bases."""
+    own = number(kind)
+    module, name = type.__getattribute__(kind, "__module__"), type.__dict__["__name__"].__get__(kind)
+    bases = type.__dict__["__bases__"].__get__(kind) if depth < _MAX_DEPTH else (Exception,)
+    if own is None and module == "builtins":
+        return ["builtins", name, None, []]
+    return [str(module)[:80], str(name)[:80], own, [describe_class(base, number, depth + 1) for base in bases]]
+
+
+def describe(error: BaseException, number: Callable[[type], int | None], depth: int = 0) -> dict[str, Any]:
+    """An exception as plain data."""
+    encoder = Encoder()
+
+    def written(value: Any) -> Any:
+        try:
+            return encoder.encode(value)
+        except (NotPlain, RecursionError):
+            return None
+
+    try:
+        text = str(error)[:_MAX_TEXT]
+    except BaseException:  # noqa: BLE001  (the program's own __str__)
+        text = ""
+    try:
+        state = dict(vars(error))
+    except BaseException:  # noqa: BLE001  (the program's own __dict__)
+        state = {}
+    cause = error.__cause__ if depth < _MAX_CAUSES else None
+    return {
+        "class": describe_class(type(error), number),
+        "arguments": written(tuple(BaseException.args.__get__(error))),  # type: ignore[attr-defined]
+        "text": "".join(str.__iter__(text)),
+        "state": [[str(key)[:80], written(value)] for key, value in list(state.items())[:100]],
+        "cause": None if cause is None else describe(cause, number, depth + 1),
+    }
+
+
+class Classes:
+    """The judge's copies of the exception classes of a program.
+
+    Args:
+        own: classes by number that exist here already (of the program that describes them).
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, type] = {}
+
+    def build(self, description: Any, depth: int = 0) -> type:
+        """The class that a description stands for: the real one of the standard library, or one made like it.
+
+        Raises:
+            NotPlain: no description of an exception class.
+        """
+        try:
+            module, name, number, bases = description
+            if type(number) is int and number in self._made:
+                return self._made[number]
+            if number is None:
+                found = _library_class(str(module), str(name))
+                if found is not None:
+                    return found
+            if depth > _MAX_DEPTH:
+                return Exception
+            parents = [self.build(base, depth + 1) for base in bases]
+        except (TypeError, ValueError) as error:
+            raise NotPlain(f"no exception class: {type(error).__name__}") from None
+        made = _make(str(name)[:80], parents)
+        if type(number) is int:
+            self._made[number] = made
+        return made
+
+    def rebuild(self, description: Any, depth: int = 0) -> BaseException:
+        """The exception that a description stands for.
+
+        Raises:
+            NotPlain: no description of an exception.
+        """
+        try:
+            kind = self.build(description["class"])
+            arguments, text, cause = description["arguments"], str(description["text"]), description["cause"]
+            state = [(str(key), Decoder().decode(value)) for key, value in description["state"]]
+            values = () if arguments is None else Decoder().decode(arguments)
+        except (KeyError, TypeError, ValueError) as error:
+            raise NotPlain(f"no exception: {type(error).__name__}") from None
+        if not issubclass(kind, BaseException):
+            raise NotPlain("no exception class")
+        error = _instance(kind, values if type(values) is tuple else (), text)
+        for key, value in state:
+            if key.isidentifier() and not key.startswith("__"):
+                vars(error)[key] = value
+        if cause is not None and depth < _MAX_CAUSES:
+            error.__cause__ = self.rebuild(cause, depth + 1)
+        return error
+
+
+def _library_class(module: str, name: str) -> type | None:
+    if module == "builtins":
+        found = vars(builtins).get(name)
+    elif module.partition(".")[0] in sys.stdlib_module_names and module.partition(".")[0] not in _NEVER:
+        # Only modules that are here already: nothing is imported on the program's word.
+        found = getattr(sys.modules.get(module), name, None)
+    else:
+        return None
+    if not isinstance(found, type):
+        return None
+    return found if issubclass(found, BaseException) or found is object else None
+
+
+def _make(name: str, parents: list[type]) -> type:
+    """A class with these bases; Python forbids some combinations, and a program may have lied about its own."""
+    bases = tuple(dict.fromkeys(parents)) or (object,)
+    if not any(issubclass(base, BaseException) for base in bases) and bases != (object,):
+        bases = (object,)
+    try:
+        return type(name, bases, {"__module__": "solution"})
+    except TypeError:
+        return type(name, (Exception,), {"__module__": "solution"})
+
+
+def _instance(kind: type[BaseException], values: tuple[Any, ...], text: str) -> BaseException:
+    """An exception with these arguments whose text is the given one."""
+    try:
+        # Not called: a constructor may want other arguments than those that are kept.
+        error = kind.__new__(kind, *values)
+        error.args = values
+        if str(error) == text:
+            return error
+    except Exception:  # noqa: BLE001  (whatever the library's class thinks of the program's arguments)
+        values = (text,)
+    told = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__str__": lambda _: text})
+    try:
+        error = told.__new__(told, *values)
+        error.args = values
+        return error
+    except Exception:  # noqa: BLE001  (the same)
+        return RuntimeError(text)
