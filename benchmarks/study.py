@@ -18,8 +18,8 @@ from rich.console import Console
 from mirrorpo.config.study import Study, study_from
 from mirrorpo.quiet import quiet
 from mirrorpo.reports.study_report import write_study_report
-from mirrorpo.studies.run import open_pool, open_study, run_study
-from mirrorpo.studies.runs import Collection, by_seed, read_run
+from mirrorpo.studies.collection import Collection, by_seed, read_run
+from mirrorpo.studies.runner import open_pool, open_study, run_study
 from mirrorpo.training.run import train
 from mirrorpo.workers import Job
 from timing import parser, show

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 TRAIN = (
     "accelerate",
     "datasets",
+    "jinja2",
     "math_verify",
     "matplotlib",
     "pydantic",

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
-from mirrorpo.evaluation.run import evaluate_recipe
+from mirrorpo.evaluation.eval_run import evaluate_recipe
 from mirrorpo.models import builtin_path, chat_template
 from mirrorpo.models.chat_template import check_chat_template
 from mirrorpo.models.folder import check_config, check_model_folder

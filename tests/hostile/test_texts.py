@@ -17,9 +17,9 @@ from test_cli import run
 from mirrorpo.config.study import Job, study_from
 from mirrorpo.reports import write_curve, write_report
 from mirrorpo.reports.study_report import as_json, write_study_report
-from mirrorpo.search.run import _Run
-from mirrorpo.studies.progress import Progress
-from mirrorpo.studies.runs import Collection, Failure, by_seed, read_run
+from mirrorpo.search.evolve_run import _Run
+from mirrorpo.studies.collection import Collection, Failure, by_seed, read_run
+from mirrorpo.studies.runner import Progress
 from run_folder import SAMPLE, line_of, write_run, write_samples
 from simulated import write_simulated
 

@@ -16,13 +16,15 @@ from mirrorpo.config.search import EvolveRecipe
 from mirrorpo.config.train import recipe_from
 from mirrorpo.divergences.neural.file import load_map
 from mirrorpo.errors import InputError
-from mirrorpo.search.comparison import compare
 from mirrorpo.search.evolution import SearchError
-from mirrorpo.search.run import evolve, twin_of
+from mirrorpo.search.evolve_run import compare, evolve, twin_of
 from mirrorpo.workers import Record
 from serial_pool import SerialPool
 
-FILES = {"best_map.json", "evolution.png", "history.jsonl", "members.sqlite", "recipe.yaml", "summary.json", ".lock"}
+FILES = {
+    "best_map.json", "evolution.png", "history.jsonl", "members.sqlite", "recipe.yaml", "summary.json", ".lock",
+    "versions.json",
+}  # fmt: skip
 
 
 def recipe(**evolution: Any) -> EvolveRecipe:

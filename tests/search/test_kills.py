@@ -22,8 +22,8 @@ from rich.console import Console
 
 from mirrorpo.config.search import EvolveRecipe
 from mirrorpo.config.train import recipe_from
+from mirrorpo.search.evolve_run import evolve
 from mirrorpo.search.member import JOB
-from mirrorpo.search.run import evolve
 from mirrorpo.workers import LocalPool
 from serial_pool import SerialPool
 

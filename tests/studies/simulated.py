@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mirrorpo.studies.runs import Collection, by_seed, read_run
+from mirrorpo.studies.collection import Collection, by_seed, read_run
 
 # Accuracy after training: mean and standard deviation over seeds.
 ARMS: Mapping[str, tuple[float, float]] = {

@@ -8,7 +8,7 @@ import pytest
 
 from browser import Browser, chromium
 from mirrorpo.reports.study_report import write_study_report
-from mirrorpo.studies.runs import Failure
+from mirrorpo.studies.collection import Failure
 from run_folder import HOSTILE
 from simulated import ARMS, simulated, write_simulated
 

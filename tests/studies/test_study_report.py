@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from mirrorpo.errors import InputError
-from mirrorpo.reports import study_tables as tables
+from mirrorpo.reports import tables
+from mirrorpo.reports.conclusions import conclude_study, verdicts
 from mirrorpo.reports.study_report import as_json, markdown, write_study_report
-from mirrorpo.reports.study_words import conclude, verdicts
 from mirrorpo.statistics import Interval
+from mirrorpo.studies.collection import Collection, Failure, by_seed, fairness_notes, gather, read_run
 from mirrorpo.studies.compare import compare
-from mirrorpo.studies.gather import gather
-from mirrorpo.studies.runs import Collection, Failure, by_seed, fairness_notes, read_run
+from mirrorpo.wording import signed
 from run_folder import HOSTILE
 from simulated import ARMS, simulated, write_simulated
 
@@ -73,11 +73,11 @@ def page(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> _P
 
 def test_an_open_end_of_an_interval_has_its_sign() -> None:
     cells = [
-        tables._interval(Interval(estimate=-1.0, low=low, high=high), tables._signed)
+        tables._interval(Interval(estimate=-1.0, low=low, high=high), signed)
         for low, high in ((-math.inf, 0.5), (-2.0, math.inf))
     ]
     assert [cell.text for cell in cells] == ["[\u2212∞, +0.5]", "[\u22122, ∞]"]
-    assert [cell.text for cell in (tables._cell(x, tables._signed) for x in (math.inf, -math.inf))] == ["∞", "\u2212∞"]
+    assert [cell.text for cell in (tables._cell(x, signed) for x in (math.inf, -math.inf))] == ["∞", "\u2212∞"]
 
 
 def test_each_arm_gets_the_verdict_that_it_was_drawn_for(collection: Collection) -> None:
@@ -114,7 +114,7 @@ def test_numbers_of_the_table_are_those_of_the_runs(collection: Collection) -> N
 
 def test_one_seed_concludes_nothing(tmp_path: Path) -> None:
     found = simulated(tmp_path, num_seeds=1)
-    assert conclude(found, compare(found)).headline == "One seed: nothing can be concluded."
+    assert conclude_study(found, compare(found)).headline == "One seed: nothing can be concluded."
     text = markdown(found, compare(found))
     assert "higher by" not in text
     assert "Run more seeds" in text
@@ -175,7 +175,7 @@ def test_too_few_seeds_say_how_many_it_takes(tmp_path: Path) -> None:
 def test_an_arm_without_finished_runs_is_left_out_and_a_baseline_without_is_said(tmp_path: Path) -> None:
     found = simulated(tmp_path, num_seeds=3)
     empty = replace(found, arms={**found.arms, "dr_grpo": ()})
-    assert "no run of the baseline dr_grpo is finished" in conclude(empty, compare(empty)).headline
+    assert "no run of the baseline dr_grpo is finished" in conclude_study(empty, compare(empty)).headline
     assert "better" in _Page(write_study_report(empty, tmp_path)[0]).text
     with pytest.raises(InputError, match="no run is finished"):
         write_study_report(replace(found, arms={}), tmp_path)
@@ -309,7 +309,7 @@ def test_mixed_versions_are_compared_when_asked_for_and_said(tmp_path: Path) -> 
 def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
     one = write_simulated(tmp_path / "one", "dr_grpo", 0, 0.5)
     two = write_simulated(tmp_path / "two", "dr_grpo", 0, 0.6)
-    with pytest.raises(InputError, match="seed 0 of arm 'dr_grpo' stands twice"):
+    with pytest.raises(InputError, match="duplicate seed 0 of arm 'dr_grpo'"):
         gather([one, two])
 
 

@@ -18,9 +18,9 @@ from test_cli import refused, run
 from mirrorpo.config.study import Study, study_from
 from mirrorpo.errors import InputError
 from mirrorpo.reports.study_report import write_study_report
-from mirrorpo.studies.gather import study_collection
+from mirrorpo.studies.collection import statuses, study_collection
 from mirrorpo.studies.job import ATTEMPTS, run_job
-from mirrorpo.studies.run import open_study, run_study, statuses
+from mirrorpo.studies.runner import open_study, run_study
 from mirrorpo.workers import Done, Job, JobError, Record
 from simulated import write_simulated
 
@@ -210,14 +210,14 @@ def test_a_folder_in_the_wrong_state_is_refused(tmp_path: Path) -> None:
         go(tmp_path / "study", Here(), resume=True, num_seeds=3)
     with (
         open_study(plan(), tmp_path / "study", True, ""),
-        pytest.raises(InputError, match="another process is running"),
+        pytest.raises(InputError, match=r"another process \(\d+\) is running"),
     ):
         go(tmp_path / "study", Here(), resume=True)
 
 
 def test_a_study_is_not_resumed_with_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go(tmp_path, Here())
-    monkeypatch.setattr("mirrorpo.studies.run.versions", lambda: {"mirrorpo": "9.9"})
+    monkeypatch.setattr("mirrorpo.studies.runner.versions", lambda: {"mirrorpo": "9.9"})
     with pytest.raises(InputError, match=r"begun with mirrorpo .*, this is 9\.9: runs of mixed versions"):
         go(tmp_path, Here(), resume=True)
 
@@ -328,7 +328,7 @@ def test_a_dry_run_tells_runs_time_and_disk_and_writes_nothing(
     real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = Training()
-    monkeypatch.setattr("mirrorpo.studies.commands.open_pool", lambda *_: pool)
+    monkeypatch.setattr("mirrorpo.cli.study_commands.open_pool", lambda *_: pool)
     out = tmp_path / "not" / "there" / "out"
     spec = str(real.parent / "study.yaml")
     done = run("study", spec, "seeds=[0,1,2]", "--out", str(out), "--dry-run", "--json")
@@ -355,7 +355,7 @@ def test_a_dry_run_on_other_machines_needs_a_folder_that_they_see(
     assert "--ray auto: needs --out, a folder that every node sees" in refused(
         "study", spec, "--dry-run", "--ray", "auto", cwd=tmp_path
     )
-    monkeypatch.setattr("mirrorpo.studies.commands.open_pool", lambda *_: Elsewhere())
+    monkeypatch.setattr("mirrorpo.cli.study_commands.open_pool", lambda *_: Elsewhere())
     (tmp_path / "file").touch()
     for out, reason in (("file/out", "cannot be written"), ("out", "every node must see the folder under the same")):
         done = run("study", spec, "--dry-run", "--ray", "auto", "--out", str(tmp_path / out), status=2)
@@ -368,7 +368,7 @@ def test_a_dry_run_on_other_machines_needs_a_folder_that_they_see(
     [
         (["study", "absent.yaml", "--out", "x"], "absent.yaml: no such recipe file"),
         (["study", "arithmetic", "--out", "x"], "is a recipe, not a study"),
-        (["study", "arithmetic"], "--out: give the study's folder"),
+        (["study", "arithmetic"], "--out: missing; give the study's folder"),
         (["study", "arithmetic", "--out", "x", "--retry-failed"], "--retry-failed: needs --resume"),
         (["report", "absent"], "no such folder"),
         (["report", ".", "--baseline", "x"], "--baseline: has no effect without --out"),

@@ -95,5 +95,5 @@ def test_another_job_under_a_recorded_key_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_key_twice_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'n1' stands twice"):
+    with pytest.raises(ValueError, match="duplicate job key 'n1'"):
         run_recorded(Counting(), jobs(1, 1), Record(tmp_path / "r.sqlite"))

@@ -42,7 +42,7 @@ def command(
     if max(ks) > recipe.eval.samples:
         raise InputError(f"-k {k}: k must be at most the number of samples, {recipe.eval.samples}")
     quiet()
-    from mirrorpo.evaluation.run import evaluate_recipe, lines_of
+    from mirrorpo.evaluation.eval_run import evaluate_recipe, lines_of
 
     result = evaluate_recipe(recipe, ks, output.console(), engine=engine, out=out, resume=resume)
     output.say(output.as_json(result) if as_json else "\n".join(lines_of(result, ks)))

@@ -34,7 +34,7 @@ def command(
     typed = output.typed()
     with stops_at_once(lambda: go_on_with(typed, out / "recipe.yaml")):
         quiet()
-        from mirrorpo.search.command import run, sentences
+        from mirrorpo.search.evolve_run import run, sentences
 
         summary = run(loaded, out, resume, workers, threads, ray, output.console(), typed)
     output.say(output.as_json(summary) if as_json else sentences(summary, out))

@@ -25,7 +25,7 @@ def command(
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the --out folder of a run or a study")
-    from mirrorpo.studies import commands
+    from mirrorpo.cli import study_commands as commands
 
     written = commands.report(folders, out, baseline=baseline, target=target, allow_mixed=mixed)
     output.say(output.as_json(written) if as_json else "\n".join(written))

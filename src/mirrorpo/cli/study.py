@@ -32,10 +32,10 @@ def command(
     if out is None and not dry_run:
         raise InputError("--out: missing; give the study's folder, or --dry-run to see how long it takes")
     path, changes = recipe_file(file), check_overrides(overrides)
+    from mirrorpo.cli import study_commands as commands
     from mirrorpo.config.study import load_study
     from mirrorpo.interrupts import go_on_with, stops_at_once
     from mirrorpo.quiet import quiet
-    from mirrorpo.studies import commands
 
     loaded = load_study(path, changes)
     quiet()

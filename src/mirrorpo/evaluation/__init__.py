@@ -1,4 +1,4 @@
-"""How good is a policy on problems it has not seen?"""
+"""Evaluation of a policy on problems it has not seen."""
 
 from mirrorpo.evaluation.engines import Sampler
 from mirrorpo.evaluation.sampling import evaluate

@@ -1,4 +1,4 @@
-"""What do graded samples say? Accuracy, pass@k and intervals, lengths, reasons, speed."""
+"""Summary of graded samples: accuracy, pass@k and intervals, lengths, reasons, speed."""
 
 from __future__ import annotations
 

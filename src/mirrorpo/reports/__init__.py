@@ -1,14 +1,14 @@
-"""What did a run do? A picture and a page, from the files of its folder alone."""
+"""Reports: pages and pictures of runs and studies, from the files of their folders alone."""
 
 # curve
 from mirrorpo.reports.curve import write_curve
 
-# page
-from mirrorpo.reports.page import write_report
+# run_page
+from mirrorpo.reports.run_page import write_report
 
 __all__ = [
     # curve
     "write_curve",
-    # page
+    # run_page
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""How does a curve look on the page? Inline SVG at a fixed height and any width.
+"""Curves on a page: inline SVG at a fixed height and any width.
 
 The drawing area stretches with the page (`preserveAspectRatio="none"`), the strokes and letters do not: positions of
 letters are percentages, strokes are non-scaling. So a chart is as crisp and as readable on a phone as on a desk.
@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
+from mirrorpo.reports.conclusions import interval_words
 from mirrorpo.reports.scales import Scale, Values, step_scale, thin, unbroken, value_scale
-from mirrorpo.reports.text import number, percent, plain, shown
-from mirrorpo.reports.words import interval_words
+from mirrorpo.reports.templates import plain, shown
 from mirrorpo.runs.reader import Evaluation
+from mirrorpo.wording import number, percent
 
 MAX_POINTS = 600  # points a panel draws; about one per pixel
 
@@ -47,7 +50,7 @@ class Panel:
     share: bool = False  # values are shares of one, shown as percentages
 
 
-def draw_panel(panel: Panel, steps: Sequence[int], *, limit: int = MAX_POINTS, attributes: str = "") -> str:
+def draw_panel(panel: Panel, steps: Sequence[int], *, limit: int = MAX_POINTS, attributes: str = "") -> Markup:
     """Draw a panel as an HTML figure.
 
     Args:
@@ -88,7 +91,7 @@ def draw_panel(panel: Panel, steps: Sequence[int], *, limit: int = MAX_POINTS, a
     note = f'<p class="note">{escape("; ".join(notes).capitalize())}.</p>' if notes else ""
     kept_steps = ",".join(str(steps[i]) for i in kept)
     axis = f'data-from="{across.low!r}" data-to="{across.high!r}" data-low="{up.low!r}" data-high="{up.high!r}"'
-    return f"""<figure class="panel"{attributes}>
+    return Markup(f"""<figure class="panel"{attributes}>
 <figcaption><h3>{escape(panel.title)}</h3>{_legend(panel)}<p>{escape(panel.says)}</p></figcaption>
 <div class="chart">
 {_value_labels(up)}
@@ -98,10 +101,10 @@ def draw_panel(panel: Panel, steps: Sequence[int], *, limit: int = MAX_POINTS, a
 <svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" height="{_HEIGHT}" preserveAspectRatio="none" overflow="visible">
 {lines}</svg>{_step_labels(across)}</svg>
 </div></div>{note}
-</figure>"""
+</figure>""")
 
 
-def draw_before_after(before: Evaluation, after: Evaluation) -> str:
+def draw_before_after(before: Evaluation, after: Evaluation) -> Markup:
     """Draw two accuracies with their intervals on one axis from 0 to 100 %.
 
     Args:
@@ -136,11 +139,11 @@ def draw_before_after(before: Evaluation, after: Evaluation) -> str:
         f'<text x="{x}%" y="{height + gap}" text-anchor="middle">{x}%</text>'
         for x in (0, 25, 50, 75, 100)
     )
-    return f"""<figure class="before-after">
+    return Markup(f"""<figure class="before-after">
 <div class="names">{"".join(names)}</div>
 <svg class="area" width="100%" height="{height}" role="img" aria-label="Both accuracies with their 95 % intervals">
 {grid}{"".join(marks)}</svg>
-</figure>"""
+</figure>""")
 
 
 def _line(

@@ -1,4 +1,4 @@
-"""How does a run look at a glance? `curve.png`, made for the width of a README.
+"""Picture of a run at a glance, `curve.png`, made for the width of a README.
 
 Left: the mean reward of every step, and the accuracy on unseen problems before and after with its interval, all on one
 axis from 0 to 1. Right: how far the policy moved, how often the trust region stopped it, how long it writes.
@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mirrorpo.files import write_bytes_atomic
+from mirrorpo.reports.conclusions import accuracy_line
 from mirrorpo.reports.panels import divergences
 from mirrorpo.reports.scales import Values, step_scale, value_scale
-from mirrorpo.reports.text import duration, plural
-from mirrorpo.reports.words import accuracy_line
 from mirrorpo.runs.reader import Metrics, Summary, read_metrics, read_summary
+from mirrorpo.wording import duration, plural
 
 _SIZE = (9.0, 4.5)  # inches; at 200 dots an inch twice the width of a README, so sharp on dense screens
 _DPI = 200

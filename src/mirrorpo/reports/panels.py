@@ -1,4 +1,4 @@
-"""Which metrics are drawn together, under which title? One literal table, in the order of the page.
+"""Panels of a run: which metrics are drawn together, under which title, in the order of the page.
 
 A metric that this table does not know is listed in the page's last table all the same.
 """

@@ -1,4 +1,4 @@
-"""Where on an axis does a value go, which values are labelled, and which points of a long curve are drawn?
+"""Axes: where a value goes, which values are labelled, and which points of a long curve are drawn.
 
 Pure arithmetic, shared by every chart of the page. Nothing here knows about SVG.
 """

@@ -1,4 +1,4 @@
-"""How did the search go, and what did it find? ``evolution.png``: fitness over generations, and the shape of h'."""
+"""Picture of a search, ``evolution.png``: fitness over generations, and the shape of h'."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do arms look side by side? Rows of dots and intervals, clouds of points, curves with bands; inline SVG.
+"""Arms side by side on a page: rows of dots and intervals, clouds of points, curves with bands; inline SVG.
 
 As in ``mirrorpo.reports.charts``: positions across are percentages, so letters and strokes keep their size at any
 width, and nothing is styled inline. Every mark of an arm carries ``data-arm``: the page's script hides by it.
@@ -13,12 +13,14 @@ from functools import lru_cache
 from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from scipy import stats
 
 from mirrorpo.reports.charts import Curve, Panel, draw_panel
 from mirrorpo.reports.scales import Scale, value_scale
-from mirrorpo.reports.text import number, plain, shown
-from mirrorpo.studies.runs import FinishedRun
+from mirrorpo.reports.templates import plain, shown
+from mirrorpo.studies.collection import FinishedRun
+from mirrorpo.wording import number
 
 _ROW = 26  # pixels
 _CLOUD = 280  # pixels of a cloud's height
@@ -48,7 +50,7 @@ class Cloud:
     points: Sequence[tuple[float, float, str]]
 
 
-def draw_rows(title: str, says: str, rows: Sequence[Row], *, line: float | None, share: bool = True) -> str:
+def draw_rows(title: str, says: str, rows: Sequence[Row], *, line: float | None, share: bool = True) -> Markup:
     """Draw one row for each arm over a common axis.
 
     Args:
@@ -77,7 +79,7 @@ def draw_rows(title: str, says: str, rows: Sequence[Row], *, line: float | None,
     )
     labels = f'<svg class="area" width="100%" height="18" aria-hidden="true">{ticks}</svg>'
     axis = f'<div class="row axis"><span></span>{labels}<span></span></div>'
-    return (
+    return Markup(
         f'<figure class="panel rows"><figcaption><h3>{escape(title)}</h3><p>{escape(says)}</p></figcaption>'
         f"<div>{parts}{axis}</div></figure>"
     )
@@ -126,7 +128,7 @@ def draw_cloud(
     across_log: bool = False,
     up_share: bool = True,
     paths: bool = False,
-) -> str:
+) -> Markup:
     """Draw runs as points, or arms as paths, over two axes; arms are numbered as in the table.
 
     Args:
@@ -143,12 +145,12 @@ def draw_cloud(
         The figure; empty without any point.
 
     Example:
-        >>> draw_cloud("", "", [Cloud(name="a", points=[])], across="", up="")
+        >>> str(draw_cloud("", "", [Cloud(name="a", points=[])], across="", up=""))
         ''
     """
     points = [point for cloud in clouds for point in cloud.points]
     if not points:
-        return ""
+        return Markup("")
     wide = value_scale([x for x, _, _ in points], may_be_log=across_log)
     high = value_scale([y for _, y, _ in points], share=up_share)
     unfit = sum(not wide.fits(x) for x, _, _ in points)
@@ -165,12 +167,12 @@ def draw_cloud(
         f'<text x="44" y="{_CLOUD * (1 - high.place(value)) + 4:.1f}" text-anchor="end">{label}</text>'
         for value, label in high.ticks
     )
-    return f"""<figure class="panel cloud"><figcaption><h3>{escape(title)}</h3><p>{escape(says)}</p></figcaption>
+    return Markup(f"""<figure class="panel cloud"><figcaption><h3>{escape(title)}</h3><p>{escape(says)}</p></figcaption>
 <p class="axis-name">{escape(up)}</p>
 <div class="chart"><svg class="area" width="52" height="{_CLOUD}" aria-hidden="true">{labels}</svg>
 <div class="field"><svg class="area" width="100%" height="{_CLOUD}" role="img"
  aria-label="{escape(up)} against {escape(across)}">
-{_lattice(wide, high)}{marks}</svg></div></div><p class="axis-name end">{escape(across)}</p>{note}</figure>"""
+{_lattice(wide, high)}{marks}</svg></div></div><p class="axis-name end">{escape(across)}</p>{note}</figure>""")
 
 
 def _lattice(wide: Scale, high: Scale) -> str:
@@ -233,6 +235,8 @@ def _colour(n: int) -> str:
 def learning_curve(runs: Sequence[FinishedRun], column: str) -> dict[int, tuple[float, float, float]]:
     """Step to mean over seeds and its pointwise 95 % band (Student's t; no width for one seed).
 
+    Values that never leave [0, 1] are taken as shares: their band does not leave it either.
+
     Args:
         runs: of one arm.
         column: of ``metrics.jsonl``.
@@ -246,13 +250,16 @@ def learning_curve(runs: Sequence[FinishedRun], column: str) -> dict[int, tuple[
         for step, value in zip(run.metrics.steps, values, strict=bool(values)):
             if value is not None:
                 found.setdefault(step, []).append(value)
+    flat = [value for values in found.values() for value in values]
+    low, high = (0.0, 1.0) if flat and min(flat) >= 0.0 and max(flat) <= 1.0 else (-math.inf, math.inf)
     curve = {}
     for step in sorted(found):
         values = np.array(found[step])
         reach = 0.0
         if len(values) > 1:
             reach = _student(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-        curve[step] = (float(values.mean()), float(values.mean()) - reach, float(values.mean()) + reach)
+        mean = float(values.mean())
+        curve[step] = (mean, max(low, mean - reach), min(high, mean + reach))
     return curve
 
 
@@ -262,12 +269,12 @@ def _student(freedom: int) -> float:
     return float(stats.t.ppf(0.975, freedom))
 
 
-def draw_curves(arms: Mapping[str, Sequence[FinishedRun]], baseline: str) -> str:
+def draw_curves(arms: Mapping[str, Sequence[FinishedRun]], baseline: str) -> Markup:
     """One panel for each arm with the baseline in it; with few arms, one panel with all of them first."""
     curves = {name: learning_curve(runs, "reward") for name, runs in arms.items()}
     curves = {name: curve for name, curve in curves.items() if curve}
     if not curves:
-        return '<p class="note">No run recorded its reward.</p>'
+        return Markup('<p class="note">No run recorded its reward.</p>')
     parts = []
     if len(curves) <= _NUM_COLOURS:
         parts.append(_panel("All arms", curves, list(curves), bands=False, attributes=""))
@@ -275,7 +282,7 @@ def draw_curves(arms: Mapping[str, Sequence[FinishedRun]], baseline: str) -> str
         if name != baseline:
             pair = [baseline, name] if baseline in curves else [name]
             parts.append(_panel(name, curves, pair, bands=True, attributes=f' data-arm="{plain(name)}"'))
-    return f'<div class="panels">{"".join(parts)}</div>'
+    return Markup(f'<div class="panels">{"".join(parts)}</div>')
 
 
 def _panel(

@@ -1,31 +1,31 @@
-"""How is a study shown to a reader? One HTML file that needs nothing else: the conclusion in words, then its evidence.
+"""The page of a study: one HTML file that needs nothing else, the conclusion in words, then its evidence.
 
-Like a run's page it loads nothing, and its Content-Security-Policy names the hashes of its one style sheet and one
-script. Arm names, completions and error messages are outside text: all of it passes through ``shown`` or ``plain``.
+Arm names, completions and error messages are outside text: the template shows all of it through its filters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
-from string import Template
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from mirrorpo.reports.assets import asset, source_hash
-from mirrorpo.reports.examples import verbatim, verdict
+from markupsafe import Markup
+
+from mirrorpo.reports.conclusions import Verdicts, conclude_study, verdicts
+from mirrorpo.reports.run_page import within_budget
 from mirrorpo.reports.study_charts import Cloud, Row, draw_cloud, draw_curves, draw_rows, label_of, learning_curve
-from mirrorpo.reports.study_tables import Cell, Table, accuracy_table, other_table
-from mirrorpo.reports.study_words import Verdicts, conclude, verdicts
-from mirrorpo.reports.text import cut, plain, plural, shown
+from mirrorpo.reports.tables import accuracy_table, other_table
+from mirrorpo.reports.templates import cut, part, render
 from mirrorpo.runs.reader import Sample, read_samples
 from mirrorpo.statistics import MIN_EQUIVALENCE
+from mirrorpo.studies.collection import Collection, FinishedRun
 from mirrorpo.studies.compare import Comparison
-from mirrorpo.studies.runs import Collection, FinishedRun
 
 _STUDY_LIMIT = 200_000  # characters of the resolved study
 _SAMPLE_BUDGET = 400_000  # characters of HTML for all completions
 _PROMPTS = 4
 _PATH_POINTS = 120  # of an arm's path in the divergence-reward plane
 _DIVERGENCE = "divergence/reverse_kl/mean"
+_FACT_LIMIT = 300  # characters
 
 READING = (
     ("Seeds", "Seed k of one arm stands beside seed k of the baseline: they share the start and the problems' order."),
@@ -77,88 +77,57 @@ def study_page(collection: Collection, comparison: Comparison) -> str:
     Raises:
         ValueError: a samples.jsonl is broken; the file and line are named.
     """
-    style = asset("report.css") + asset("study.css")
-    script = asset("report.js") + asset("study.js")
-    conclusion = conclude(collection, comparison)
-    version = next((run.summary.mirrorpo_version for run in collection.runs), "")
-    known = collection.baseline in comparison.accuracy
-    found = verdicts(collection, comparison) if known else Verdicts(higher=(), lower=(), same=(), open=())
-    findings = "".join(f"<dt>{escape(title)}</dt><dd>{_sentence(text)}</dd>" for title, text in conclusion.paragraphs)
-    return Template(asset("study.template.html")).substitute(
-        style=style,
-        script=script,
-        style_hash=source_hash(style),
-        script_hash=source_hash(script),
-        generator=plain(f"mirrorpo {version}"),
-        title=plain(collection.title),
-        facts=_facts(collection),
-        tone=conclusion.tone,
-        headline=_sentence(conclusion.headline),
-        findings=findings,
-        accuracy=_table(accuracy_table(collection, comparison), collection.baseline, found),
-        baseline_note=f"The shaded row is the baseline, {shown(collection.baseline)}.",
+    kept, study_note = cut(collection.study or "", _STUDY_LIMIT)
+    return render(
+        "study",
+        version=next((run.summary.mirrorpo_version for run in collection.runs), ""),
+        title=collection.title,
+        overview=_overview(collection),
+        conclusion=conclude_study(collection, comparison),
+        baseline=collection.baseline,
+        accuracy=accuracy_table(collection, comparison),
+        kinds=_kinds(collection, comparison),
         rows=_rows(collection, comparison),
-        others=_table(other_table(collection, comparison), collection.baseline, None),
+        others=other_table(collection, comparison),
         clouds=_clouds(collection),
         curves=draw_curves({name: runs for name, runs in collection.arms.items() if runs}, collection.baseline),
-        samples=_samples(collection),
-        again=_again(collection),
-        reading='<dl class="reading">'
-        + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in READING)
-        + "</dl>",
+        command=collection.command,
+        changes=collection.changes,
+        study=kept,
+        study_note=study_note,
+        versions=_versions(collection.runs),
+        reading=READING,
+        **_samples(collection),
     )
 
 
-def _sentence(text: str) -> str:
-    """A sentence of ours, which may quote outside text; the no-break spaces in it are layout."""
-    return "\u00a0".join(shown(part) for part in text.split("\u00a0"))
-
-
-def _facts(collection: Collection) -> str:
+def _overview(collection: Collection) -> list[tuple[str, str]]:
     runs = collection.runs
-    seeds = {run.seed for run in runs}
     facts = {
         "Arms": str(len(collection.arms)),
-        "Seeds": str(len(seeds)),
+        "Seeds": str(len({run.seed for run in runs})),
         "Runs": f"{len(runs)} finished"
         + (f", {len(collection.failed)} failed" if collection.failed else "")
         + (f", {collection.num_missing} not yet run" if collection.num_missing else ""),
-        "Task": ", ".join(dict.fromkeys(run.summary.task for run in runs)),
-        "Model": ", ".join(dict.fromkeys(run.summary.model or "not recorded" for run in runs)),
-        "Steps": ", ".join(dict.fromkeys(f"{run.summary.steps:,}" for run in runs)),
+        "Task": _joined(run.summary.task for run in runs),
+        "Model": _joined(run.summary.model or "not recorded" for run in runs),
+        "Steps": _joined(f"{run.summary.steps:,}" for run in runs),
     }
-    return "".join(f"<div><dt>{name}</dt><dd>{shown(cut(value, 300)[0])}</dd></div>" for name, value in facts.items())
+    return [(name, cut(value, _FACT_LIMIT)[0]) for name, value in facts.items()]
 
 
-def _table(table: Table, baseline: str, found: Verdicts | None) -> str:
-    heads = "".join(
-        f'<th scope="col" title="{plain(says)}"><span>{escape(title.strip())}</span></th>'
-        for title, says in (("Arm", "in the order of the study"), *table.heads)
-    )
-    rows = []
-    for n, (arm, cells) in enumerate(table.rows):
-        kinds = ["baseline"] if arm == baseline else []
-        if found is not None:
-            kinds += [kind for kind, arms in (("higher", found.higher), ("lower", found.lower)) if arm in arms]
-        texts = "".join(_data(title, cell) for (title, _), cell in zip(table.heads, cells, strict=True))
-        name = f'<span class="index">{n + 1}</span>{shown(arm)}'
-        rows.append(
-            f'<tr data-arm="{plain(arm)}" class="{" ".join(kinds)}"><th scope="row" data-value="{n}">{name}</th>'
-            f"{texts}</tr>"
-        )
-    return (
-        f'<div class="wide" tabindex="0"><table class="numbers"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+def _joined(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
 
 
-def _data(title: str, cell: Cell) -> str:
-    value = "" if cell.value is None else repr(float(cell.value))
-    kind = ' class="verdict-cell"' if title == "Difference" else ""
-    return f'<td data-value="{value}"{kind}>{escape(cell.text)}</td>'
+def _kinds(collection: Collection, comparison: Comparison) -> dict[str, str]:
+    """Arm to the class of its row: how its accuracy compares with the baseline's."""
+    known = collection.baseline in comparison.accuracy
+    found = verdicts(collection, comparison) if known else Verdicts(higher=(), lower=(), same=(), open=())
+    return dict.fromkeys(found.higher, "higher") | dict.fromkeys(found.lower, "lower")
 
 
-def _rows(collection: Collection, comparison: Comparison) -> str:
+def _rows(collection: Collection, comparison: Comparison) -> Markup:
     """Accuracy by seed, and the differences to the baseline."""
     each, changes = [], []
     base = comparison.accuracy.get(collection.baseline)
@@ -190,10 +159,10 @@ def _rows(collection: Collection, comparison: Comparison) -> str:
     if changes:
         says = "Arm minus baseline at each common seed, in points. Bold: significant after Holm's correction."
         figures.append(draw_rows("Difference to the baseline", says, changes, line=0.0, share=False))
-    return f'<div class="pair-of-rows">{"".join(figures)}</div>'
+    return Markup("").join(figures)
 
 
-def _clouds(collection: Collection) -> str:
+def _clouds(collection: Collection) -> Markup:
     arms = collection.arms.items()
     length = [
         Cloud(
@@ -214,7 +183,7 @@ def _clouds(collection: Collection) -> str:
         for arm, runs in arms
     ]
     paths = [Cloud(name=arm, points=_path(runs)) for arm, runs in arms]
-    return "".join(
+    return Markup("").join(
         (
             draw_cloud(
                 "Accuracy against length",
@@ -254,83 +223,42 @@ def _path(runs: Sequence[FinishedRun]) -> list[tuple[float, float, str]]:
     return [(drift[step][0], reward[step][0], f"step {step}") for step in kept]
 
 
-def _samples(collection: Collection) -> str:
+def _samples(collection: Collection) -> dict[str, Any]:
     """The same problems in every arm, at the seed that most arms have."""
     seeds = [run.seed for run in collection.runs]
-    if not seeds:
-        return '<p class="note">No run is finished.</p>'
-    seed = max(sorted(set(seeds)), key=seeds.count)
+    seed = max(sorted(set(seeds)), key=seeds.count, default=None)
     answers: dict[tuple[str, str | None], dict[str, Sample]] = {}
-    for arm, runs in collection.arms.items():
-        for run in runs:
-            if run.seed == seed and (run.folder / "samples.jsonl").is_file():
-                for sample in read_samples(run.folder):
-                    if sample.when == "before":
-                        answers.setdefault((sample.prompt, sample.answer), {}).setdefault("", sample)
-                    else:
-                        answers.setdefault((sample.prompt, sample.answer), {}).setdefault(arm, sample)
+    for arm, run in ((arm, run) for arm, runs in collection.arms.items() for run in runs if run.seed == seed):
+        for sample in _samples_of(run):
+            column = "" if sample.when == "before" else arm
+            answers.setdefault((sample.prompt, sample.answer), {}).setdefault(column, sample)
     if not answers:
-        return '<p class="note">No samples were recorded.</p>'
-    parts, left = [], _SAMPLE_BUDGET
-    for (prompt, answer), found in list(answers.items())[:_PROMPTS]:
-        article = _article(prompt, answer, found)
-        if parts and len(article) > left:
-            break
-        left -= len(article)
-        parts.append(article)
-    first = f'<p class="note">Seed {seed}, before training and after it in each arm.</p>{parts[0]}'
-    if len(parts) == 1:
-        return first
-    return f"{first}<details><summary>{plural(len(parts) - 1, 'more problem')}</summary>{''.join(parts[1:])}</details>"
-
-
-def _article(prompt: str, answer: str | None, found: Mapping[str, Sample]) -> str:
-    expected = "" if answer is None else f'<p class="expected">Expected <code>{shown(cut(answer, 200)[0])}</code></p>'
-    cards = []
-    for arm in sorted(found, key=lambda name: name != ""):  # before training first, then the order of the arms
-        sample = found[arm]
-        mark = f' data-arm="{plain(arm)}"' if arm else ""
-        title = shown(arm) if arm else "before training"
-        cards.append(f"<section{mark}><h4>{title} {verdict(sample)}</h4>{verbatim(sample.completion)}</section>")
-    return (
-        f'<article class="sample"><div class="prompt"><h4>Prompt</h4>{verbatim(prompt)}{expected}</div>'
-        f'<div class="answers">{"".join(cards)}</div></article>'
+        return {"articles": [], "samples_note": "No samples were recorded."}
+    articles = within_budget(
+        # Before training first, then the order of the arms.
+        (
+            part("answers_of_arms", prompt, answer, sorted(found.items(), key=lambda item: item[0] != ""))
+            for (prompt, answer), found in list(answers.items())[:_PROMPTS]
+        ),
+        _SAMPLE_BUDGET,
     )
+    return {"articles": articles, "samples_note": f"Seed {seed}, before training and after it in each arm."}
 
 
-def _again(collection: Collection) -> str:
-    parts = []
-    if collection.command:
-        parts.append(f'<h3>Command</h3><pre class="command">{shown(collection.command)}</pre>')
-    changes = "".join(
-        f'<tr data-arm="{plain(arm)}"><th scope="row">{shown(arm)}</th><td>{shown(cut(text, 2000)[0])}</td></tr>'
-        for arm, text in collection.changes.items()
-    )
-    if changes:
-        parts.append(
-            '<h3>What the arms change</h3><div class="wide changes"><table><thead><tr><th scope="col">Arm</th>'
-            f'<th scope="col">Keys</th></tr></thead><tbody>{changes}</tbody></table></div>'
-        )
-    if collection.study:
-        kept, note = cut(collection.study, _STUDY_LIMIT)
-        said = f'<p class="note">{note}</p>' if note else ""
-        parts.append(
-            f"<details><summary>The resolved study, every key of every arm</summary><pre>{shown(kept)}</pre>{said}"
-            "</details>"
-        )
-    parts.append(f'<h3>Versions</h3><dl class="facts">{_versions(collection.runs)}</dl>')
-    return "".join(parts)
+def _samples_of(run: FinishedRun) -> tuple[Sample, ...]:
+    try:
+        return read_samples(run.folder)
+    except FileNotFoundError:
+        return ()
 
 
-def _versions(runs: Sequence[FinishedRun]) -> str:
+def _versions(runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
     found: dict[str, dict[str, None]] = {}
     for run in runs:
         for name, version in {**run.summary.versions, "mirrorpo": run.summary.mirrorpo_version}.items():
             found.setdefault(name, {})[version] = None
         found.setdefault("commit", {})[run.summary.commit or "not recorded"] = None
-    return "".join(
-        f"<div><dt>{shown(name)}</dt><dd>{shown(', '.join(versions))}</dd></div>" for name, versions in found.items()
-    )
+    return [(name, ", ".join(versions)) for name, versions in found.items()]
 
 
 __all__ = ["READING", "study_page"]

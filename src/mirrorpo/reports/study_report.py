@@ -1,4 +1,4 @@
-"""What does a study leave behind to read? ``report.html``, ``report.md`` and ``runs.csv``, from run folders alone."""
+"""Report files of a study, from run folders alone: ``report.html``, ``report.md`` and ``runs.csv``; and its numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from mirrorpo.errors import InputError
 from mirrorpo.escape import printable
 from mirrorpo.files import write_text_atomic
+from mirrorpo.reports.conclusions import conclude_study, verdicts
 from mirrorpo.reports.study_page import READING, study_page
-from mirrorpo.reports.study_tables import accuracy_table, as_markdown, markdown_text, other_table, runs_csv
-from mirrorpo.reports.study_words import conclude, verdicts
+from mirrorpo.reports.tables import accuracy_table, as_markdown, markdown_text, other_table, runs_csv
 from mirrorpo.statistics import Interval
+from mirrorpo.studies.collection import Collection
 from mirrorpo.studies.compare import Comparison, compare
-from mirrorpo.studies.runs import Collection
 
 FILES = ("report.html", "report.md", "runs.csv")
 
@@ -47,7 +47,7 @@ def write_study_report(collection: Collection, folder: Path) -> list[Path]:
 
 def markdown(collection: Collection, comparison: Comparison) -> str:
     """The report as Markdown: conclusion, tables, how to run it again."""
-    conclusion = conclude(collection, comparison)
+    conclusion = conclude_study(collection, comparison)
     lines = [f"# {markdown_text(collection.title)}", "", f"**{markdown_text(conclusion.headline)}**", ""]
     for title, text in conclusion.paragraphs:
         lines += [f"**{title}.** {markdown_text(text)}", ""]
@@ -76,7 +76,7 @@ def _longest_ticks(text: str) -> int:
 def as_json(collection: Collection) -> dict[str, Any]:
     """The numbers of a comparison as plain data; infinite ends and missing values are None."""
     comparison = compare(collection)
-    conclusion = conclude(collection, comparison)
+    conclusion = conclude_study(collection, comparison)
     found = verdicts(collection, comparison) if collection.baseline in comparison.accuracy else None
     return {
         "title": collection.title,

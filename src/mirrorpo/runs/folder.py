@@ -1,82 +1,129 @@
-"""Where does a run keep its files? One folder, one run, one process at a time."""
+"""Folders of runs, searches, studies and evaluations: one folder, one of them, one process at a time.
+
+A folder holds a settings file, which is written first and compared on resume, a lock that dies with its process, and
+``versions.json`` with what it was begun with. Nothing in it may be a symbolic link: what is written in it stays in it.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirrorpo.config.train import Recipe, load_recipe
 from mirrorpo.errors import InputError
 from mirrorpo.files import is_left_behind, write_text_atomic
-from mirrorpo.training.callbacks import METRICS_FILE
-from mirrorpo.training.checkpoints import CheckpointError, Found, clean, newest_whole, set_aside
-from mirrorpo.config.train import Recipe, load_recipe
+from mirrorpo.runs.reader import read_json
+from mirrorpo.runs.versions import differing, versions
 
 RECIPE_FILE = "recipe.yaml"
 SUMMARY_FILE = "summary.json"
 SAMPLES_FILE = "samples.jsonl"
+METRICS_FILE = "metrics.jsonl"
 BEFORE_FILE = "before.json"
+VERSIONS_FILE = "versions.json"
 LOCK_FILE = ".lock"
+_FORMAT = 1  # of versions.json and of the files beside it
 
 
-class RunFolder:
-    """The folder of one run, locked while the object lives (the lock dies with the process).
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a folder holds: its noun, its settings file, and the word for the settings."""
+
+    noun: str
+    file: str
+    settings: str
+    article: str = "a"
+
+    def __str__(self) -> str:
+        return f"{self.article} {self.noun}"
+
+
+RUN = Kind(noun="run", file=RECIPE_FILE, settings="recipe")
+STUDY = Kind(noun="study", file="study.yaml", settings="settings")
+EVALUATION = Kind(noun="evaluation", file="evaluation.json", settings="settings", article="an")
+
+
+class Folder:
+    """A folder of one kind, locked while the object lives.
 
     Args:
         path: the folder; created if needed.
-        recipe: what is run; written to ``recipe.yaml``, or compared with it on resume.
-        resume: continue the run that the folder holds.
+        kind: what it holds.
+        text: the settings file's content; written, or compared with what is there on resume.
+        load: the settings file's text, and its path for messages, to plain data.
+        resume: continue what the folder holds.
+        say: prints one line; told when a resumed folder was begun with other versions.
 
     Raises:
-        InputError: the folder holds a run (without ``resume``), holds none (with it) or another recipe's, holds other
-            files, is no folder, cannot be written, or is in use.
+        InputError: the folder holds one already (without ``resume``), holds none or another one (with it), holds other
+            files or a symbolic link, is of another format, is not a folder, cannot be written, or is in use.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, resume: bool) -> None:
-        self.path = path
-        try:
-            path.stat()
-        except FileNotFoundError:
-            pass
-        except OSError as error:  # a name that is too long, a way that leads through a file
-            raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out {path}: is a file, not a folder")
-        holds_run = (path / RECIPE_FILE).exists()
-        if holds_run and not resume:
-            raise InputError(f"--out {path}: already holds a run; give another folder, or --resume to continue it")
-        if resume and not holds_run:
-            raise InputError(f"--resume: {path} holds no run")
-        if not holds_run and path.exists() and any(_is_foreign(entry) for entry in path.iterdir()):
-            raise InputError(f"--out {path}: is not empty and holds no run; give another folder")
+    def __init__(
+        self,
+        path: Path,
+        kind: Kind,
+        text: str,
+        load: Callable[[str, str], Any],
+        resume: bool,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.path, self.kind = path, kind
+        self._check_state(resume)
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            # Nothing may lead out of the folder: what is written in it stays in it.
-            link = next((entry.name for entry in path.iterdir() if entry.is_symlink()), None)
-            if link is not None:
-                raise InputError(f"--out {path}: {link} is a symbolic link, a run folder holds none")
+            refuse_links(path, f"--out {path}", kind)
             self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
+            raise self._unwritable(error) from None
         try:
             self._take_lock()
+            self._check_state(resume)  # again: another process may have been faster, and done
             for entry in path.iterdir():
                 if is_left_behind(entry):
                     entry.unlink()
             if resume:
-                self._check_same(recipe)
+                self._check_same(text, load)
+                self._check_versions(say)
             else:
-                write_text_atomic(path / RECIPE_FILE, recipe.to_yaml())
+                self.write_json(VERSIONS_FILE, {"format": _FORMAT, "begun_with": versions()})
+                write_text_atomic(path / kind.file, text)
         except OSError as error:
             self.close()
-            _unmake(path, made)
-            raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
+            self._unmake(made)
+            raise self._unwritable(error) from None
         except BaseException:
             self.close()
             raise
+
+    def _check_state(self, resume: bool) -> None:
+        try:
+            self.path.stat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # a name that is too long, a path through a file
+            raise self._unwritable(error) from None
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out {self.path}: is a file, not a folder")
+        holds = (self.path / self.kind.file).exists()
+        if holds and not resume:
+            raise InputError(
+                f"--out {self.path}: already holds {self.kind}; give another folder, or --resume to continue it"
+            )
+        if resume and not holds:
+            raise InputError(f"--resume: {self.path} holds no {self.kind.noun}")
+        if not holds and self.path.exists() and any(_is_foreign(entry) for entry in self.path.iterdir()):
+            raise InputError(f"--out {self.path}: is not empty and holds no {self.kind.noun}; give another folder")
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"--out {self.path}: cannot be written ({error.strerror})")
 
     def _take_lock(self) -> None:
         try:
@@ -89,17 +136,101 @@ class RunFolder:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
-    def _check_same(self, recipe: Recipe) -> None:
-        kept = load_recipe(self.path / RECIPE_FILE, kind=type(recipe)).model_dump(mode="json")
-        asked = recipe.model_dump(mode="json")
-        for group, values in asked.items():
-            for key, value in values.items():
-                before = kept[group].get(key)
-                if before != value:
-                    raise InputError(
-                        f"--resume: {group}.{key} is {value!r}, the run in {self.path} has {before!r}; "
-                        "a resumed run keeps its recipe"
-                    )
+    def _check_same(self, text: str, load: Callable[[str, str], Any]) -> None:
+        where = self.path / self.kind.file
+        try:
+            kept = flat(load(where.read_bytes().decode("utf-8"), str(where)))
+        except UnicodeDecodeError:
+            raise InputError(f"{where}: is not UTF-8 text") from None
+        except (IsADirectoryError, RecursionError):
+            raise InputError(f"{where}: holds no {self.kind.settings}") from None
+        asked = flat(load(text, self.kind.noun))
+        for key in sorted({*asked, *kept}):
+            if kept.get(key) != asked.get(key):
+                raise InputError(
+                    f"--resume: {key} is {asked.get(key)!r:.80}, the {self.kind.noun} in {self.path} has "
+                    f"{kept.get(key)!r:.80}; a resumed {self.kind.noun} keeps its {self.kind.settings}"
+                )
+
+    def _check_versions(self, say: Callable[[str], None]) -> None:
+        begun = self.read_json(VERSIONS_FILE)
+        if begun is None:  # written by mirrorpo 0.1, which kept no such file
+            return
+        known = begun.get("begun_with") if isinstance(begun, dict) else None
+        if not isinstance(known, dict):
+            raise InputError(f"{self.path / VERSIONS_FILE}: must hold the keys format and begun_with")
+        if begun.get("format") != _FORMAT:
+            raise InputError(
+                f"--resume: the {self.kind.noun} in {self.path} has format {begun.get('format')!r:.40}, this version "
+                f"of mirrorpo reads format {_FORMAT}"
+            )
+        changed = [f"{name} {was!s:.40} (now {now})" for name, was, now in differing(known, versions())]
+        if changed:
+            say(
+                f"warning: {self.path} was begun with {', '.join(changed)}: its numbers may differ from those of an "
+                f"unbroken {self.kind.noun}"
+            )
+
+    def _unmake(self, made: list[Path]) -> None:
+        """Takes back a folder in which the first file could not be written, and the folders made for it."""
+        if (self.path / self.kind.file).exists():
+            return
+        for name in (LOCK_FILE, VERSIONS_FILE):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in made:
+            folder.rmdir()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a summary."""
+        return (self.path / SUMMARY_FILE).exists()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        # ASCII: a verdict may quote half a character, which UTF-8 has no bytes for.
+        write_text_atomic(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file, None if it is missing.
+
+        Raises:
+            InputError: it is not JSON, not a plain file or too large.
+        """
+        try:
+            return read_json(self.path, name)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def close(self) -> None:
+        """Releases the lock."""
+        os.close(self._lock)
+
+
+class RunFolder(Folder):
+    """The folder of a training run or of a search.
+
+    Args:
+        path: the folder; created if needed.
+        recipe: what is run; written to ``recipe.yaml``, or compared with it on resume.
+        resume: continue the run that the folder holds.
+        say: see ``Folder``.
+
+    Raises:
+        InputError: see ``Folder``.
+    """
+
+    def __init__(
+        self, path: Path, recipe: Recipe, resume: bool, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        kept = path / RECIPE_FILE
+
+        def load(text: str, where: str) -> Any:
+            # Through the model: keys that were added since the run was begun have their defaults.
+            return (load_recipe(kept, kind=type(recipe)) if where == str(kept) else recipe).model_dump(mode="json")
+
+        super().__init__(path, RUN, recipe.to_yaml(), load, resume, say)
 
     @property
     def checkpoints(self) -> Path:
@@ -111,47 +242,9 @@ class RunFolder:
         """One line a step."""
         return self.path / METRICS_FILE
 
-    @property
-    def finished(self) -> bool:
-        """Whether the run has its summary."""
-        return (self.path / SUMMARY_FILE).exists()
-
-    def resume_point(self) -> Found:
-        """The newest checkpoint without a fault; damaged ones that are newer are taken out of the way.
-
-        Raises:
-            CheckpointError: there are checkpoints, and each is damaged.
-        """
-        clean(self.path)
-        clean(self.checkpoints)
-        found = newest_whole(self.checkpoints)
-        if found.path is None and found.damaged:
-            path, fault = found.damaged[0]
-            raise CheckpointError(
-                f"{self.path}: every checkpoint is damaged ({path.name}: {fault}); "
-                f"remove {self.checkpoints} to start anew"
-            )
-        for path, _ in found.damaged:
-            set_aside(path)
-        return found
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file whole or not at all."""
-        # ASCII: a verdict may quote half a character, which UTF-8 has no bytes for.
-        write_text_atomic(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file, None if it is absent."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-    def close(self) -> None:
-        """Gives the lock back."""
-        os.close(self._lock)
-
 
 class FollowedFolder(RunFolder):
-    """The folder of a run as the processes beside the main one see it: they write nothing of its own in it."""
+    """The folder of a run as seen by the processes beside the main one: they write nothing of their own in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -160,18 +253,70 @@ class FollowedFolder(RunFolder):
         """Left to the main process."""
 
     def close(self) -> None:
-        """There is no lock to give back."""
+        """There is no lock to release."""
 
 
-def _unmake(path: Path, made: list[Path]) -> None:
-    """Takes back a folder in which the first file could not be written, and the folders made for it."""
-    if (path / RECIPE_FILE).exists():
+def refuse_links(path: Path, where: str, kind: Kind = RUN) -> None:
+    """Raises ``InputError`` if an entry of a folder is a symbolic link, which would lead out of it."""
+    link = next((entry.name for entry in path.iterdir() if entry.is_symlink()), None)
+    if link is not None:
+        raise InputError(f"{where}: {link:.80} is a symbolic link, which {kind.article} {kind.noun} folder never holds")
+
+
+def wait_until_free(folder: Path, seconds: float) -> None:
+    """Waits until no process holds the lock of a folder, but not longer than so many seconds.
+
+    A worker that was killed, or whose coordinator was, may hold its lock for a moment.
+    """
+    path = folder / LOCK_FILE
+    if not path.exists():
         return
-    (path / LOCK_FILE).unlink(missing_ok=True)
-    for folder in made:
-        folder.rmdir()
+    patience = time.monotonic() + seconds
+    with path.open("r+") as held:
+        while time.monotonic() < patience:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.05)
+
+
+def flat(table: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys.
+
+    Example:
+        >>> flat({"train": {"steps": 5}, "x": [1]})
+        {'train.steps': 5, 'x': [1]}
+    """
+    if not isinstance(table, Mapping):
+        return {prefix.rstrip("."): table} if prefix else {}
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{prefix}{key}.")
+    return found
 
 
 def _is_foreign(entry: Path) -> bool:
-    """Whether somebody else put it there."""
-    return entry.name != LOCK_FILE and not is_left_behind(entry)
+    """Whether something else put it there."""
+    return entry.name not in (LOCK_FILE, VERSIONS_FILE) and not is_left_behind(entry)
+
+
+__all__ = [
+    "BEFORE_FILE",
+    "EVALUATION",
+    "LOCK_FILE",
+    "METRICS_FILE",
+    "RECIPE_FILE",
+    "RUN",
+    "SAMPLES_FILE",
+    "STUDY",
+    "SUMMARY_FILE",
+    "VERSIONS_FILE",
+    "Folder",
+    "FollowedFolder",
+    "Kind",
+    "RunFolder",
+    "flat",
+    "refuse_links",
+    "wait_until_free",
+]

@@ -1,1 +1,1 @@
-"""Which mirror map trains best? An evolution strategy over its 380 parameters (GBMPO, arXiv 2602.04380)."""
+"""Search for the mirror map that trains best: an evolution strategy over 380 parameters (GBMPO, arXiv 2602.04380)."""

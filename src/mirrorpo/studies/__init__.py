@@ -1,4 +1,4 @@
-"""Which objective is better, and how sure is that? Arms x seeds over one base recipe, statistics, a report.
+"""Studies: arms x seeds over one base recipe, and the statistics of their differences.
 
 Imported by the commands ``mirrorpo study`` and ``mirrorpo report``; nothing here is needed to train.
 """

@@ -1,12 +1,10 @@
-"""What does a worker do for one run of a study? Train, measure how far the policy went, drop what is not kept."""
+"""One run of a study in a worker: train, measure how far the policy went, drop what is not kept."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,9 @@ from mirrorpo.files import write_text_atomic
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import loading
 from mirrorpo.quiet import quiet
-from mirrorpo.runs.folder import LOCK_FILE
+from mirrorpo.runs.folder import RECIPE_FILE, wait_until_free
 from mirrorpo.runs.reader import read_samples
-from mirrorpo.studies.runs import DIVERGENCE_FILE
+from mirrorpo.studies.collection import DIVERGENCE_FILE
 from mirrorpo.training.run import train
 from mirrorpo.training.setup import load_tokenizer
 
@@ -63,8 +61,8 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
 def _train(job: Mapping[str, Any]) -> dict[str, Any]:
     """The run, its divergence from the start, and what is dropped afterwards."""
     folder, recipe = Path(job["folder"]), recipe_from(job["recipe"])
-    _wait_for_the_dying(folder / LOCK_FILE)
-    holds_run = (folder / "recipe.yaml").exists()
+    wait_until_free(folder, _SECONDS_TO_DIE)  # then ``train`` says who holds it
+    holds_run = (folder / RECIPE_FILE).exists()
     if folder.exists() and not holds_run:
         shutil.rmtree(folder)  # killed before its first file was whole
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,20 +74,6 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
         for name in _DROPPED:
             shutil.rmtree(folder / name, ignore_errors=True)
     return summary
-
-
-def _wait_for_the_dying(lock: Path) -> None:
-    """A worker that was killed over this run, or whose coordinator was, may still hold its lock for a moment."""
-    if not lock.exists():
-        return
-    patience = time.monotonic() + _SECONDS_TO_DIE
-    with lock.open("r+") as held:
-        while time.monotonic() < patience:  # then ``train`` says who holds it
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.05)
 
 
 @torch.no_grad()

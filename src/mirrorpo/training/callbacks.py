@@ -16,13 +16,14 @@ from transformers import TrainerCallback
 from mirrorpo.errors import RunError
 from mirrorpo.escape import say
 from mirrorpo.files import write_text_atomic
+from mirrorpo.runs.folder import METRICS_FILE
+from mirrorpo.runs.reader import recorded_steps
 
-METRICS_FILE = "metrics.jsonl"
 # Names under which TRL logs the same number a second time.
 _TWICE = ("rewards/", "clip_ratio/", "train_", "num_tokens", "epoch", "total_flos")
 
 
-def trim_metrics(path: Path, last_step: int) -> float:
+def trim_metrics(run_dir: Path, last_step: int) -> float:
     """Drops the lines after ``last_step`` (and a torn last line), so that a resumed run writes no step twice.
 
     Returns:
@@ -31,23 +32,12 @@ def trim_metrics(path: Path, last_step: int) -> float:
     Raises:
         RunError: lines up to ``last_step`` are missing.
     """
-    kept, seconds, steps = [], 0.0, []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            values = json.loads(line)
-            step, spent = int(values["step"]), float(values.get("seconds") or 0.0)
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            break  # torn by a kill: everything before it is whole
-        if step <= last_step:
-            kept.append(line)
-            steps.append(step)
-            seconds += spent
-    if steps != list(range(1, last_step + 1)):
-        raise RunError(f"{path}: has not one line for each of the {last_step} steps of the checkpoint")
-    if kept or path.exists():
-        write_text_atomic(path, "".join(line + "\n" for line in kept))
-    return seconds
+    path, lines = run_dir / METRICS_FILE, recorded_steps(run_dir)
+    if len(lines) < last_step:
+        raise RunError(f"{path}: is missing steps before the checkpoint at step {last_step}")
+    if path.exists():
+        write_text_atomic(path, "".join(f"{line}\n" for line, _ in lines[:last_step]))
+    return sum(seconds for _, seconds in lines[:last_step])
 
 
 class MetricsWriter(TrainerCallback):

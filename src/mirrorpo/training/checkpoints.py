@@ -143,10 +143,12 @@ def fault_of(folder: Path) -> str | None:
         return f"{MANIFEST_FILE} is no manifest"
 
 
-def newest_whole(root: Path) -> Found:
-    """The newest checkpoint without a fault, and the faults of the newer ones."""
+def newest_whole(root: Path, before: int | None = None) -> Found:
+    """The newest checkpoint without a fault, and the faults of the newer ones; with ``before``, among earlier steps."""
     damaged: list[tuple[Path, str]] = []
     for checkpoint in all_checkpoints(root):
+        if before is not None and step_of(checkpoint) >= before:
+            continue
         fault = fault_of(checkpoint)
         if fault is None:
             return Found(path=checkpoint, damaged=tuple(damaged))

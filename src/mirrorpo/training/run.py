@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -22,8 +20,20 @@ from mirrorpo.evaluation import Evaluation, evaluate
 from mirrorpo.files import one_line_if_refused, write_text_atomic
 from mirrorpo.interrupts import resume_command
 from mirrorpo.runs.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, FollowedFolder, RunFolder
+from mirrorpo.runs.reader import read_before, recorded_steps
+from mirrorpo.runs.versions import commit_of_package, versions
 from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
-from mirrorpo.training.checkpoints import CheckpointError, clean, publish, seal, step_of, writing_folder
+from mirrorpo.training.checkpoints import (
+    CheckpointError,
+    all_checkpoints,
+    clean,
+    newest_whole,
+    publish,
+    seal,
+    set_aside,
+    step_of,
+    writing_folder,
+)
 from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of
 from mirrorpo.training.stopping import GracefulStop
 from mirrorpo.training.trainer import MirrorTrainer
@@ -95,7 +105,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
     check_processes(recipe)
     prepared = together(lambda: prepare(recipe))
     console = console if is_main() else Console(quiet=True)
-    folder = together(lambda: RunFolder(out, recipe, resume), main_only=True) or FollowedFolder(out)
+    folder = together(
+        lambda: RunFolder(out, recipe, resume, lambda line: say(console, line)), main_only=True
+    ) or FollowedFolder(out)
     assert prepared is not None
     try:
         with one_line_if_refused(out, "the last checkpoint is intact"):
@@ -141,13 +153,13 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     bar = ProgressBar(console, spec.steps, writer)
     trainer = build_trainer(prepared, folder.checkpoints, [writer, bar, stop])
     trainer.watch.say = lambda line: say(console, line)
-    checkpoint = gather(_resume_point(folder, console) if is_main() else None)[0]
-    before = gather(folder.read_json(BEFORE_FILE))[0]
+    checkpoint = gather(_resume_point(folder, console, writer.updates_per_step) if is_main() else None)[0]
+    before = gather(_read_before(folder))[0]
     if before is None:
         before = _evaluation_record(run_evaluation(prepared, trainer.model, console, "before"))
         folder.write_json(BEFORE_FILE, before)
     done = 0 if checkpoint is None else step_of(checkpoint) // writer.updates_per_step
-    seconds = trim_metrics(folder.metrics, done) if is_main() else 0.0
+    seconds = trim_metrics(folder.path, done) if is_main() else 0.0
     try:
         if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
             trainer.load_weights(checkpoint)  # all that is left is what comes behind the last step
@@ -165,13 +177,43 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     return summary
 
 
-def _resume_point(folder: RunFolder, console: Console) -> Path | None:
-    """The checkpoint to go on from; says which ones were damaged."""
-    found = folder.resume_point()
+def _resume_point(folder: RunFolder, console: Console, updates_per_step: int) -> Path | None:
+    """The checkpoint to go on from: the newest one without a fault whose steps all have their line of metrics.
+
+    Damaged checkpoints that are newer are taken out of the way, and named.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them can be used.
+    """
+    clean(folder.path)
+    clean(folder.checkpoints)
+    try:
+        recorded = len(recorded_steps(folder.path))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    found = newest_whole(folder.checkpoints, before=(recorded + 1) * updates_per_step)
+    ahead = [path for path in all_checkpoints(folder.checkpoints) if step_of(path) >= (recorded + 1) * updates_per_step]
+    if found.path is None and (found.damaged or ahead):
+        faults = [f"{path.name}: {fault}" for path, fault in found.damaged[:1]]
+        faults += [f"{path.name}: {folder.metrics.name} has only {recorded} whole steps" for path in ahead[-1:]]
+        raise CheckpointError(
+            f"{folder.path}: no checkpoint can be used ({'; '.join(faults)}); remove {folder.checkpoints} to start anew"
+        )
     for path, fault in found.damaged:
+        set_aside(path)
         before = "" if found.path is None else f"; going on from {found.path.name}"
         say(console, f"{path.name} is damaged and was set aside: {fault}{before}")
+    if ahead and found.path is not None:
+        say(console, f"{folder.metrics.name} has only {recorded} whole steps; going on from {found.path.name}")
     return found.path
+
+
+def _read_before(folder: RunFolder) -> Any:
+    """The evaluation before training, if there is one; what is wrong with it shows now, not after the last step."""
+    try:
+        return read_before(folder.path)
+    except ValueError as error:
+        raise InputError(f"{error}; remove the file to evaluate the policy before training again") from None
 
 
 def save_model(trainer: MirrorTrainer, folder: Path) -> None:
@@ -234,23 +276,3 @@ def _draw(folder: RunFolder) -> None:
 
     write_curve(folder.path)
     write_report(folder.path)
-
-
-def versions() -> dict[str, str]:
-    """The versions that a number depends on."""
-    packages = ("mirrorpo", "torch", "transformers", "trl", "accelerate")
-    return {**{name: version(name) for name in packages}, "python": platform.python_version()}
-
-
-def commit_of_package() -> str | None:
-    """The commit of this package's checkout, None if it is installed without one."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    found = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or None

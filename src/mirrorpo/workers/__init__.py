@@ -1,4 +1,4 @@
-"""Who does many long jobs, survives deaths, and forgets no result? Processes or Ray actors, and a record."""
+"""Workers for many long jobs: processes or Ray actors that may die, and a record that forgets no result."""
 
 from mirrorpo.workers.jobs import Done, Job, JobError, run_recorded
 from mirrorpo.workers.local import LocalPool

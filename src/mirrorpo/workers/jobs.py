@@ -1,4 +1,4 @@
-"""What is a job? A key, a function by its import path, and a payload of plain data; its result is plain data too.
+"""Jobs: a key, a function by its import path, and a payload of plain data; the result is plain data too.
 
 The function runs in a process that lives long: what it keeps in its module (a loaded model) is there for the next job.
 Jobs are idempotent: a job whose worker died is simply run again, so its result may depend on nothing but the payload.
@@ -113,7 +113,7 @@ def run_recorded(
     keys = [job.key for job in jobs]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"job key {twice!r} stands twice")
+        raise ValueError(f"duplicate job key {twice!r}")
     known = record.results()
     for job in jobs:
         if job.key in known and known[job.key].digest != job.digest:

@@ -1,4 +1,4 @@
-"""Who runs the jobs on this machine? Long-lived worker processes, started fresh (spawn), replaced when they die.
+"""Workers on this machine: long-lived processes, started fresh (spawn), replaced when they die.
 
 Each worker has a pipe of its own, so a worker killed in the middle of a message harms no other one (a shared queue
 would keep a dead worker's lock). A worker whose coordinator dies ends itself: nothing is left running.

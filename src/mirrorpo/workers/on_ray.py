@@ -1,4 +1,4 @@
-"""Who runs the jobs on a cluster? Ray actors, one job each at a time; an actor or node that dies is replaced."""
+"""Workers on a cluster: Ray actors, one job each at a time; an actor or node that dies is replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which jobs are finished, and with what result? A SQLite file: one transaction a job, so a kill halves none."""
+"""Record of finished jobs and their results: a SQLite file with one transaction a job, so a kill halves none."""
 
 from __future__ import annotations
 
@@ -77,12 +77,21 @@ class Record:
             raise RunError(f"{self.path}: cannot be written ({error}); what was finished before is kept") from error
 
     def results(self) -> dict[str, Recorded]:
-        """Everything finished, by key, oldest first."""
-        rows = self._connection.execute("SELECT key, digest, result, seconds, deaths FROM results ORDER BY rowid")
-        return {
-            key: Recorded(digest=digest, result=json.loads(result), seconds=seconds, deaths=deaths)
-            for key, digest, result, seconds, deaths in rows
-        }
+        """Everything finished, by key, oldest first.
+
+        Raises:
+            ValueError: the file is damaged, or holds something that no job leaves.
+        """
+        try:
+            rows = self._connection.execute(
+                "SELECT key, digest, result, seconds, deaths FROM results ORDER BY rowid"
+            ).fetchall()
+            return {
+                str(key): Recorded(digest=digest, result=json.loads(result), seconds=seconds, deaths=deaths)
+                for key, digest, result, seconds, deaths in rows
+            }
+        except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{self.path}: is no record of jobs ({error})") from None
 
     def settle(self, name: str, value: Any) -> Any:
         """The value of a setting that must not change when a run is resumed: the first one given stays.
@@ -92,12 +101,18 @@ class Record:
             >>> record = Record(Path(tempfile.mkdtemp()) / "jobs.sqlite")
             >>> record.settle("threads", 2), record.settle("threads", 1)
             (2, 2)
+
+        Raises:
+            ValueError: the file is damaged or cannot be written.
         """
-        self._connection.execute(
-            "INSERT OR IGNORE INTO settings (name, value) VALUES (?, ?)", (name, json.dumps(value, allow_nan=False))
-        )
-        row = self._connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
-        return json.loads(row[0])
+        try:
+            self._connection.execute(
+                "INSERT OR IGNORE INTO settings (name, value) VALUES (?, ?)", (name, json.dumps(value, allow_nan=False))
+            )
+            row = self._connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+            return json.loads(row[0])
+        except (sqlite3.DatabaseError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path}: is no record of jobs ({error})") from None
 
     def close(self) -> None:
         """Closes the file."""

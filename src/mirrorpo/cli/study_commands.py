@@ -1,0 +1,150 @@
+"""Steps of ``mirrorpo study`` and ``mirrorpo report``, without the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mirrorpo.config.study import Study
+from mirrorpo.errors import InputError
+from mirrorpo.files import one_line_if_refused
+from mirrorpo.reports import write_curve, write_report
+from mirrorpo.reports.study_report import as_json, write_study_report
+from mirrorpo.studies.collection import gather, is_run, is_study, study_collection
+from mirrorpo.studies.runner import check_arms, estimate, open_pool, open_study, run_study
+from mirrorpo.wording import duration, plural
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of a study: the report's headline, its files, all numbers, and whether there was nothing to report."""
+
+    headline: str
+    written: tuple[str, ...]
+    numbers: Mapping[str, Any]
+    nothing_finished: bool
+
+
+def study(
+    plan: Study,
+    out: Path,
+    console: Console,
+    *,
+    resume: bool,
+    retry_failed: bool,
+    workers: int | None,
+    threads: int | None,
+    ray: str | None,
+    command: str,
+) -> Outcome:
+    """Run what is missing of a study, then write its report.
+
+    Raises:
+        InputError: study or folder cannot be used; nothing was run.
+        RunError: the disk refused; the runs that were finished are kept.
+    """
+    check_arms(plan)
+    with open_study(plan, out, resume, command) as record, open_pool(workers, threads, ray) as pool:
+        run_study(plan, out, record, pool, console, command=command, retry_failed=retry_failed)
+    collection = study_collection(out)
+    if not collection.runs:
+        reasons = "; ".join(dict.fromkeys(failure.reason for failure in collection.failed))
+        failed = f"all {plural(len(collection.failed), 'run')} failed: {reasons}"
+        return Outcome(headline=failed, written=(), numbers={"headline": failed}, nothing_finished=True)
+    with one_line_if_refused(out, "the runs that were finished are kept"):
+        written = tuple(str(path) for path in write_study_report(collection, out))
+    numbers = as_json(collection)
+    return Outcome(
+        headline=numbers["headline"].replace("\u00a0", " "), written=written, numbers=numbers, nothing_finished=False
+    )
+
+
+def dry_run(
+    plan: Study, out: Path | None, workers: int | None, threads: int | None, ray: str | None, console: Console
+) -> dict[str, Any]:
+    """How many runs, how long, how much disk; nothing stays behind.
+
+    Raises:
+        InputError: the study cannot be used, or it is to run on other machines and no folder is given that they see.
+    """
+    if ray not in (None, "local") and out is None:
+        raise InputError(
+            f"--ray {ray}: needs --out, a folder that every node sees: the steps are timed beside it (nothing stays)"
+        )
+    check_arms(plan)
+    with open_pool(workers, threads, ray) as pool:
+        return estimate(plan, pool, console, out)
+
+
+def plan_in_words(plan: Mapping[str, Any]) -> str:
+    """The estimate for a reader."""
+    lines = (
+        f"{plural(plan['runs'], 'run')}: {plan['arms']} arms x {plural(plan['seeds'], 'seed')}, "
+        f"{plural(plan['workers'], 'worker')} with {plural(plan['threads'], 'thread')} each",
+        f"about {duration(plan['seconds'])}: {plan['seconds_a_step']:.2f} s a step, "
+        f"{plan['seconds_around_steps']:.1f} s around the steps of a run (responses may grow in training: then longer)",
+        f"about {plan['megabytes']:.1f} MB on disk",
+    )
+    return "\n".join(lines).replace("\u00a0", " ")
+
+
+def report(
+    folders: Sequence[Path], out: Path | None, *, baseline: str | None, target: float | None, allow_mixed: bool
+) -> list[str]:
+    """Draw each folder's report again, or with ``out`` one that compares them all.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: a folder holds neither run nor study, or they cannot be compared; one line.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+    if out is None:
+        for name, value in (("baseline", baseline), ("target", target)):
+            if value is not None:
+                raise InputError(f"--{name}: has no effect without --out, which compares the folders in one report")
+        return [str(path) for folder in folders for path in _again(folder, allow_mixed)]
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, not a folder")
+    if is_run(out) or is_study(out):
+        raise InputError(f"--out {out}: holds a run or a study of its own; give another folder")
+    if target is not None and not target > 0:
+        raise InputError(f"--target {target}: must be greater than 0")
+    collection = gather(folders, baseline=baseline, target=target, allow_mixed=allow_mixed)
+    with _one_line(f"--out {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        return [str(path) for path in write_study_report(collection, out)]
+
+
+def _again(folder: Path, allow_mixed: bool) -> list[Path]:
+    with _one_line(str(folder)):
+        if not is_study(folder) and not is_run(folder):
+            raise InputError(f"{folder}: is neither a run folder nor a study folder")
+        if is_study(folder):
+            return write_study_report(study_collection(folder, allow_mixed=allow_mixed), folder)
+        page = write_report(folder)  # first: it reads every file
+        return [write_curve(folder), page]
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """What a folder from elsewhere holds, or a disk that refuses, ends with one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(str(error)) from error
+    except OSError as error:
+        raise InputError(f"{where}: cannot be written ({error.strerror})") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+__all__ = ["Outcome", "dry_run", "plan_in_words", "report", "study"]

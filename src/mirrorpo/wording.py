@@ -1,0 +1,115 @@
+"""Numbers, shares, durations and counts as a reader wants them."""
+
+from __future__ import annotations
+
+
+def number(value: float | None) -> str:
+    """Format a number for reading: four significant digits.
+
+    Args:
+        value: the number, or None where there is none.
+
+    Returns:
+        Short text; an en dash for None.
+
+    Example:
+        >>> number(0.97265), number(0.0000312), number(26.0), number(12345.6), number(None)
+        ('0.9727', '3.12e-5', '26', '12,346', '–')
+    """
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3 or abs(value) >= 1e7:
+        mantissa, _, exponent = f"{value:.3e}".partition("e")
+        return f"{_trimmed(mantissa)}e{int(exponent)}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    digits = max(0, 3 - _exponent(value))
+    return _trimmed(f"{value:.{digits}f}")
+
+
+def percent(share: float) -> str:
+    """Format a share of one as a percentage with one decimal.
+
+    Args:
+        share: 0.381 for 38.1 %.
+
+    Returns:
+        Text with a no-break space before the sign.
+
+    Example:
+        >>> percent(0.381).replace(chr(160), " ")
+        '38.1 %'
+    """
+    return f"{100 * share:.1f}\u00a0%"
+
+
+def duration(seconds: float) -> str:
+    """Format a length of time with its two largest units.
+
+    Args:
+        seconds: not negative.
+
+    Returns:
+        Text with no-break spaces.
+
+    Example:
+        >>> duration(61.2).replace(chr(160), " "), duration(3725).replace(chr(160), " ")
+        ('61.2 s', '1 h 2 min')
+    """
+    if seconds < 120:
+        return f"{_trimmed(f'{seconds:.1f}')}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}\u00a0min\u00a0{rest}\u00a0s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}\u00a0h\u00a0{minutes}\u00a0min"
+
+
+def plural(count: int, noun: str) -> str:
+    """Count something in words.
+
+    Args:
+        count: how many.
+        noun: the singular; its plural adds an s.
+
+    Returns:
+        The number and the noun.
+
+    Example:
+        >>> plural(1, "step"), plural(2000, "step")
+        ('1 step', '2,000 steps')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits: more would be noise.
+
+    Example:
+        >>> three_digits(0.0123456), three_digits(1234.0)
+        ('0.0123', '1,230')
+    """
+    return number(float(f"{value:.3g}"))
+
+
+def signed(value: float) -> str:
+    """Three digits behind a sign, which is a minus, not a hyphen.
+
+    Example:
+        >>> signed(0.5), signed(-2.0) == "\N{MINUS SIGN}2"
+        ('+0.5', True)
+    """
+    return ("+" if value > 0 else "\u2212" if value < 0 else "") + three_digits(abs(value))
+
+
+def _trimmed(digits: str) -> str:
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def _exponent(value: float) -> int:
+    return int(f"{value:e}".partition("e")[2])
+
+
+__all__ = ["duration", "number", "percent", "plural", "signed", "three_digits"]
