@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config
 
 from mirrorpo.models import builtin_path
 from refusal import TINY_RUN, refused
+from small_models import TOKENIZER, small_folder
 
+HEADS = {"n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": 261, "eos_token_id": 257, "bos_token_id": 257}
 GATE = "model.layers.0.mlp.gate_proj.weight"
 
 
@@ -128,7 +131,47 @@ def torn_config(folder: Path) -> None:
 
 
 def short_context(folder: Path) -> None:
-    edit_config(folder, max_position_embeddings=40)
+    """A table of 40 positions."""
+    small_folder(folder, GPT2Config(**HEADS, n_positions=40))
+
+
+def no_tokenizer(folder: Path) -> None:
+    small_folder(folder, GPT2Config(**HEADS))
+    for name in TOKENIZER:
+        (folder / name).unlink()
+
+
+def empty_tokenizer(folder: Path) -> None:
+    small_folder(folder, GPT2Config(**HEADS))
+    for name in TOKENIZER:
+        (folder / name).unlink()
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "vocab.json").write_text('{"<|endoftext|>": 0}')
+
+
+def no_end_token(folder: Path) -> None:
+    tiny(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+
+
+def no_chat_template(folder: Path) -> None:
+    tiny(folder)
+    (folder / "chat_template.jinja").unlink()
+
+
+def broken_chat_template(folder: Path) -> None:
+    tiny(folder)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+
+
+def gguf(folder: Path) -> None:
+    (folder / "model-q4.gguf").write_bytes(b"GGUF")
+
+
+def an_encoder(folder: Path) -> None:
+    tiny(folder)
+    (folder / "config.json").write_text('{"model_type": "t5", "architectures": ["T5Model"]}')
 
 
 def refusal(command: str, folder: Path, *more: str) -> str:
@@ -183,8 +226,41 @@ def test_the_damaged_tensor_is_named(folder: Path) -> None:
 def test_a_context_that_is_too_short_is_refused_before_a_folder_is_made(folder: Path) -> None:
     short_context(folder)
     assert "the model's context is 40" in refusal("train", folder)
-    assert "the context is 40" in refusal("eval", folder)
+    assert "the model's context is 40" in refusal("eval", folder)
     assert not (folder.parent / "run").exists()
+
+
+@pytest.mark.parametrize("plan", [False, True])
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (no_tokenizer, "the folder has no tokenizer files (tokenizer.json); copy those that belong to the model"),
+        (empty_tokenizer, "the tokenizer is empty: it makes no token of a text"),
+        (no_end_token, "set eos_token in its tokenizer_config.json to a token of its vocabulary, such as '<|end|>'"),
+        (gguf, "model-q4.gguf is a GGUF file, which is quantised for inference and cannot be used here"),
+        (no_weights, "no file named model.safetensors"),
+        (an_encoder, "model.path"),
+        (broken_chat_template, "roles must alternate"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_in_one_line_with_what_to_do(
+    make: Callable[[Path], None], line: str, plan: bool, folder: Path
+) -> None:
+    make(folder)
+    more = ["--plan"] if plan else ["--out", "run"]
+    assert line in refused(["train", "arithmetic", f"model.path={folder}", *TINY_RUN, *more], folder.parent)
+
+
+def test_a_gguf_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    for command in (["train", "arithmetic", "model.path=m.gguf", "--plan"], ["eval", "m.gguf", "--task", "arithmetic"]):
+        assert "m.gguf is a GGUF file" in refused(command, tmp_path)
+
+
+def test_options_of_a_chat_template_that_is_not_there_are_refused(folder: Path) -> None:
+    no_chat_template(folder)
+    line = refusal("train", folder, "model.chat_template={enable_thinking: false}")
+    assert "no chat template, so that enable_thinking in model.chat_template would have no effect" in line
 
 
 def test_a_token_budget_below_the_longest_sequence_is_refused_before_a_folder_is_made(folder: Path) -> None:

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 import torch
 from test_cli import refused, run
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    GPTBigCodeConfig,
+    GPTJConfig,
+    GPTNeoXConfig,
+    Mamba2Config,
+    MambaConfig,
+    MptConfig,
+    OPTConfig,
+)
 
 from mirrorpo.config.shipped import shipped_recipes
 from mirrorpo.config.train import load_recipe, recipe_from
@@ -18,6 +30,7 @@ from mirrorpo.training.memory import KNOWN, memory, model_facts
 from mirrorpo.training.plan import plan, render
 from mirrorpo.training.setup import build_trainer, prepare
 from rewards.data import GSM8K, rows_of
+from small_models import small_folder
 
 SMALL = ("train.steps=1", "train.prompts_per_step=2", "train.group_size=4", "train.max_completion_length=6")
 
@@ -144,8 +157,60 @@ def test_an_unknown_model_leaves_the_memory_open_and_says_why(tmp_path: Path) ->
     assert "model.path './absent'" in refused("train", "arithmetic", "model.path=./absent", "--plan", cwd=tmp_path)
 
 
+def test_a_plan_says_that_a_sequence_is_longer_than_the_model_is_made_for() -> None:
+    data = {"task": {"name": "arithmetic"}, "train": {"max_completion_length": 4090}}
+    longest = plan(recipe_from(data))["prompts"]["longest_tokens"]
+    assert plan(recipe_from(data))["notes"] == [
+        f"the longest prompt has {longest} tokens, with the completion {longest + 4090}; the model is made for 4096 "
+        "and may be worse beyond"
+    ]
+
+
+S = {"vocab_size": 261, "eos_token_id": 257, "pad_token_id": 256, "bos_token_id": 257}
+OLD = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+OLDER = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+KINDS = {
+    "gpt2": GPT2Config(**OLDER, **S),
+    "neox": GPTNeoXConfig(**OLD, intermediate_size=64, **S),
+    "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=4, **S),
+    "bigcode": GPTBigCodeConfig(**OLDER, **S),
+    "gptj": GPTJConfig(**OLDER, rotary_dim=8, **S),
+    "opt": OPTConfig(**OLD, ffn_dim=64, word_embed_proj_dim=32, **S),
+    "falcon": FalconConfig(**OLD, **S),
+    "mpt": MptConfig(d_model=32, n_layers=2, n_heads=4, **S),
+    "mamba": MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **S),
+    "mamba2": Mamba2Config(
+        hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=4, n_groups=1, **S
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_has_a_plan(kind: str, tmp_path: Path) -> None:
+    path = small_folder(tmp_path / kind, KINDS[kind])
+    recipe = recipe_from({"task": {"name": "arithmetic", "train_size": 64}, "model": {"path": path}}, [*SMALL])
+    result = plan(recipe)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert result["model"]["parameters"] == sum(p.numel() for p in model.parameters())
+    if kind.startswith("mamba"):
+        note = f"memory is unknown: the estimate is made for layers of attention, and a {kind} model has others"
+        assert (result["memory"], result["notes"]) == (None, [note])
+    else:
+        assert result["notes"] == []
+        # Keys and values of both layers, 8 completions; BigCode and this Falcon share one head of 8 between 4.
+        tokens = 8 * (result["prompts"]["longest_tokens"] + 6)
+        assert result["memory"]["cache"] == 2 * 4 * 2 * (8 if kind in ("bigcode", "falcon") else 32) * tokens
+    assert render(result)
+
+
+def test_a_plan_says_that_there_is_no_chat_template(tmp_path: Path) -> None:
+    path = small_folder(tmp_path / "m", KINDS["neox"])
+    (tmp_path / "m" / "chat_template.jinja").unlink()
+    result = plan(recipe_from({"task": {"name": "arithmetic", "train_size": 64}, "model": {"path": path}}, [*SMALL]))
+    assert result["notes"] == ["the tokenizer has no chat template: prompts are given to the model as plain text"]
+
+
 def test_a_plan_refuses_what_the_run_would_refuse(tmp_path: Path) -> None:
-    assert "context is 4096" in refused("train", "arithmetic", "train.max_completion_length=4090", "--plan")
     assert "training rows" in refused("train", "arithmetic", "train.prompts_per_step=9000", "--plan")
     assert "Set task.path" in refused("train", "gsm8k/dr_grpo_0.6b", "--plan")
     assert "--out: missing" in refused("train", "arithmetic")

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
@@ -28,11 +29,15 @@ from mirrorpo.evaluation.engines import Engine, TransformersEngine, VllmEngine
 from mirrorpo.evaluation.sampling import prompt_ids, sample_batches
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
-from mirrorpo.models.folder import loading, plain_generation
+from mirrorpo.models.folder import loading
+from mirrorpo.models.generation import end_tokens
+from mirrorpo.models.thresholds import context_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.runs.folder import EVALUATION, SAMPLES_FILE, SUMMARY_FILE, Folder
 from mirrorpo.runs.versions import versions
 from mirrorpo.training.setup import build_task, sampler_of, tokenizer_of
+
+logger = logging.get_logger(__name__)
 
 
 def evaluate_recipe(
@@ -196,12 +201,16 @@ def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype, **options)
     except Exception as error:  # whatever broken files lead to
         raise InputError(f"model {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
-    plain_generation(model)
-    limit = model.config.get_text_config().max_position_embeddings
-    if context > limit:
-        raise InputError(
-            f"eval.max_completion_length: with the longest prompt {context} tokens, the context is {limit}"
-        )
+    limit = context_of(model.config, model)
+    if limit.limit is not None and context > limit.limit:
+        line = f"with the longest prompt {context} tokens, the model's context is {limit.limit}"
+        if limit.hard:
+            raise InputError(f"eval.max_completion_length: {line}")
+        logger.warning_once(f"{line}: it may be worse beyond")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        end_tokens(model, tokenizer)
+    except ValueError as error:
+        raise InputError(f"model.path {recipe.model.path!r}: {error}: set eos_token in tokenizer_config.json") from None
     return TransformersEngine(model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
 
 

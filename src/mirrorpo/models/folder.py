@@ -14,6 +14,10 @@ from typing import Any
 from mirrorpo.errors import InputError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+_GGUF = (
+    "is a GGUF file, which is quantised for inference and cannot be used here; give the folder or hub name of the "
+    "original model, with safetensors"
+)
 _MAX_JSON = 10_000_000  # bytes of a configuration file
 # Ways to compute attention that are in transformers itself; any other name is a repository whose code is downloaded.
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "paged|sdpa", "paged|eager")
@@ -56,10 +60,12 @@ def check_model_folder(path: str, key: str = "model.path", *, trust_remote_code:
         >>> check_model_folder("Qwen/Qwen3-0.6B")
     """
     folder = Path(path)
+    if path.lower().endswith(".gguf"):
+        raise InputError(f"{key} {path!r}: {folder.name} {_GGUF}")
     if "\0" in path or not folder.is_dir():
         return
     try:
-        _check_pickles(folder)
+        _check_weights(folder)
         config = read_json(folder / "config.json")
         if config is not None:
             check_config(config, trust_remote_code=trust_remote_code)
@@ -73,7 +79,7 @@ def check_model_folder(path: str, key: str = "model.path", *, trust_remote_code:
         check_model_folder(base, key, trust_remote_code=trust_remote_code)
 
 
-def _check_pickles(folder: Path) -> None:
+def _check_weights(folder: Path) -> None:
     wanted = "adapter_model*.safetensors" if (folder / "adapter_config.json").is_file() else "*.safetensors"
     if any(folder.glob(wanted)):
         return
@@ -83,6 +89,8 @@ def _check_pickles(folder: Path) -> None:
             f"{pickled[0]} is a pickle, which may run any code, and is not loaded; "
             "save the model as safetensors (save_pretrained does)"
         )
+    if packed := sorted(file.name for file in folder.glob("*.gguf")):
+        raise ValueError(f"{packed[0]} {_GGUF}")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -173,7 +181,7 @@ def _check_code(config: Mapping[str, Any], trust_remote_code: bool) -> None:
 
 
 def check_generation_config(config: Mapping[str, Any] | None) -> None:
-    """Refuses token ids that are none; every other setting in the file has no effect (``plain_generation``).
+    """Refuses token ids that are none; every other setting in the file has no effect (``mirrorpo.models.generation``).
 
     Raises:
         ValueError: names the key.
@@ -187,23 +195,6 @@ def check_generation_config(config: Mapping[str, Any] | None) -> None:
                 )
 
 
-def plain_generation(model: Any) -> None:
-    """Reduces a model's generation settings to its token ids.
-
-    A published file has a temperature, a repetition penalty or beams of its own, which would be added to what a recipe
-    says: completions would be drawn from another distribution than the one that is scored.
-    """
-    from transformers import GenerationConfig
-
-    found = model.generation_config
-    plain = GenerationConfig(
-        bos_token_id=found.bos_token_id, eos_token_id=found.eos_token_id, pad_token_id=found.pad_token_id
-    )
-    model.generation_config = plain
-    if getattr(model, "peft_config", None) is not None and hasattr(model, "get_base_model"):
-        model.get_base_model().generation_config = plain
-
-
 __all__ = [
     "ATTENTION",
     "SAFE_LOADING",
@@ -211,6 +202,5 @@ __all__ = [
     "check_generation_config",
     "check_model_folder",
     "loading",
-    "plain_generation",
     "read_json",
 ]

@@ -1,4 +1,4 @@
-"""How much memory would a run take? An estimate from the model's config alone: no weights are loaded.
+"""Estimate of the memory that a run takes, from the model's config alone: no weights are loaded.
 
 =============== ======================================================================================================
 part            bytes (P parameters, P' of them trained, w bytes a weight, w' a trained weight, c a computed number)
@@ -32,8 +32,9 @@ from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import check_config
+from mirrorpo.models.thresholds import Context, context_of
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # What the public configs of the models in the shipped recipes say, for a plan without network.
 _QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 _QWEN3 |= {"vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": True, "dtype": "bfloat16"}
@@ -51,22 +52,24 @@ class ModelFacts:
         parameters, trained: counted on a model without memory; ``trained`` is the adapter's with LoRA.
         layers, hidden, inner, query, key, vocabulary: sizes (query: heads times head size; key: likewise).
         context: the longest sequence.
+        unknown: why the sizes of a layer are not known, and memory with them; they are 0 then.
         weight_bytes, trained_bytes: of one number.
         source: where the sizes come from.
     """
 
     parameters: int
     trained: int
-    layers: int
-    hidden: int
-    inner: int
-    query: int
-    key: int
     vocabulary: int
-    context: int
+    context: Context
     weight_bytes: int
     trained_bytes: int
     source: str
+    layers: int = 0
+    hidden: int = 0
+    inner: int = 0
+    query: int = 0
+    key: int = 0
+    unknown: str | None = None
 
 
 def model_facts(recipe: Recipe) -> ModelFacts:
@@ -77,26 +80,44 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     """
     config, source = _config(recipe.model.path, recipe.model.trust_remote_code)
     text = config.get_text_config()
-    parameters, trained = _count(recipe, config)
+    model, parameters, trained = _count(recipe, config)
     dtype = recipe.model.dtype
     if dtype == "auto":
         dtype = str(text.dtype or "float32").removeprefix("torch.")
-    heads = text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads  # older configs leave it to be derived
+    sizes = _sizes(text)
     return ModelFacts(
         parameters=parameters,
         trained=trained,
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        inner=text.intermediate_size,
-        query=heads * head,
-        key=text.num_key_value_heads * head,
         vocabulary=text.vocab_size,
-        context=text.max_position_embeddings,
+        context=context_of(config, model),
         weight_bytes=_BYTES[dtype],
         trained_bytes=_BYTES[dtype] if recipe.model.lora is None else 4,  # peft keeps an adapter in float32
         source=source,
+        unknown=sizes if isinstance(sizes, str) else None,
+        **({} if isinstance(sizes, str) else sizes),
     )
+
+
+# Older families name the same sizes otherwise, or leave them to be derived.
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "inner_hidden_size")
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
+
+
+def _sizes(config: Any) -> dict[str, int] | str:
+    """Sizes of a layer of attention and feed-forward, or why the config has none."""
+
+    def first(*names: str) -> int | None:
+        found = (getattr(config, name, None) for name in names)  # many families, each with names of its own
+        return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+    layers, hidden, heads = first("num_hidden_layers"), first("hidden_size"), first("num_attention_heads")
+    if layers is None or hidden is None or heads is None:
+        return f"the estimate is made for layers of attention, and a {config.model_type} model has others"
+    head = first("head_dim") or hidden // heads
+    shared = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)  # Falcon
+    keys = 1 if shared else first(*_KEY_HEADS) or heads
+    inner = first(*_INNER) or 4 * hidden
+    return {"layers": layers, "hidden": hidden, "inner": inner, "query": heads * head, "key": keys * head}
 
 
 def _config(path: str, trust_remote_code: bool) -> tuple[Any, str]:
@@ -114,16 +135,22 @@ def _config(path: str, trust_remote_code: bool) -> tuple[Any, str]:
         raise InputError(f"model.path {path!r}: its config cannot be read ({reason})") from error
 
 
-def _count(recipe: Recipe, config: Any) -> tuple[int, int]:
+def _count(recipe: Recipe, config: Any) -> tuple[Any, int, int]:
     from transformers import AutoModelForCausalLM
 
     from mirrorpo.training.setup import adapt
 
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+    # Untrusted: the model's code and its author's config.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model.path {recipe.model.path!r}: is no causal language model ({reason})") from error
+    parameters = sum(p.numel() for p in model.parameters())
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
-        parameters = sum(p.numel() for p in model.parameters())
         adapted = adapt(recipe, model)
-    return parameters, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    return model, parameters, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 def memory(recipe: Recipe, model: ModelFacts, longest_prompt: int) -> dict[str, int]:

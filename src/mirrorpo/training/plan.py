@@ -8,11 +8,10 @@ from typing import Any
 
 from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
-from mirrorpo.evaluation.sampling import prompt_ids
 from mirrorpo.models import resolve_model
 from mirrorpo.tasks import Row
 from mirrorpo.training.memory import memory, model_facts
-from mirrorpo.training.setup import build_task, check_context, check_model, check_prompts, tokenizer_of
+from mirrorpo.training.setup import build_task, check_context, check_model, check_prompts, prompt_lengths, tokenizer_of
 
 # Bytes of English text in a token of a large vocabulary, roughly; used only where the tokenizer cannot be loaded.
 _BYTES_A_TOKEN = 4
@@ -71,7 +70,9 @@ def _prompt_lengths(recipe: Recipe, rows: Sequence[Row], notes: list[str]) -> tu
             raise
         notes.append(f"prompt lengths are guessed, {_BYTES_A_TOKEN} bytes a token: {_ABSENT}")
         return [len(str(row["prompt"]).encode("utf-8", "surrogatepass")) // _BYTES_A_TOKEN + 1 for row in rows], False
-    return [len(prompt_ids(tokenizer, row, recipe.model.chat_template)) for row in rows], True
+    lengths, said = prompt_lengths(recipe, tokenizer, rows)
+    notes += said
+    return lengths, True
 
 
 def _on_the_hub(path: str) -> bool:
@@ -144,9 +145,13 @@ def _model(recipe: Recipe, longest: int, notes: list[str]) -> tuple[dict[str, An
             raise
         notes.append(f"memory is unknown: {_ABSENT}")
         return about, None
-    check_context(recipe, longest, facts.context)
+    notes += check_context(recipe, longest, facts.context)
     about |= {"parameters": facts.parameters, "trained": facts.trained, "weight_bytes": facts.weight_bytes}
-    return about | {"source": facts.source}, memory(recipe, facts, longest)
+    about["source"] = facts.source
+    if facts.unknown is not None:
+        notes.append(f"memory is unknown: {facts.unknown}")
+        return about, None
+    return about, memory(recipe, facts, longest)
 
 
 def render(data: dict[str, Any]) -> str:

@@ -11,22 +11,28 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import AutoConfig, PrinterCallback
+from transformers.utils import logging
 
 from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.models import resolve_model
+from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.chat_template import check_chat_template
-from mirrorpo.models.folder import check_model_folder, loading, plain_generation
+from mirrorpo.models.folder import check_model_folder, loading
+from mirrorpo.models.thresholds import Context, context_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import Row, Task, find_task
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.reward import reward_function
 from mirrorpo.training.trainer import MirrorTrainer
 from mirrorpo.training.world import world_size
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +78,9 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     if _names_a_folder(path) and not Path(path).is_dir():
         raise InputError(f"model.path {path!r}: no such folder")
     try:
-        return AutoTokenizer.from_pretrained(
-            resolve_model(path), padding_side="left", trust_remote_code=trust_remote_code
-        )
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"model.path {path!r}: its tokenizer cannot be loaded ({reason[:300]})") from error
+        return tokenizers.load(resolve_model(path), trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise InputError(f"model.path {path!r}: {error}") from error
 
 
 def _names_a_folder(path: str) -> bool:
@@ -99,6 +100,30 @@ def tokenizer_of(recipe: Recipe, rows: Sequence[Row]) -> Any:
         prompts = [chat(tokenizer, row) for row in rows]
         check_chat_template(tokenizer, prompts, spec.chat_template, f"model.path {spec.path!r}")
     return tokenizer
+
+
+def prompt_lengths(recipe: Recipe, tokenizer: Any, rows: Sequence[Row]) -> tuple[list[int], list[str]]:
+    """Tokens of each prompt, and notes on how prompts are laid out.
+
+    Raises:
+        InputError: the tokenizer has no end token, no chat template where one is needed, or a template that fails.
+    """
+    options, path = recipe.model.chat_template, recipe.model.path
+    chats = any(not isinstance(row["prompt"], str) for row in rows)
+    try:
+        tokenizers.check_end_token(tokenizer, _config(recipe))
+        note = tokenizers.check_chat(tokenizer, options, chats)
+        return [len(prompt_ids(tokenizer, row, options)) for row in rows], [] if note is None else [note]
+    except (ValueError, TypeError, TemplateError) as error:  # the template is the author's text
+        raise InputError(f"model.path {path!r}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _config(recipe: Recipe) -> Any:
+    spec = recipe.model
+    try:
+        return AutoConfig.from_pretrained(resolve_model(spec.path), trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError):  # said elsewhere; here it would only make a message better
+        return None
 
 
 def check_prompts(recipe: Recipe, train_rows: Sequence[Row]) -> None:
@@ -127,8 +152,11 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
     tokenizer = tokenizer_of(recipe, [*train_rows, *test_rows])
     model = check_model(recipe)
-    longest = max(len(prompt_ids(tokenizer, row, recipe.model.chat_template)) for row in train_rows)
-    check_context(recipe, longest, model.config.get_text_config().max_position_embeddings)
+    lengths, notes = prompt_lengths(recipe, tokenizer, train_rows)
+    longest = max(lengths)
+    notes += check_context(recipe, longest, context_of(model.config, model))
+    for note in notes:
+        logger.warning_once(note)  # pyright: ignore[reportAttributeAccessIssue]
     return Prepared(
         recipe=recipe,
         task=task,
@@ -298,28 +326,32 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         )
     except (OSError, SafetensorError) as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
-    plain_generation(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
     return trainer
 
 
-def check_context(recipe: Recipe, longest: int, context: int) -> None:
-    """Raises unless the longest sequence fits the model and a packed row.
+def check_context(recipe: Recipe, longest: int, context: Context) -> list[str]:
+    """Notes on the longest sequence, if it is longer than what the model is made for.
 
     Raises:
-        InputError: the ``longest`` prompt and a whole completion are more than ``context`` or the token budget.
+        InputError: the ``longest`` prompt and a whole completion are more than the model can compute, or more than the
+            token budget.
     """
     wanted, budget = longest + recipe.train.max_completion_length, recipe.train.token_budget
-    if wanted > context:
-        raise InputError(
-            f"train.max_completion_length: the longest prompt has {longest} tokens, with the completion {wanted}; "
-            f"the model's context is {context}"
-        )
+    lengths = f"the longest prompt has {longest} tokens, with the completion {wanted}"
     if budget is not None and wanted > budget:
         raise InputError(
             f"train.token_budget: must hold the longest prompt, {longest} tokens, with its completion: at least "
             f"{wanted}, got {budget}"
         )
+    if context.limit is None or wanted <= context.limit:
+        return []
+    if context.hard:
+        raise InputError(
+            f"train.max_completion_length: {lengths}; the model's context is {context.limit}, the end of its table of "
+            "positions"
+        )
+    return [f"{lengths}; the model is made for {context.limit} and may be worse beyond"]
 
 
 def sampler_of(recipe: Recipe) -> Sampler:
