@@ -49,7 +49,7 @@ def load(path: str, *, trust_remote_code: bool = False) -> Any:
         raise
     # Untrusted: the author's files. Each kind of tokenizer fails in its own way, and a panic in Rust is no Exception.
     except BaseException as error:
-        raise ValueError(f"the tokenizer cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        raise ValueError(f"its tokenizer cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     if not sample:
         raise ValueError(f"the tokenizer is empty: it makes no token of a text ({len(tokenizer)} in its vocabulary)")
     return tokenizer
