@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from concurrent.futures import Future
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -57,10 +58,7 @@ class Algebra:
         self._guard = threading.Lock()
         self._idle: list[_Process] = []
         self._verdicts: OrderedDict[tuple[str, str], str] = OrderedDict()
-
-    def known(self, given: str, wanted: str) -> str | None:
-        """The verdict on two texts that were compared before."""
-        return self._verdicts.get((given, wanted))
+        self._begun: dict[tuple[str, str], Future[str]] = {}
 
     def compare(self, given: str, wanted: str) -> str:
         """Compares two tidy texts.
@@ -68,14 +66,29 @@ class Algebra:
         Returns:
             "match", "mismatch", "malformed" (given cannot be read), "bad reference" (wanted cannot) or "timeout".
         """
-        verdict = self._verdicts.get((given, wanted))
-        if verdict is None:
+        pair = (given, wanted)
+        with self._guard:
+            verdict, begun = self._verdicts.get(pair), self._begun.get(pair)
+            if verdict is None and begun is None:
+                self._begun[pair] = Future()
+        if verdict is not None:
+            return verdict
+        return begun.result() if begun is not None else self._first(pair)
+
+    def _first(self, pair: tuple[str, str]) -> str:
+        """Compares two texts while others that want the same wait, and remembers the verdict."""
+        try:
             with self._places:
-                verdict = self._compared(given, wanted)
+                verdict = self._compared(*pair)
+        except BaseException as error:
             with self._guard:
-                self._verdicts[given, wanted] = verdict
-                if len(self._verdicts) > _MAX_REMEMBERED:
-                    self._verdicts.popitem(last=False)
+                self._begun.pop(pair).set_exception(error)
+            raise
+        with self._guard:
+            self._verdicts[pair] = verdict
+            if len(self._verdicts) > _MAX_REMEMBERED:
+                self._verdicts.popitem(last=False)
+            self._begun.pop(pair).set_result(verdict)
         return verdict
 
     def _compared(self, given: str, wanted: str) -> str:

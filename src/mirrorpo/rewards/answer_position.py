@@ -51,6 +51,8 @@ _SENTENCE = re.compile(
     re.DOTALL,
 )
 _UP_TO_LAST_IS = re.compile(rf".*\b{_IS}\b:?\s+(?=\S)", re.DOTALL)
+# A number and at most a word, to the end: most answers are.
+_PLAIN_LINE = re.compile(r"(-?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?: [A-Za-z]+)?)\.?\s*")
 _HEDGE = re.compile(
     r"\b(?:or|maybe|possibly|perhaps|alternatively|else|otherwise|if|unless|but|when|could|might)\b[^.\n]*[0-9]",
     re.IGNORECASE,
@@ -354,6 +356,8 @@ def _stated(rest: str) -> Answer:
 
 def _first_sentence(text: str, *, prose: bool) -> Answer:
     """The first sentence, without Markdown; mathematics between dollars is never cut."""
+    if plain := _PLAIN_LINE.fullmatch(text):
+        return Answer((plain[1],))
     for found in _SENTENCE.finditer(text):
         mark = found["end"]
         if mark is None:
