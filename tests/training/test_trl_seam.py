@@ -65,9 +65,9 @@ def test_the_loss_reads_the_keys_and_attributes_that_ours_reads() -> None:
 
 
 def test_the_settings_that_the_objective_decides_exist() -> None:
-    from mirrorpo.training.config import _OBJECTIVE_KEY
+    from mirrorpo.training.trl_loss import TRL_FIELDS
 
     fields = GRPOConfig.__dataclass_fields__
-    assert set(_OBJECTIVE_KEY) <= set(fields)
+    assert set(TRL_FIELDS) <= set(fields)
     assert fields["beta"].default == 0.0
     assert fields["use_bias_correction_kl"].default is True

@@ -64,6 +64,30 @@ PAIRS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
 }
 
+# TRL's own settings, which MirrorConfig takes as they are when it has no `objective`; everything else is TRL's default.
+TRL_SETTINGS: dict[str, dict[str, Any]] = {
+    "TRL's defaults": {},
+    "defaults with a penalty": {"beta": 0.1},
+    "grpo": {"loss_type": "grpo", "beta": 0.04, "num_iterations": 2},
+    "grpo, penalty not corrected": {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False},
+    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+    "dr_grpo, scaled": {"loss_type": "dr_grpo", "beta": 0.1, "scale_rewards": True},
+    "dapo": {"epsilon_high": 0.28, "epsilon": 0.1},
+    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    "gspo with a penalty": {
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence",
+        "beta": 0.1,
+        "use_bias_correction_kl": False,
+    },
+    "two-sided clip": {"delta": 1.5},
+    "two-sided clip inside the region": {"delta": 1.1, "loss_type": "grpo"},
+    "sapo": {"loss_type": "sapo", "sapo_temperature_pos": 0.9, "sapo_temperature_neg": 1.2, "beta": 0.05},
+    "sapo of sequences": {"loss_type": "sapo", "importance_sampling_level": "sequence"},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
+    "cispo with TRL's default cap": {"loss_type": "cispo", "beta": 0.1},
+}
+
 
 def reward(completions: list[Any], **_: Any) -> list[float]:
     """Something that varies within a group: the share of even digits."""
@@ -115,6 +139,12 @@ def pair(folder: Path, name: str, fast: str = "off", **more: Any) -> tuple[GRPOT
         trainer(GRPOTrainer, GRPOConfig(**common, **theirs)),
         trainer(MirrorTrainer, MirrorConfig(**common, objective=objective, fast=fast)),
     )
+
+
+def same_settings(folder: Path, name: str, fast: str = "off", **more: Any) -> tuple[GRPOTrainer, MirrorTrainer]:
+    """TRL's trainer and ours with the same settings, none of them an objective."""
+    given = {**settings(folder, **more), **TRL_SETTINGS[name]}
+    return trainer(GRPOTrainer, GRPOConfig(**given)), trainer(MirrorTrainer, MirrorConfig(**given, fast=fast))
 
 
 def batch(*, with_old: bool = True, tool_mask: bool = False, seed: int = 0, rows: int = 8) -> dict[str, Any]:

@@ -7,12 +7,18 @@ objective=objective.yaml``), verl, prime-rl and slime read the same file.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mirrorpo.config.yaml import OBJECTIVE_SUFFIXES as SUFFIXES
 from mirrorpo.config.yaml import read_spec
+from mirrorpo.divergences import Divergence
 from mirrorpo.errors import InputError
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
@@ -38,4 +44,44 @@ def read_objective(source: str | Path | Mapping[str, Any] | Objective) -> Object
         raise InputError(f"{where}{error}") from None
 
 
-__all__ = ["SUFFIXES", "read_objective", "read_spec"]
+def objective_data(objective: Any) -> Any:
+    """An objective as plain data: equal for objectives that are the same, whichever way they were asked for.
+
+    Every part is named with its numbers; a tensor is a digest of its values, a function its name and a digest of its
+    code. For comparison (may a run go on from this checkpoint?) and for logs; nothing is built from it.
+
+    Example:
+        >>> same = objective_data(read_objective("{preset: dapo, epsilon_low: 0.2}"))
+        >>> same == objective_data(read_objective("dapo")), same["region"]["high"]
+        (True, 1.28)
+    """
+    if objective is None or isinstance(objective, bool | int | float | str):
+        return objective
+    if isinstance(objective, Mapping):
+        return {str(key): objective_data(value) for key, value in objective.items()}
+    if isinstance(objective, list | tuple):
+        return [objective_data(value) for value in objective]
+    if isinstance(objective, Tensor):
+        values = objective.detach().cpu().double().numpy()
+        return {"shape": list(values.shape), "digest": _digest(values.tobytes())}
+    if isinstance(objective, partial):
+        return [
+            objective_data(objective.func),
+            *map(objective_data, objective.args),
+            objective_data(objective.keywords),
+        ]
+    if is_dataclass(objective) and not isinstance(objective, type):
+        values = {f.name: getattr(objective, f.name) for f in fields(objective) if f.compare}
+        return {"type": type(objective).__qualname__, **objective_data(values)}
+    if isinstance(objective, Divergence):
+        return {"type": type(objective).__qualname__, **objective_data(vars(objective))}
+    code = getattr(objective, "__code__", None)
+    name = f"{getattr(objective, '__module__', '')}:{getattr(objective, '__qualname__', type(objective).__qualname__)}"
+    return name if code is None else f"{name}#{_digest(code.co_code + repr(code.co_names).encode())}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+__all__ = ["SUFFIXES", "objective_data", "read_objective", "read_spec"]

@@ -1,46 +1,52 @@
-"""Which objective does a TRL trainer optimise? ``GRPOConfig`` plus ``objective``."""
+"""Settings of the trainer: TRL's ``GRPOConfig`` with ``objective`` and a few more fields.
+
+Without ``objective`` the loss is the one that TRL's own fields describe. With it they follow from the objective, and a
+field that was passed and says something else is an error. To tell the two apart, their defaults here are None, and
+the values that the objective has given them are kept in ``implied``, which a copy (``dataclasses.replace``,
+``to_dict``) carries along.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+import argparse
+import copy
+import uuid
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 from trl.trainer.grpo_config import GRPOConfig
 
 from mirrorpo._checks import check_number, unknown_name
-from mirrorpo.config.objective_file import read_spec
+from mirrorpo.config.objective_file import read_objective
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
-from mirrorpo.losses.regions import Interval
+from mirrorpo.training.trl_loss import TRL_DEFAULTS, TRL_FIELDS, check_fields, objective_of_trl, trl_settings
 from mirrorpo.training.world import uses_deepspeed
 
 FAST = ("auto", "off")
-# TRL's loss type with the same denominator, so that what TRL derives from it (warnings, model card) stays true.
-_LOSS_TYPE = {"sequence_mean": "grpo", "token_mean": "dapo", "constant": "dr_grpo"}
-# TRL settings that would have no effect here, and the key of `objective` that has.
-_OBJECTIVE_KEY = {
-    "loss_type": "aggregation",
-    "epsilon": "epsilon_low",
-    "epsilon_high": "epsilon_high",
-    "delta": "dual_clip",
-    "importance_sampling_level": "level",
-    "scale_rewards": "advantage",
-    "use_bias_correction_kl": "estimator: weighted",
-    "sapo_temperature_pos": "temperature_positive",
-    "sapo_temperature_neg": "temperature_negative",
-}
+# Set by TRL from the batch size when they are None; it refuses to be given both, so a copy must not carry both.
+_BATCH_FIELDS = ("steps_per_generation", "generation_batch_size")
+# Objectives that no plain data describes, by the key that stands for them in a configuration.
+_BY_HAND: dict[str, Objective] = {}
+
+
+def _trl_field(kind: str, **metadata: Any) -> Any:
+    default = TRL_DEFAULTS[kind]
+    help_text = f"As in TRL (default {default}); with an objective it follows from that."
+    return field(default=None, metadata={"help": help_text, **metadata})
 
 
 @dataclass
 class MirrorConfig(GRPOConfig):
-    """TRL's ``GRPOConfig`` with one more field.
+    """TRL's ``GRPOConfig`` with an objective.
 
     Args:
         objective: a preset's name (``mirrorpo list objectives``), a mapping with the key ``preset`` and overrides as in
-            ``mirrorpo.objective``, or the path of a file that holds one. It decides region, penalty, level, advantage
-            and aggregation; TRL's own fields for these (``loss_type``, ``epsilon``, ``scale_rewards``, ...) are set to
-            match and refuse another value.
+            ``mirrorpo.objective`` (or its JSON), the path of a file that holds one, or an ``Objective``. It decides
+            region, penalty, level, advantage and aggregation; TRL's own fields for these (``loss_type``, ``epsilon``,
+            ``scale_rewards``, ...) are set to match and refuse another value. None (the default): the objective that
+            TRL's own fields describe, with TRL's defaults.
         gradient_share_every: optimiser steps between measurements of the penalty's share of the gradient norm (two
             extra backward passes each); 0 for never.
         on_nonfinite: "raise" ends the run at the first number that is not finite; "skip" leaves out the tokens, else
@@ -53,22 +59,26 @@ class MirrorConfig(GRPOConfig):
             the log says why if not); ``off``: always padded, as in TRL. The numbers are the same.
         token_budget: most tokens in a packed row. A micro-batch of more is read in several rows, and their activations
             are recomputed one row at a time in the backward pass: less memory, about a third more time. None: one row.
-        beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own.
+        beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own; without an
+            objective it is TRL's, 0.
 
     Raises:
-        ValueError: an unknown objective or key, a TRL setting that the objective overrides, settings that exclude each
-            other.
+        ValueError: an unknown objective or key, a TRL setting that contradicts the objective, a loss type of TRL that
+            no objective reproduces, settings that exclude each other.
 
     Example:
         >>> from mirrorpo.training import MirrorConfig
         >>> config = MirrorConfig("out", objective="prob_l2_grpo", report_to="none", bf16=False)
         >>> config.beta, config.loss_type
         (0.0001, 'dr_grpo')
+        >>> MirrorConfig("out", report_to="none", bf16=False).resolved_objective().name
+        "TRL's dapo"
     """
 
-    objective: dict | str = field(
-        default="grpo",
-        metadata={"help": "Preset, mapping with 'preset' and overrides, or an objective file."},
+    # str comes second: the parsers of transformers and TRL read an option as the second type of a union.
+    objective: dict | str | Objective | None = field(
+        default=None,
+        metadata={"help": "Preset, mapping (or JSON) with 'preset' and overrides, or an objective file."},
     )
     gradient_share_every: int = field(
         default=100, metadata={"help": "Steps between measurements of the penalty's share of the gradient norm."}
@@ -93,10 +103,29 @@ class MirrorConfig(GRPOConfig):
     token_budget: int | None = field(
         default=None, metadata={"help": "Most tokens in a packed row; None: a micro-batch is one row."}
     )
-    beta: float | None = field(
+    beta: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None,
         metadata={"help": "Coefficient of the objective's divergence; None keeps the objective's own."},
     )
+    loss_type: str | None = _trl_field("loss_type")  # pyright: ignore[reportIncompatibleVariableOverride]
+    epsilon: float | None = _trl_field("epsilon")  # pyright: ignore[reportIncompatibleVariableOverride]
+    epsilon_high: float | None = _trl_field("epsilon_high")
+    delta: float | None = _trl_field("delta")
+    importance_sampling_level: str | None = _trl_field("importance_sampling_level")  # pyright: ignore[reportIncompatibleVariableOverride]
+    scale_rewards: str | None = _trl_field("scale_rewards")  # pyright: ignore[reportIncompatibleVariableOverride]
+    use_bias_correction_kl: bool | None = _trl_field("use_bias_correction_kl", nargs="?", const=True)  # pyright: ignore[reportIncompatibleVariableOverride]
+    sapo_temperature_pos: float | None = _trl_field("sapo_temperature_pos")  # pyright: ignore[reportIncompatibleVariableOverride]
+    sapo_temperature_neg: float | None = _trl_field("sapo_temperature_neg")  # pyright: ignore[reportIncompatibleVariableOverride]
+    vespo_k_pos: float | None = _trl_field("vespo_k_pos")  # pyright: ignore[reportIncompatibleVariableOverride]
+    vespo_lambda_pos: float | None = _trl_field("vespo_lambda_pos")  # pyright: ignore[reportIncompatibleVariableOverride]
+    vespo_k_neg: float | None = _trl_field("vespo_k_neg")  # pyright: ignore[reportIncompatibleVariableOverride]
+    vespo_lambda_neg: float | None = _trl_field("vespo_lambda_neg")  # pyright: ignore[reportIncompatibleVariableOverride]
+    # The option that the parsers add for a boolean whose default is true.
+    no_use_bias_correction_kl: bool = field(default=False, metadata={"help": argparse.SUPPRESS})
+    implied: dict | None = field(default=None, metadata={"help": argparse.SUPPRESS})
+
+    _built: ClassVar[Objective | None] = None
+    _built_from: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
         for name, legal in (("on_nonfinite", ("raise", "skip")), ("on_reward_error", ("raise", "skip"))):
@@ -109,20 +138,13 @@ class MirrorConfig(GRPOConfig):
             )
         if self.reward_seconds is not None:
             check_number("reward_seconds", self.reward_seconds, 0, open_low=True)
-        chosen = self.resolved_objective()
-        implied = implied_settings(chosen)
-        for item in fields(self):
-            if item.name not in _OBJECTIVE_KEY:
-                continue
-            value, wanted = getattr(self, item.name), implied[item.name]
-            if value not in (item.default, wanted) and not (item.name == "scale_rewards" and value is True):
-                raise ValueError(
-                    f"{item.name}={value!r} has no effect: the objective decides it. "
-                    f"Use objective={{'preset': ..., '{_OBJECTIVE_KEY[item.name]}': ...}}"
-                )
-            setattr(self, item.name, wanted)
-        self.beta = chosen.penalties[0].coefficient if chosen.penalties else 0.0
+        if isinstance(self.fast, bool):  # YAML reads a bare `off` as false
+            self.fast = "auto" if self.fast else "off"
+        self._settle()
+        self._forget_implied(_BATCH_FIELDS)
+        unset = [name for name in _BATCH_FIELDS if getattr(self, name) is None]
         super().__post_init__()
+        self.implied = {**(self.implied or {}), **{name: getattr(self, name) for name in unset}}
 
         if self.fast not in FAST:
             raise unknown_name("fast", self.fast, FAST)
@@ -139,34 +161,104 @@ class MirrorConfig(GRPOConfig):
             raise ValueError("use_liger_kernel is not supported here: set model_init_kwargs={'use_kernels': True}")
 
     def adopt(self, objective: Objective) -> None:
-        """Takes over an objective that was built by hand: TRL's own fields are set to say the same."""
-        for name, value in implied_settings(objective).items():
-            setattr(self, name, value)
-        self.beta = objective.penalties[0].coefficient if objective.penalties else 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Takes over an objective that was built by hand: ``objective`` and TRL's own fields are set to say the same.
+
+        Raises:
+            ValueError: a TRL field that was passed contradicts it.
+        """
+        self._forget_implied(tuple(TRL_FIELDS))
+        if self.beta is not None:
+            check_fields(objective, {"beta": self.beta})
+        self.objective = objective
+        self._settle()
 
     def resolved_objective(self) -> Objective:
-        """The objective that ``objective`` and ``beta`` describe."""
-        spec = read_spec(self.objective)
-        chosen = objective_from(spec)
-        own = chosen.penalties[0].coefficient if chosen.penalties else 0.0
-        if self.beta is None or self.beta == own:
-            return chosen
-        return objective_from({**spec, "coefficient": self.beta})
+        """The objective that ``objective``, or without it TRL's own fields, describe; built once."""
+        if self._built is None or self._built_from != self._sources():
+            self._settle()
+        assert self._built is not None
+        return self._built
+
+    def _sources(self) -> Any:
+        return copy.deepcopy([self.objective, *(getattr(self, name) for name in TRL_FIELDS)])
+
+    def _settle(self) -> None:
+        """Builds the objective, checks the fields that were passed against it and sets the others."""
+        self._forget_implied(tuple(TRL_FIELDS))
+        if self.no_use_bias_correction_kl:
+            self.use_bias_correction_kl, self.no_use_bias_correction_kl = False, False
+        given = {name: getattr(self, name) for name in TRL_FIELDS if getattr(self, name) is not None}
+        if self.objective is None:
+            chosen, values = objective_of_trl(given), TRL_DEFAULTS
+        else:
+            chosen = _objective_of(self.objective)
+            if "beta" in given:
+                chosen = _with_coefficient(chosen, given["beta"])
+            check_fields(chosen, given)
+            values = {**TRL_DEFAULTS, **trl_settings(chosen)}
+            self.objective = _plain(self.objective, chosen)
+        for name in TRL_FIELDS:
+            if name not in given:
+                setattr(self, name, values[name])
+        batch = {name: value for name, value in (self.implied or {}).items() if name in _BATCH_FIELDS}
+        self.implied = {**batch, **{name: getattr(self, name) for name in TRL_FIELDS if name not in given}}
+        self._built, self._built_from = chosen, self._sources()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _forget_implied(self, names: tuple[str, ...]) -> None:
+        """Sets fields back to None that an earlier objective, not the user, has given their values."""
+        for name, value in (self.implied or {}).items():
+            if name in names and getattr(self, name) == value:
+                setattr(self, name, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the built objective: its functions cannot be pickled, and it can be built again."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_built", "_built_from")}
 
 
-def implied_settings(objective: Objective) -> Mapping[str, Any]:
-    """The values of TRL's own fields that say the same as the objective."""
-    region, options = objective.region, objective.options
-    low, high = (region.low, region.high) if isinstance(region, Interval) and region.name == "ratio" else (0.8, None)
-    return {
-        "loss_type": _LOSS_TYPE[objective.aggregation],
-        # TRL reads these in its own loss only; for regions that are no ratio range its defaults stay.
-        "epsilon": round(1.0 - low, 12),
-        "epsilon_high": None if high is None else round(high - 1.0, 12),
-        "delta": options.get("dual_clip"),
-        "importance_sampling_level": objective.level,
-        "scale_rewards": "group" if objective.advantage == "grpo" else "none",
-        "use_bias_correction_kl": any(p.estimator == "weighted" for p in objective.penalties),
-        "sapo_temperature_pos": options.get("temperature_positive") or 1.0,
-        "sapo_temperature_neg": options.get("temperature_negative") or 1.05,
-    }
+def _objective_of(source: Any) -> Objective:
+    """The objective of a configuration's field."""
+    if isinstance(source, dict) and "by_hand" in source:
+        if source["by_hand"] not in _BY_HAND:
+            raise ValueError(
+                f"objective was built by hand in another process ({source.get('describes')}): pass it again, as "
+                "MirrorTrainer(objective=...)"
+            )
+        return _BY_HAND[source["by_hand"]]
+    return read_objective(source)
+
+
+def _plain(source: Any, chosen: Objective) -> dict | str:
+    """What stands for an objective in a configuration, as data that JSON, pickle and ``asdict`` can carry."""
+    if isinstance(source, str | Path):
+        return str(source)
+    spec = source.spec if isinstance(source, Objective) else source
+    if spec is not None and _is_plain(spec):
+        return dict(spec)
+    key = uuid.uuid4().hex
+    _BY_HAND[key] = source if isinstance(source, Objective) else chosen
+    return {"by_hand": key, "describes": chosen.describe()}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _with_coefficient(chosen: Objective, beta: float) -> Objective:
+    """The objective with another coefficient of its penalty."""
+    if beta == (chosen.penalties[0].coefficient if chosen.penalties else 0.0):
+        return chosen
+    if chosen.spec is not None:
+        return objective_from({**chosen.spec, "coefficient": beta})
+    check_number("beta", beta, 0.0)
+    if len(chosen.penalties) != 1:
+        raise ValueError(
+            f"beta needs an objective with one penalty, got {beta!r} and {len(chosen.penalties)} penalties"
+        )
+    return replace(chosen, penalties=(replace(chosen.penalties[0], coefficient=beta),) if beta else ())
+
+
+__all__ = ["FAST", "MirrorConfig"]

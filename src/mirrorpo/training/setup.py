@@ -228,7 +228,7 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, contex
     bf16 = train.precision == "bfloat16"
     return MirrorConfig(
         output_dir=str(output_dir),
-        objective=recipe.objective.spec(),
+        objective=recipe.objective.build(),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=train.updates_per_batch * accumulation,

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from mirrorpo.losses.advantages import advantages as group_advantages
 from mirrorpo.losses.objective import Objective, Output
+from mirrorpo.models import resolve_model
 from mirrorpo.models.generation import bare_generation, say_what_is_ignored
 from mirrorpo.models.thresholds import forget_lengths
 from mirrorpo.training.budget import budget_advice
@@ -25,6 +26,7 @@ from mirrorpo.training.fast import PackedPath
 from mirrorpo.training.gradient_share import penalty_share, share_is_due
 from mirrorpo.training.grouping import regroup
 from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids
+from mirrorpo.training.model_card import add_objective, paper_of
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.packed_loss import packed_loss
 from mirrorpo.training.padded_loss import logits_of, padded_loss, with_bonuses
@@ -48,7 +50,8 @@ class MirrorTrainer(ResumableTrainer):
     Takes everything that ``GRPOTrainer`` takes; ``args`` is a ``MirrorConfig``.
 
     Args:
-        model: as in TRL. Pass a path if the objective has a penalty: TRL loads the reference from it.
+        model: as in TRL, or ``"builtin:tiny"``. Pass a path if the objective has a penalty: TRL loads the reference
+            from it.
         reward_funcs: as in TRL.
         args: the configuration; its ``objective`` says what is optimised.
         objective: an ``Objective`` built by hand, in place of ``args.objective``.
@@ -87,7 +90,9 @@ class MirrorTrainer(ResumableTrainer):
             raise ValueError(f"args must be a MirrorConfig, got {type(args).__name__}")
         if objective is not None:
             args.adopt(objective)
-        self.policy_objective = args.resolved_objective() if objective is None else objective
+        self.policy_objective = args.resolved_objective()
+        self._paper = paper_of(self.policy_objective)
+        model = resolve_model(model) if isinstance(model, str) else model
         self._rewards_per_func: Tensor | None = None
         self._rows: list[dict[str, Any]] = []
         self._background: list[BackgroundReward] = []
@@ -128,6 +133,12 @@ class MirrorTrainer(ResumableTrainer):
         if self.accelerator.distributed_type in UNSHARDED:
             unwrap = self.accelerator.unwrap_model
             check_reference(unwrap(self.model), unwrap(self.ref_model))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's model card, which also names the objective, its paper and this library."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            add_objective(Path(str(self.args.output_dir)) / "README.md", self.policy_objective)
 
     # What a resumed run needs beyond TRL's checkpoint
 
