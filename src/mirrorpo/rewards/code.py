@@ -27,7 +27,7 @@ from mirrorpo.rewards.verdict import Grade
 # Results above this size are compared by a judge: a set of colliding numbers must not keep this process busy.
 _COMPARED_HERE_BYTES = 16_000
 # What a judge has to know of the plan.
-_FOR_THE_JUDGE = ("imports", "program", "classes", "instances", "attributes", "entries", "stubs")
+_FOR_THE_JUDGE = ("imports", "program", "classes", "instances", "attributes", "called", "entries", "stubs")
 
 Program = tuple[str, Sequence[Any], str]
 

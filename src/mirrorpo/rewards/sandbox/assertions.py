@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from mirrorpo.rewards.sandbox.roles import BUILTINS
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
+# Where what a program prints comes to light.
+_PRINTED = {"getvalue", "readouterr"}
 _EXITS = frozenset(("exit", "quit", "_exit", "abort"))
 
 
@@ -115,7 +117,7 @@ class Reach:
 
     def _depending(self) -> set[str]:
         """Names whose values depend on the program, without regard to the order in which things happen."""
-        tainted = set(self._program)
+        tainted = self._program | _PRINTED
         flows = [flow for node in self._reached for flow in _flows(node)]
         parameters = self._parameters()
         while True:
@@ -186,7 +188,7 @@ def _flows(node: ast.AST) -> Iterator[tuple[set[str], set[str]]]:
         yield {name for target in node.targets for name in _all_names(target)}, _all_names(node.value)
     elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr):
         yield _all_names(node.target), _all_names(node.value)
-    elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+    elif isinstance(node, ast.AsyncFor | ast.comprehension):
         yield _all_names(node.target), _all_names(node.iter)
     elif isinstance(node, ast.withitem):
         yield _all_names(node.optional_vars), _all_names(node.context_expr)
@@ -197,8 +199,16 @@ def _flows(node: ast.AST) -> Iterator[tuple[set[str], set[str]]]:
         names = {name for argument in [*node.args, *(k.value for k in node.keywords)] for name in _all_names(argument)}
         callee = _all_names(node.func) - BUILTINS
         yield names | callee, names | callee
+    elif isinstance(node, ast.If | ast.While | ast.For):
+        # What is assigned depends on what is asked.
+        inside = (n for part in [*node.body, *node.orelse] for n in ast.walk(part))
+        assigned = {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        assigned |= _all_names(node.target) if isinstance(node, ast.For) else set()
+        yield assigned, _all_names(node.iter if isinstance(node, ast.For) else node.test)
     elif isinstance(node, ast.Try):
+        caught = (n for part in [*node.body, *node.handlers] for n in ast.walk(part))
         handlers = {h.name for h in node.handlers if h.name}
+        handlers |= {n.id for n in caught if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         yield handlers, {name for part in node.body for name in _all_names(part)}
 
 

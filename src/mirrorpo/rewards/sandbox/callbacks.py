@@ -49,7 +49,8 @@ class Callbacks:
         self._object_numbers: dict[int, int] = {}
         self._waiting: list[Any] = []
         self._given: set[type] = set()
-        self.classes: dict[str, type] = {}
+        self._classes: dict[str, type] = {}
+        self.namespace: dict[str, Any] = {}
         self._encoder = Encoder(extend=self._extend)
 
     def encode(self, value: Any) -> Any:
@@ -65,8 +66,12 @@ class Callbacks:
                 raise self._link.refuse("too large") from None
             raise Unsendable(str(error)) from None
 
-    def take_objects(self) -> list[Any]:
-        """The state of all objects of the tests that were met since the last message."""
+    def take_objects(self, given: bool = True) -> list[Any]:
+        """The state of all objects of the tests that were met since the last message.
+
+        Args:
+            given: the tests hand them over; else the program has asked for them.
+        """
         found, done = [], set()
         while self._waiting:
             value = self._waiting.pop()
@@ -74,7 +79,8 @@ class Callbacks:
             if number in done:
                 continue
             done.add(number)
-            self._given.add(type(value))
+            if given:
+                self._given.add(type(value))
             pairs = [[name, self.encode(item)] for name, item in state_of(value).items()]
             found.append([number, type(value).__name__, _methods(type(value)), pairs])
         return found
@@ -109,7 +115,7 @@ class Callbacks:
             number = type.__getattribute__(value, "__dict__").get("_number")
             return ["r", number] if isinstance(number, int) else ["E", describe_class(value, lambda _: None)]
         if value.__module__ == "__main__":
-            self.classes.setdefault(value.__name__, value)
+            self._classes.setdefault(value.__name__, value)
             return ["N", value.__name__, _methods(value)]
         return _library_reference(value) or ["k", self._number(value), value.__name__[:80]]
 
@@ -130,7 +136,14 @@ class Callbacks:
     def _keep(self, number: int, value: Any) -> None:
         self._objects[number] = value
         self._object_numbers[id(value)] = number
-        self.classes.setdefault(type(value).__name__, type(value))
+        self._classes.setdefault(type(value).__name__, type(value))
+
+    def _class_named(self, name: str) -> type:
+        """A class of the tests: one that was met, or one at module level."""
+        found = self._classes.get(name, self.namespace.get(name))
+        if not isinstance(found, type) or found.__module__ != "__main__":
+            raise NotPlain("no class of the tests")
+        return found
 
     def decode(self, tag: str, rest: list[Any], _: Callable[[Any], Any]) -> Any:
         """Something of the judge's that comes back."""
@@ -139,7 +152,7 @@ class Callbacks:
         if tag == "n":
             return self._objects[_natural(rest[0])]
         if tag == "N":
-            return self.classes[str(rest[0])]
+            return self._class_named(str(rest[0]))
         if tag == "g":
             return PLAIN_KINDS[str(rest[0])]
         raise NotPlain(f"an unknown kind {tag[:20]!r}")
@@ -156,7 +169,7 @@ class Callbacks:
             if _natural(number) not in self._objects:
                 if number % 2 == 0:
                     raise NotPlain("an object that nobody sent")
-                kind = self.classes[str(name)]
+                kind = self._class_named(str(name))
                 self._keep(number, kind.__new__(kind))
             fresh.append((number, pairs))
         wanted = _reached(value, dict(fresh))
@@ -188,7 +201,7 @@ class Callbacks:
                 value = self._values[_natural(subject)](*given, **named)
             else:
                 value = self._run(kind, subject, given, named)
-            return ["value", self.encode(value), self.take_objects()]
+            return ["value", self.encode(value), self.take_objects(given=kind in ("call", "next"))]
         except AssertionError as error:
             link.refuse("failed")
             return ["raised", describe(error, lambda _: None)]
@@ -201,7 +214,7 @@ class Callbacks:
     def _run(self, kind: str, subject: Any, given: list[Any], named: dict[str, Any]) -> Any:
         """A method or the constructor of a class of the tests."""
         name, method = (str(part) for part in subject)
-        owner = self.classes[name]
+        owner = self._class_named(name)
         known = any(issubclass(owner, given_class) or issubclass(given_class, owner) for given_class in self._given)
         if kind == "new":
             if not known and not self._link.simple.get(name, False):

@@ -21,7 +21,7 @@ from mirrorpo.rewards.sandbox.raised import ENDINGS, Classes
 from mirrorpo.rewards.sandbox.roles import PLAIN_ATTRIBUTES
 
 # How a live object came about. The tests made it themselves; or it came out of one of those; or a function returned it.
-_MADE, _DERIVED, _RETURNED = "made", "derived", "returned"
+_MADE, _DERIVED, _RETURNED, _ITERATING = "made", "derived", "returned", "iterating"
 # Asked for by name on objects whose class the tests know: the answer is a value, as that of a function is.
 _ANSWERS = {
     "len": int, "str": str, "repr": str, "int": int, "float": float, "complex": complex, "index": int, "bytes": bytes,
@@ -63,12 +63,13 @@ class Link:
         self._peer = Peer(fd, limit, self._serve)
         self._classes = Classes()
         self._known: dict[int, Any] = {}
-        self._numbered: dict[int, Any] = {}
+        self._handles: dict[tuple[int, str], Live] = {}
         self._kinds: dict[int, LiveType] = {}
         self._pending: list[Callable[[], None]] = []
         self._named_classes = frozenset(job.get("classes", ()))
         self._instances = frozenset(job.get("instances", ()))
         self.simple = {stub["name"]: stub["simple"] for stub in job.get("stubs", ())}
+        self._called = frozenset(job.get("called", ()))
         self.attributes = frozenset(job.get("attributes", ()))
         self.callbacks = Callbacks(self)
         self.endings_allowed: Callable[[], bool] = lambda: False
@@ -98,6 +99,8 @@ class Link:
             made = self._kind(answer[1], known=name in self._named_classes)
             if name in self._instances:
                 type.__setattr__(made, "_strong", True)
+            if name in self._called:
+                type.__setattr__(made, "_made", True)
             return made
         # Whatever else it is: the tests may call it, and hand it on.
         return Function(self, int(answer[1]), name)
@@ -221,12 +224,13 @@ class Link:
         return self._known[number]
 
     def _live(self, number: Any, kind: LiveType, origin: str) -> Any:
-        found = self._once(number, lambda: kind.__new__(kind))
-        if not isinstance(found, Live):
-            raise NotPlain("no live object")
-        if "_number" not in vars(found):
+        """A handle for each way in which the object came about: one that comes out of a method has fewer rights."""
+        if type(number) is not int:
+            raise NotPlain("no reference")
+        if (number, origin) not in self._handles:
+            found = self._handles[number, origin] = kind.__new__(kind)
             vars(found).update(_link=self, _number=number, _origin=origin)
-        return found
+        return self._handles[number, origin]
 
 
 def _update(old: Any, new: Any) -> None:
@@ -252,6 +256,13 @@ def _update(old: Any, new: Any) -> None:
     elif hasattr(old, "extend"):  # bytearray, deque
         old.clear()
         old.extend(new)
+
+
+def same(one: Any, other: Any) -> bool:
+    """``is``, where an object of the program may have several handles."""
+    if isinstance(one, Live) and isinstance(other, Live):
+        return vars(one)["_number"] == vars(other)["_number"]
+    return one is other
 
 
 class Function:
@@ -338,6 +349,7 @@ class LiveType(type):
     _number: int
     _known: bool
     _strong: bool
+    _made: bool
 
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
         origin = _MADE if cls._known else _RETURNED
@@ -346,7 +358,11 @@ class LiveType(type):
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__") or not cls._known:
             raise AttributeError(name) if name.startswith("__") else cls._link.refuse(f"attribute {name}")
-        return cls._link.operate("getattr", cls, (name,), _DERIVED)
+        value = cls._link.operate("getattr", cls, (name,), _DERIVED)
+        if not cls._made and not isinstance(value, Live | Function):
+            # ``== Config.EXPECTED``: a class that the tests never construct is no place for expected values.
+            raise cls._link.refuse(f"attribute {name} of a class")
+        return value
 
     def __setattr__(cls, name: str, value: Any) -> None:
         cls._link.operate("setattr", cls, (name, value), _DERIVED)
@@ -374,11 +390,14 @@ class Live(metaclass=LiveType):
     _number = -1
     _known = False
     _strong = False
+    _made = False
 
     def _may(self, name: str) -> None:
         """Refuses what only a class that the tests construct may answer."""
         mine = vars(self)
         if mine["_origin"] == _MADE or (type(self)._known and name != "bool"):
+            return
+        if mine["_origin"] == _ITERATING and name in ("iter", "next"):
             return
         raise mine["_link"].refuse(f"{name} of a live object")
 
@@ -404,7 +423,7 @@ class Live(metaclass=LiveType):
         return self._ask(name, (other,))
 
     def __eq__(self, other: object) -> bool:
-        if self is other:
+        if same(self, other):
             return True
         if other is None:
             return False
@@ -466,7 +485,9 @@ class Live(metaclass=LiveType):
         self._ask("delitem", (key,))
 
     def __iter__(self) -> Any:
-        return iter(self._answer("iter"))
+        self._may("iter")
+        found = self._ask("iter", (), _ITERATING)
+        return found if isinstance(found, Live) else iter(found)
 
     def __next__(self) -> Any:
         return self._answer("next")

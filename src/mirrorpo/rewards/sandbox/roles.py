@@ -32,6 +32,7 @@ class Roles:
         classes: names of the program that stand for classes.
         instances: those of them on whose instances the tests use attributes.
         attributes: attributes that the tests use on instances which they construct themselves.
+        called: names of the program that the tests call.
     """
 
     program: set[str] = field(default_factory=set)
@@ -39,6 +40,7 @@ class Roles:
     classes: set[str] = field(default_factory=set)
     instances: set[str] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
+    called: set[str] = field(default_factory=set)
 
 
 def roles(trees: list[ast.Module], trusted: set[str]) -> Roles:
@@ -100,10 +102,12 @@ class _Uses:
             return name in self._called and name not in self._beside - self._alone
         if name in self._called:
             return True
-        if name in self._around or name in self._as_value:
+        if name in self._around:
             return False
-        if name in self._based:
-            return name[:1].isupper() and not name.isupper()
+        if name in self._based and name[:1].isupper() and not name.isupper():
+            return True
+        if name in self._based or name in self._as_value:
+            return False
         return name in self._handed_on and not (name.isupper() and len(name) > 1)
 
     def visit_statement(self, statement: ast.stmt) -> None:
@@ -201,6 +205,12 @@ def _find_classes(trees: list[ast.Module], found: Roles) -> None:
     variables = _instance_variables(nodes, found.program)
     for node in nodes:
         found.classes |= _used_as_type(node) & found.program
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found.called |= {node.func.id} & found.program
+        if isinstance(node, ast.BinOp):
+            # Two objects of one class that calculate with each other: no function is written like that.
+            sides = [_constructors(side, variables, found.program) for side in (node.left, node.right)]
+            found.instances |= {name for name in sides[0] & sides[1] if _is_camel_case(name)}
         if not isinstance(node, ast.Attribute):
             continue
         if isinstance(node.value, ast.Name) and node.value.id in found.program:
@@ -241,7 +251,13 @@ def _constructors(value: ast.expr, variables: dict[str, set[str]], program: set[
         return {value.func.id} & program
     if isinstance(value, ast.Name):
         return variables.get(value.id, set())
+    if isinstance(value, ast.BinOp):
+        return _constructors(value.left, variables, program) | _constructors(value.right, variables, program)
     return variables.get(f".{value.attr}", set()) if isinstance(value, ast.Attribute) else set()
+
+
+def _is_camel_case(name: str) -> bool:
+    return name[:1].isupper() and not name.isupper() and "_" not in name
 
 
 def _used_as_type(node: ast.AST) -> set[str]:

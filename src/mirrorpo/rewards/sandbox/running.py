@@ -16,7 +16,7 @@ from typing import Any
 
 from mirrorpo.rewards.sandbox.frames import ChannelClosed
 from mirrorpo.rewards.sandbox.raised import ENDINGS
-from mirrorpo.rewards.sandbox.remote import Function, Link, Live, Refused
+from mirrorpo.rewards.sandbox.remote import Function, Link, Live, Refused, same
 from mirrorpo.rewards.sandbox.scopes import parse
 
 _ENDING_NAMES = frozenset(kind.__name__ for kind in ENDINGS)
@@ -24,6 +24,7 @@ _ITERATING = frozenset(
     ("map", "zip", "all", "any", "sum", "list", "tuple", "set", "sorted", "filter", "next", "iter", "for")
 )
 _SETTLE, _PRESENT, _TRUE = "_mirrorpo_settle", "_mirrorpo_present", "_mirrorpo_counted"
+_SAME = "_mirrorpo_same"
 
 
 class Unscored(Exception):
@@ -43,7 +44,8 @@ def run(job: dict[str, Any], link: Link) -> None:
     names = module.__dict__
     texts = _Texts()
     counted = {"asserted": 0}
-    names.update({_SETTLE: link.settle, _PRESENT: _present, _TRUE: _counter(counted)})
+    names.update({_SETTLE: link.settle, _PRESENT: _present, _SAME: same, _TRUE: _counter(counted)})
+    link.callbacks.namespace = names
     link.endings_allowed = texts.allows_endings
     # The runner below is ours: one of the tests' own would end the judge, or run everything twice.
     unittest.main = lambda *_, **__: None  # type: ignore[assignment,misc]
@@ -150,6 +152,15 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     visit_While = visit_IfExp = visit_If
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        if len(node.ops) != 1 or not isinstance(node.ops[0], ast.Is | ast.IsNot):
+            return node
+        call: ast.expr = ast.Call(ast.Name(_SAME, ast.Load()), [node.left, node.comparators[0]], [])
+        if isinstance(node.ops[0], ast.IsNot):
+            call = ast.UnaryOp(ast.Not(), call)
+        return ast.copy_location(call, node)
 
     def _presence(self, test: ast.expr) -> ast.expr:
         if isinstance(test, ast.BoolOp):

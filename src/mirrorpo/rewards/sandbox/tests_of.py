@@ -78,6 +78,7 @@ class Plan:
         classes: those of them that stand for classes.
         instances: classes on whose instances the tests use attributes.
         attributes: attributes that the tests use on instances which they construct.
+        called: names of the program that the tests call.
         entries: test functions and classes that a test runner would call.
         stubs: classes of the setup and the tests; the program knows their names and those of their methods.
         calls: what to ask the program, if comparisons with literals are all there is.
@@ -89,6 +90,7 @@ class Plan:
     classes: tuple[str, ...] = ()
     instances: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
+    called: tuple[str, ...] = ()
     entries: tuple[str, ...] = ()
     stubs: tuple[dict[str, Any], ...] = ()
     calls: tuple[Call, ...] = ()
@@ -164,6 +166,7 @@ def _planned(tests: tuple[str, ...], setup: str) -> Plan:
             classes=tuple(sorted(found.classes)),
             instances=tuple(sorted(found.instances)),
             attributes=tuple(sorted(found.attributes)),
+            called=tuple(sorted(found.called)),
             entries=tuple(entries(bodies)),
             stubs=tuple(_stub(node) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)),
         )
