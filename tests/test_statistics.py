@@ -84,6 +84,25 @@ def test_no_p_value_is_smaller_than_the_number_of_seeds_allows(count: int) -> No
     assert permutation_p(np.arange(1.0, count + 1)) == smallest_p(count)
 
 
+@pytest.mark.parametrize(
+    "whole", [(-1, 2, 2, -2), (1, 1, 1, -1, 1, 1), (3, -1, -1, -1, 7), (5, 5, 10, -5, 5, -10, 5, 5)]
+)
+def test_sign_patterns_that_tie_but_for_rounding_count_as_ties(whole: tuple[int, ...]) -> None:
+    # In fortieths the differences are no binary fractions, and sums that are equal differ in their last digit.
+    assert permutation_p([x / 40 for x in whole]) == permutation_p([float(x) for x in whole])
+
+
+def test_a_copy_of_an_arm_has_the_very_same_interval() -> None:
+    sample = np.random.default_rng(37).beta(8, 2, size=SEEDS)
+    assert mean_interval(sample) == mean_interval(sample.copy())
+    assert improvement_probability(sample, sample[::-1]) == improvement_probability(sample.copy(), sample[::-1].copy())
+
+
+def test_large_equal_values_have_an_interval_of_no_width_and_no_warning() -> None:
+    found = mean_interval([10_000.1] * 35)
+    assert found.low == found.high == pytest.approx(10_000.1)
+
+
 def test_differences_of_zero_are_no_evidence() -> None:
     assert permutation_p([0.0] * 8) == 1.0
 

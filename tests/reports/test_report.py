@@ -195,6 +195,37 @@ def test_very_short_runs_render(tmp_path: Path, num_lines: int) -> None:
     assert write_curve(run).is_file()
 
 
+EQUAL = "the rewards within every group were all equal"
+TOO_SMALL = "its steps are too small for the precision of its weights"
+
+
+@pytest.mark.parametrize(
+    ("flat", "divergence", "grad_norm", "said"),
+    [
+        (0.0, 0.1, 0.5, ()),
+        (0.5, 0.1, 0.5, ()),  # half of the groups had a spread
+        (1.0, 0.0, 0.0, (EQUAL,)),  # nothing moved, as nothing pushed
+        (0.0, 0.0, 0.5, (TOO_SMALL,)),
+        (0.5, 0.0, 0.5, (TOO_SMALL,)),
+        (0.0, 0.0, 0.0, ()),
+    ],
+)
+def test_equal_rewards_are_told_apart_from_steps_that_are_too_small(
+    tmp_path: Path, flat: float, divergence: float, grad_norm: float, said: tuple[str, ...]
+) -> None:
+    measured = {"divergence/prob_l2/mean": divergence, "divergence/reverse_kl/mean": divergence}
+    lines = [line_of(s, frac_reward_zero_std=flat, grad_norm=grad_norm, **measured) for s in range(1, 6)]
+    text = _report(write_run(tmp_path, lines, steps=5)).text
+    assert tuple(words for words in (EQUAL, TOO_SMALL) if words in text) == said
+    if said == (EQUAL,):
+        assert "In 5 of 5 steps" in text
+
+
+def test_the_first_step_alone_shows_nothing_about_precision(tmp_path: Path) -> None:
+    zero = {"divergence/prob_l2/mean": 0.0, "divergence/reverse_kl/mean": 0.0}
+    assert TOO_SMALL not in _report(write_run(tmp_path, [line_of(1, **zero)], steps=1)).text
+
+
 @pytest.mark.parametrize(
     "value", [0.0, 1.0, -2.5, 1e-300, 1e290, 0.1 + 1e-17, None, float("nan"), float("-inf"), 10**400]
 )
