@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from torch import Tensor
@@ -75,9 +76,21 @@ def objective_data(objective: Any) -> Any:
         return {"type": type(objective).__qualname__, **objective_data(values)}
     if isinstance(objective, Divergence):
         return {"type": type(objective).__qualname__, **objective_data(vars(objective))}
-    code = getattr(objective, "__code__", None)
     name = f"{getattr(objective, '__module__', '')}:{getattr(objective, '__qualname__', type(objective).__qualname__)}"
-    return name if code is None else f"{name}#{_digest(code.co_code + repr(code.co_names).encode())}"
+    return name if getattr(objective, "__code__", None) is None else f"{name}#{_digest(_function_text(objective))}"
+
+
+def _function_text(function: Any) -> bytes:
+    """What a function does: its code, with the numbers and texts that it was defined with."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    given = [value for value in (*cells, *(function.__defaults__ or ())) if isinstance(value, int | float | str)]
+    return _code_text(function.__code__) + repr(given).encode()
+
+
+def _code_text(code: CodeType) -> bytes:
+    inner = b"".join(_code_text(value) for value in code.co_consts if isinstance(value, CodeType))
+    plain = [value for value in code.co_consts if not isinstance(value, CodeType)]
+    return code.co_code + repr((code.co_names, plain)).encode() + inner
 
 
 def _digest(data: bytes) -> str:
