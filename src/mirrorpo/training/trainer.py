@@ -35,7 +35,7 @@ from mirrorpo.training.reference import check_reference
 from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
 from mirrorpo.training.reward import BackgroundReward, background, begin_rewards
 from mirrorpo.training.reward_guard import guarded
-from mirrorpo.training.watch import Watch
+from mirrorpo.training.watch import ROUNDING, Watch
 from mirrorpo.training.world import check_equal, trainer_settings
 
 logger = logging.get_logger(__name__)
@@ -97,6 +97,8 @@ class MirrorTrainer(ResumableTrainer):
         self._rows: list[dict[str, Any]] = []
         self._background: list[BackgroundReward] = []
         self._step_total: Tensor | float = 0.0
+        self._flat = False  # no completion of the batch has an advantage
+        self._step_distance = 0.0
         self.nonfinite = NonFinite(args.on_nonfinite, args.max_nonfinite)
         if reward_funcs is not None:
             functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
@@ -147,6 +149,7 @@ class MirrorTrainer(ResumableTrainer):
             loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self._settle_nonfinite()
+            self._skip_noise()
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
 
@@ -159,12 +162,43 @@ class MirrorTrainer(ResumableTrainer):
         for name, value in self.nonfinite.settle(self.model, self.accelerator, total, unit, step).items():
             self._metrics["train"][name].append(value)
 
+    def _skip_noise(self) -> None:
+        """Leaves out an update that no advantage moves from a policy that equals its reference.
+
+        Its gradient is the penalty's at its minimum: rounding noise, which Adam scales to full steps.
+        """
+        distance, self._step_distance = self._step_distance, 0.0
+        objective = self.policy_objective
+        judged = objective.penalties and objective.placement == "loss" and objective.needs_reference
+        if not judged or not self._flat or distance > ROUNDING or self._other_terms():
+            return
+        if self.accelerator.distributed_type not in UNSHARDED:
+            return  # sharded gradients belong to their library
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self.watch.skipped()
+
+    def _other_terms(self) -> bool:
+        """Whether the loss has terms of TRL's beside the objective."""
+        return self._entropy_bonus_enabled or self.aux_loss_enabled
+
+    def _distance(self, metrics: dict[str, Any]) -> Any:
+        """How far the policy is from its reference, by the measure at hand."""
+        first = f"divergence/{self.policy_objective.penalties[0].divergence.name}/mean"
+        return metrics.get("divergence/reverse_kl/mean", metrics.get(first, 1.0))
+
     def _progress(self) -> dict[str, Any]:
-        return {**super()._progress(), "nonfinite": self.nonfinite.events, "packed": self.packed.state()}
+        return {
+            **super()._progress(),
+            "nonfinite": self.nonfinite.events,
+            "packed": self.packed.state(),
+            "flat": self._flat,
+        }
 
     def _take_up(self, kept: dict[str, Any]) -> None:
         super()._take_up(kept)
         self.nonfinite.events = kept["nonfinite"]
+        self._flat = kept.get("flat", False)  # not in a checkpoint of 0.1
         if "packed" in kept:  # not in a checkpoint of 0.1
             self.packed.take_up(kept["packed"])
 
@@ -265,6 +299,8 @@ class MirrorTrainer(ResumableTrainer):
         ):  # evaluation may use one completion per prompt: nothing to compare with
             return computed
         everyone = group_advantages(total, group_size, self.policy_objective.advantage)
+        if self.model.training:
+            self._flat = not bool(everyone.nan_to_num().any())
         local = computed.shape[0]
         return everyone[self.accelerator.process_index * local :][:local].to(computed)
 
@@ -288,7 +324,9 @@ class MirrorTrainer(ResumableTrainer):
         output, scored, mask = padded_loss(self, model, inputs, mask) if found is None else (*found, mask)
         self.nonfinite.check_loss(output.loss, step)
         if output.penalty_loss is not None and share_is_due(self):
-            self._metrics["train"]["penalty_gradient_share"].append(penalty_share(model, output, self.accelerator))
+            share = penalty_share(model, output, self.accelerator)
+            self._metrics["train"]["penalty_gradient_share"].append(share)
+            self.watch.measured(self.state.global_step, share, float(self._distance(output.metrics)))
         loss = output.loss * self._share(training)
         self._record(output, scored, old, mask, "train" if training else "eval")
         return loss if found is not None else with_bonuses(self, loss, scored, mask)
@@ -388,6 +426,7 @@ class MirrorTrainer(ResumableTrainer):
             values["coefficient"] = first.coefficient * self.penalty_state.factor
             if mode == "train":
                 self.penalty_state.observe(values[f"divergence/{first.divergence.name}/mean"])
+                self._step_distance = max(self._step_distance, abs(self._distance(values)))
         # TRL's names for the same numbers, so that dashboards and callbacks keep working.
         values["entropy"] = values["entropy/mean"]
         values["clip_ratio/low_mean"] = values["clip/low/frac"]

@@ -1,8 +1,7 @@
-"""Is the run doing nothing, and nobody notices? Four silences that are worth a line, each with what to do."""
+"""Warnings of a run that does nothing, each said once, with what to do."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +13,13 @@ from mirrorpo.losses.objective import Objective
 
 logger = logging.get_logger(__name__)
 
-# Steps in a row in which (nearly) every group has one and the same reward.
-PATIENCE = 10
+# Steps in a row after which a run without rewards, or without differences between them, is worth a line.
+PATIENCE = 5
 _NEARLY_ALL = 0.95
 # The penalty's share of the gradient below which float32 (and Adam's division) cannot see it.
 _NO_EFFECT = 1e-7
 # Reverse KL that two float32 evaluations of one policy show: half the square of a log-ratio of 1e-6 or so.
-_ROUNDING = 1e-11
-# The policy starts at its reference, where the gradient of a divergence is 0: it is looked at after some steps.
-_FIRST_STEP = 1
+ROUNDING = 1e-11
 
 
 class Watch(TrainerCallback):
@@ -40,8 +37,8 @@ class Watch(TrainerCallback):
         self.objective, self.reference = objective, reference
         self.say = say or logger.warning
         self.said: set[str] = set()
-        self._equal: deque[float] = deque(maxlen=PATIENCE)
-        self._unscored: deque[float] = deque(maxlen=PATIENCE)
+        self._since: dict[str, int] = {}
+        self._measured: tuple[float, float] | None = None
 
     def _once(self, what: str, line: str) -> None:
         if what not in self.said:
@@ -52,34 +49,67 @@ class Watch(TrainerCallback):
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         self._look_at_rewards(logs)
-        self._look_at_penalty(logs, state.global_step)
+        self._look_at_penalty()
         if (logs.get("grad_norm") or 0.0) > 0.0 and (logs.get("learning_rate") or 0.0) > 0.0:
             self._look_at_reference(model, args)
+
+    def measured(self, step: int, share: float, divergence: float) -> None:
+        """The penalty's share of the gradient in an optimiser step, and the divergence there.
+
+        Args:
+            step: optimiser steps before it; at 0 the policy is its reference, and the share says nothing.
+            share: of the gradient's norm.
+            divergence: the penalty's mean, or reverse KL where that is known.
+        """
+        self._measured = (share, divergence) if step > 0 else None
+
+    def skipped(self) -> None:
+        """An optimiser step was left out: no advantage, and a policy that equals its reference."""
+        self._once(
+            "skipped",
+            "every advantage of the batch is 0 and the policy equals its reference: the update is left out, its "
+            "gradient would be rounding noise, which Adam scales to full steps",
+        )
+
+    def _lasts(self, what: str, holds: bool) -> bool:
+        """Whether something has held in ``PATIENCE`` logs of rewards."""
+        if not holds:
+            self._since.pop(what, None)
+            return False
+        self._since[what] = self._since.get(what, 0) + 1
+        return self._since[what] >= PATIENCE
 
     def _look_at_rewards(self, logs: dict[str, Any]) -> None:
         if "unscored/frac" not in logs:
             return  # a later update on the same completions
-        self._equal.append(logs["frac_reward_zero_std"] or 0.0)
-        self._unscored.append(logs["unscored/frac"])
-        if len(self._unscored) == PATIENCE and min(self._unscored) >= _NEARLY_ALL:
+        unscored = self._lasts("unscored", logs["unscored/frac"] >= _NEARLY_ALL)
+        equal = self._lasts("equal", (logs["frac_reward_zero_std"] or 0.0) >= _NEARLY_ALL)
+        zero = self._lasts("zero", logs["reward"] == 0.0 and not logs["reward_std"])
+        if unscored:
             self._once(
                 "unscored",
                 f"for {PATIENCE} steps hardly a completion had a reward: look at the reward's reasons, and at the data",
             )
-        elif len(self._equal) == PATIENCE and min(self._equal) >= _NEARLY_ALL:
+        elif zero:
+            self._once(
+                "equal",
+                f"for {PATIENCE} steps every reward was 0: nothing is learned; look at completions and at the reward's "
+                "reasons (format, max_completion_length), take easier problems or a larger group_size",
+            )
+        elif equal:
             self._once(
                 "equal",
                 f"for {PATIENCE} steps the completions of nearly every group had one and the same reward: nothing is "
                 "learned from them; take easier or harder problems, a larger group_size or a higher temperature",
             )
 
-    def _look_at_penalty(self, logs: dict[str, Any], step: int) -> None:
-        share = logs.get("penalty_gradient_share")
-        if share is None or step <= _FIRST_STEP or self.objective.placement == "reward":
+    def _look_at_penalty(self) -> None:
+        found, self._measured = self._measured, None
+        if found is None or self.objective.placement == "reward":
             return
+        share, divergence = found
         names = " and ".join(p.divergence.name for p in self.objective.penalties)
-        equal = share < _NO_EFFECT and logs.get("divergence/reverse_kl/mean", 1.0) < _ROUNDING
-        if share == 0.0 or equal:
+        if share == 0.0 or (share < _NO_EFFECT and divergence < ROUNDING):
             self._once(
                 "no gradient",
                 f"the penalty {names} has no gradient: the policy still is its reference, or the divergence is flat "
