@@ -146,3 +146,34 @@ def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
         built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
     assert not (tmp_path / "escaped").exists()
     assert json.loads((tmp_path / "run" / "checkpoint-2" / "manifest.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_a_resumed_run_says_what_it_takes_up_and_when_its_objective_is_another(
+    tmp_path: Path, optimizer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def built(objective: Any) -> Any:
+        more = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_only_model": not optimizer}
+        made = trainer(MirrorTrainer, MirrorConfig(**settings(tmp_path, **more), objective=objective))
+        monkeypatch.setattr(
+            "mirrorpo.training.trainer.logger.warning", lambda text, *values: said.append(text % values)
+        )
+        return made
+
+    built("grpo").train()
+    said.clear()
+    built("grpo").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [line for line in said if line.startswith("resumed")] == [
+        "resumed from checkpoint-2: weights, optimiser, learning-rate schedule, random states and penalty coefficient"
+        if optimizer
+        else "resumed from checkpoint-2: weights and penalty coefficient; it holds no optimiser, whose moments start "
+        "at 0"
+    ]
+    said.clear()
+    built({"preset": "grpo", "coefficient": 0.5}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    other = [line for line in said if line.startswith("resumed with another objective")]
+    assert len(other) == 1
+    assert "0.04" in other[0]
+    assert "0.5" in other[0]

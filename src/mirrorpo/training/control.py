@@ -47,23 +47,30 @@ class PenaltyState:
             self.factor = self.control.factor_at(progress)
 
 
-def save_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module | None) -> None:
-    """Writes into a checkpoint the factor, what it waits for, and a reference that changes during the run."""
+def save_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module | None, objective: str = "") -> None:
+    """Writes into a checkpoint the factor, what it waits for, the objective in words, and a changing reference."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {"factor": state.factor, "observed": state.observed}
+    kept = {"factor": state.factor, "observed": state.observed, "objective": objective}
     write_text_atomic(folder / _STATE_FILE, json.dumps(kept) + "\n")
     if averaged_reference is not None:
         tensors = {name: p.detach().contiguous() for name, p in averaged_reference.named_parameters()}
         save_file(tensors, folder / _REFERENCE_FILE)
 
 
-def load_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module | None) -> None:
-    """Reads back what ``save_state`` wrote; raises if the file of a reference that changes is missing."""
+def load_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module | None) -> str:
+    """Reads back what ``save_state`` wrote; raises if the file of a reference that changes is missing.
+
+    Returns:
+        The objective in words; empty for a checkpoint that does not hold it.
+    """
     path = folder / _STATE_FILE
+    objective = ""
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         state.factor, state.observed = float(kept["factor"]), [float(value) for value in kept["observed"]]
+        objective = str(kept.get("objective", ""))
     if averaged_reference is not None:
         tensors = load_file(folder / _REFERENCE_FILE)
         for name, parameter in averaged_reference.named_parameters():
             parameter.data.copy_(tensors[name])
+    return objective

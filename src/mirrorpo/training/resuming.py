@@ -254,6 +254,13 @@ class ResumableTrainer(GRPOTrainer):
         self._globalstep_last_logged = kept["last_logged"]
 
 
+def holds_optimizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint has the optimiser's state: ours, transformers' own, or that of a sharded run."""
+    if has_state(checkpoint, _OPTIMIZER):
+        return True
+    return any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))
+
+
 def refuse_pickle(checkpoint: Path) -> None:
     """Raises ``CheckpointError`` if a checkpoint's manifest does not agree with it, or its weights are pickled."""
     if (checkpoint / MANIFEST_FILE).exists():

@@ -32,7 +32,7 @@ from mirrorpo.training.packed_loss import packed_loss
 from mirrorpo.training.padded_loss import logits_of, padded_loss, with_bonuses
 from mirrorpo.training.reduction import quantiles_over_ranks, reduce_metrics
 from mirrorpo.training.reference import check_reference
-from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer
+from mirrorpo.training.resuming import UNSHARDED, ResumableTrainer, holds_optimizer
 from mirrorpo.training.reward import BackgroundReward, background, begin_rewards
 from mirrorpo.training.reward_guard import guarded
 from mirrorpo.training.watch import ROUNDING, Watch
@@ -204,13 +204,26 @@ class MirrorTrainer(ResumableTrainer):
 
     def _save_more(self, folder: Path) -> None:
         averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-        save_state(folder, self.penalty_state, averaged)
+        save_state(folder, self.penalty_state, averaged, self.policy_objective.describe())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-            load_state(Path(checkpoint), self.penalty_state, averaged)
+            self._say_resumed(Path(checkpoint), load_state(Path(checkpoint), self.penalty_state, averaged))
+
+    def _say_resumed(self, checkpoint: Path, before: str) -> None:
+        """What a resumed run takes up, and whether its objective is another one than that of the checkpoint."""
+        if not self.accelerator.is_main_process:
+            return
+        if holds_optimizer(checkpoint):
+            restored = "weights, optimiser, learning-rate schedule, random states and penalty coefficient"
+        else:
+            restored = "weights and penalty coefficient; it holds no optimiser, whose moments start at 0"
+        logger.warning("resumed from %s: %s", checkpoint.name, restored)
+        now = self.policy_objective.describe()
+        if before not in ("", now):
+            logger.warning("resumed with another objective: the checkpoint's is %r, this run's is %r", before, now)
 
     # Rewards and advantages
 

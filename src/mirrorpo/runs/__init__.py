@@ -1,0 +1,1 @@
+"""Run folders: their files, and how they are read."""
