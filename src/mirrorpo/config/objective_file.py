@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -77,14 +77,18 @@ def objective_data(objective: Any) -> Any:
     if isinstance(objective, Divergence):
         return {"type": type(objective).__qualname__, **objective_data(vars(objective))}
     name = f"{getattr(objective, '__module__', '')}:{getattr(objective, '__qualname__', type(objective).__qualname__)}"
-    return name if getattr(objective, "__code__", None) is None else f"{name}#{_digest(_function_text(objective))}"
+    return f"{name}#{_digest(_function_text(objective))}" if isinstance(objective, FunctionType) else name
 
 
-def _function_text(function: Any) -> bytes:
-    """What a function does: its code, with the numbers and texts that it was defined with."""
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    given = [value for value in (*cells, *(function.__defaults__ or ())) if isinstance(value, int | float | str)]
-    return _code_text(function.__code__) + repr(given).encode()
+def _function_text(function: FunctionType, seen: tuple[FunctionType, ...] = ()) -> bytes:
+    """What a function does: its code, with the numbers, texts and functions that it was defined with."""
+    text = _code_text(function.__code__)
+    for value in (*(cell.cell_contents for cell in function.__closure__ or ()), *(function.__defaults__ or ())):
+        if isinstance(value, FunctionType) and value not in seen:
+            text += _function_text(value, (*seen, function))
+        elif isinstance(value, int | float | str):
+            text += repr(value).encode()
+    return text
 
 
 def _code_text(code: CodeType) -> bytes:
