@@ -8,6 +8,7 @@ objective=objective.yaml``), verl, prime-rl and slime read the same file.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -56,39 +57,33 @@ def objective_data(objective: Any) -> Any:
         >>> same == objective_data(read_objective("dapo")), same["region"]["high"]
         (True, 1.28)
     """
-    if objective is None or isinstance(objective, bool | int | float | str):
-        return objective
-    if isinstance(objective, Mapping):
-        return {str(key): objective_data(value) for key, value in objective.items()}
-    if isinstance(objective, list | tuple):
-        return [objective_data(value) for value in objective]
-    if isinstance(objective, Tensor):
-        values = objective.detach().cpu().double().numpy()
+    return _data(objective, ())
+
+
+def _data(value: Any, within: tuple[Any, ...]) -> Any:
+    """Plain data of any part; ``within`` are the functions that hold it, so that one that holds itself ends."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _data(item, within) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_data(item, within) for item in value]
+    if isinstance(value, Tensor):
+        values = value.detach().cpu().double().numpy()
         return {"shape": list(values.shape), "digest": _digest(values.tobytes())}
-    if isinstance(objective, partial):
-        return [
-            objective_data(objective.func),
-            *map(objective_data, objective.args),
-            objective_data(objective.keywords),
-        ]
-    if is_dataclass(objective) and not isinstance(objective, type):
-        values = {f.name: getattr(objective, f.name) for f in fields(objective) if f.compare}
-        return {"type": type(objective).__qualname__, **objective_data(values)}
-    if isinstance(objective, Divergence):
-        return {"type": type(objective).__qualname__, **objective_data(vars(objective))}
-    name = f"{getattr(objective, '__module__', '')}:{getattr(objective, '__qualname__', type(objective).__qualname__)}"
-    return f"{name}#{_digest(_function_text(objective))}" if isinstance(objective, FunctionType) else name
-
-
-def _function_text(function: FunctionType, seen: tuple[FunctionType, ...] = ()) -> bytes:
-    """What a function does: its code, with the numbers, texts and functions that it was defined with."""
-    text = _code_text(function.__code__)
-    for value in (*(cell.cell_contents for cell in function.__closure__ or ()), *(function.__defaults__ or ())):
-        if isinstance(value, FunctionType) and value not in seen:
-            text += _function_text(value, (*seen, function))
-        elif isinstance(value, int | float | str):
-            text += repr(value).encode()
-    return text
+    if isinstance(value, partial):
+        return _data([value.func, *value.args, value.keywords], within)
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
+        return {"type": type(value).__qualname__, **_data(parts, within)}
+    if isinstance(value, Divergence):
+        return {"type": type(value).__qualname__, **_data(vars(value), within)}
+    name = f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if not isinstance(value, FunctionType) or value in within:
+        return name
+    # What a function does: its code, and the values that it was defined with.
+    held = [*(cell.cell_contents for cell in value.__closure__ or ()), *(value.__defaults__ or ())]
+    return f"{name}#{_digest(_code_text(value.__code__) + json.dumps(_data(held, (*within, value))).encode())}"
 
 
 def _code_text(code: CodeType) -> bytes:
