@@ -51,15 +51,20 @@ _SLOPE_TOLERANCE = 1e-9
 
 
 def derivative(fn: Generator, x: Tensor, order: int = 1) -> Tensor:
-    """The derivative of an elementwise function by autograd; zero where the function does not depend on x."""
+    """The derivative of an elementwise function by autograd; zero where the function does not depend on x.
+
+    Detached, unless x itself requires a gradient: then it can be differentiated once more.
+    """
+    again = x.requires_grad
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        y = fn(x)
+        at = x if again else x.detach().requires_grad_()
+        y = fn(at)
         for step in range(order):
             if not y.requires_grad:
                 return torch.zeros_like(x)
-            (y,) = torch.autograd.grad(y.sum(), x, create_graph=step + 1 < order, materialize_grads=True)
-    return y.detach()
+            more = again or step + 1 < order
+            (y,) = torch.autograd.grad(y.sum(), at, create_graph=more, materialize_grads=True)
+    return y if again else y.detach()
 
 
 @dataclass(frozen=True)
@@ -75,21 +80,20 @@ class Remainder:
     smooth: bool
 
     def __call__(self, x: Tensor, z: Tensor, delta: Tensor) -> Term:
-        with torch.no_grad():
-            slope_z = derivative(self.fn, z)
-            value = self.fn(x) - self.fn(z) - slope_z * (x - z)
-            slope = derivative(self.fn, x) - slope_z
-            if not self.smooth:
-                return value.clamp_(min=0.0), slope
-            near = delta.abs() < _NEAR
-            gap = z * torch.expm1(delta.clamp(-_NEAR, _NEAR))
-            first, second = torch.zeros_like(gap), torch.zeros_like(gap)
-            for node, weight in zip(_NODES, _WEIGHTS, strict=True):
-                curvature = derivative(self.fn, z + node * gap, order=2)
-                first += weight * curvature
-                second += weight * (1.0 - node) * curvature
-            value = torch.where(near, gap * gap * second, value)
-            return value.clamp_(min=0.0), torch.where(near, gap * first, slope)
+        slope_z = derivative(self.fn, z)
+        value = self.fn(x) - self.fn(z) - slope_z * (x - z)
+        slope = derivative(self.fn, x) - slope_z
+        if not self.smooth:
+            return value.clamp(min=0.0), slope
+        near = delta.abs() < _NEAR
+        gap = z * torch.expm1(delta.clamp(-_NEAR, _NEAR))
+        first, second = torch.zeros_like(gap), torch.zeros_like(gap)
+        for node, weight in zip(_NODES, _WEIGHTS, strict=True):
+            curvature = weight * derivative(self.fn, z + node * gap, order=2)
+            first = first + curvature
+            second = second + (1.0 - node) * curvature
+        value = torch.where(near, gap * gap * second, value)
+        return value.clamp(min=0.0), torch.where(near, gap * first, slope)
 
 
 def check_convex(fn: Generator, grid: Tensor, what: str, domain: str) -> None:

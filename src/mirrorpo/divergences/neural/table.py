@@ -117,15 +117,15 @@ class Table:
         # What the segment of the larger point has more than the other: all 0 in the same segment.
         slope.sub_(offset_low)
         part.sub_(base_low)
-        more_beta = torch.sub(beta, beta_low, out=beta_low)
-        more_alpha = torch.sub(alpha, alpha_low, out=alpha_low)
+        more_beta = beta_low.neg_().add_(beta)
+        more_alpha = alpha_low.neg_().add_(alpha)
         # T(high) - T(low) = (more of A) + (more beta) log low + (more alpha) low + beta delta + alpha gap
         slope.addcmul_(more_beta, log_low).addcmul_(more_alpha, low).addcmul_(beta, delta).addcmul_(alpha, gap)
         # G(high) - G(low) likewise, with s and s^2 / 2 in the place of log s and s
         part.addcmul_(more_beta.addcmul_(more_alpha, low, value=0.5), low)
         part.addcmul_(beta.addcmul_(alpha, total, value=0.5), gap)
         slope.mul_(logx.exp())
-        return torch.sub(slope, part, out=part).abs_(), slope.copysign_(sign)
+        return part.neg_().add_(slope).abs_(), slope.copysign_(sign)
 
     def _segments(self, log_high: Tensor, high: Tensor, delta: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         """The segments of the larger and the smaller point, (N,) each, int32."""
