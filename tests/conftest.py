@@ -18,6 +18,7 @@ CORE = (
     "losses.aggregation",
     "losses.future_kl",
     "losses.objective",
+    "losses.optimum",
     "losses.regions",
     "losses.solver",
     "losses.surrogates",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mirrorpo.losses.aggregation import aggregate
     from mirrorpo.losses.future_kl import FutureKL
     from mirrorpo.losses.objective import Objective, Output, Penalty
+    from mirrorpo.losses.optimum import optimum
     from mirrorpo.losses.presets import objective, objective_from
     from mirrorpo.losses.regions import TrustRegion, trust_region
 
@@ -37,6 +38,7 @@ _HOME = {
     "Penalty": "mirrorpo.losses.objective",
     "objective": "mirrorpo.losses.presets",
     "objective_from": "mirrorpo.losses.presets",
+    "optimum": "mirrorpo.losses.optimum",
 }
 
 
@@ -82,4 +84,6 @@ __all__ = [
     "Penalty",
     "objective",
     "objective_from",
+    # optimum: what a penalised reward aims at
+    "optimum",
 ]

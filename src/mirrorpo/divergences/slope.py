@@ -24,7 +24,7 @@ _UNBOUNDED = 1e9
 
 def reach(d: Divergence) -> float:
     """The largest |log x/z| at which the formulas of d stay within float64."""
-    return 0.98 * -LOG_PROB_FLOOR / max(1.0, vars(d).get("growth", 1.0))
+    return 0.98 * -LOG_PROB_FLOOR / max(1.0, d.growth)
 
 
 def score(d: Divergence, logx: Tensor, logz: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mirrorpo._checks import check_number
-from mirrorpo._shapes import Float, Tensor
+from mirrorpo._shapes import Float, Num, Tensor
 from mirrorpo.divergences.base import EXACT_CHUNK, Divergence, upcast
 from mirrorpo.divergences.slope import reach, require_convex, score, score_without_anchor
 from mirrorpo.losses.regions import resolve_divergence
@@ -32,7 +32,7 @@ SUM_TOLERANCE = 1e-3
 
 @torch.no_grad()
 def optimum(
-    divergence: Any, probs: Float[Tensor, "... V"], rewards: Float[Tensor, "... V"], coefficient: float
+    divergence: Any, probs: Num[Tensor, ...], rewards: Num[Tensor, ...], coefficient: float
 ) -> Float[Tensor, "... V"]:
     r"""The policy that maximises the expected reward minus a divergence.
 
