@@ -13,6 +13,7 @@ prints one line; the exit status is 1 if one fails.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,8 @@ from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
 name = "mirrorpo:{preset: grpo, coefficient: 0, region: {name: kl3, radius: 0.03}}"
 config = FSDPActorConfig(
-    strategy="fsdp", rollout_n=4, ppo_micro_batch_size_per_gpu=2, policy_loss=PolicyLossConfig(loss_mode=name)
+    strategy="fsdp", rollout_n=4, ppo_micro_batch_size_per_gpu=2, loss_agg_mode="seq-mean-token-mean",
+    policy_loss=PolicyLossConfig(loss_mode=name),
 )
 old, mask = torch.full((2, 3), -1.5), torch.ones(2, 3)
 advantages = torch.tensor([[1.0], [-1.0]]).expand(2, 3)
@@ -94,7 +96,9 @@ class Environment:
         call([sys.executable, "-m", "venv", str(folder / "venv")], self.work)
 
     def pip(self, *arguments: str) -> None:
-        self.call("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments)
+        self.call(
+            "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", *arguments
+        )
 
     def call(self, program: str, *arguments: str, status: int = 0) -> str:
         return call([str(self.bin / program), *arguments], self.work, status)
@@ -113,6 +117,12 @@ def call(command: list[str], folder: Path, status: int = 0) -> str:
         shown = " ".join(command)[:200]
         raise Failure(f"{shown}: status {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
     return done.stdout + done.stderr
+
+
+def processor_seconds() -> float:
+    """Of all commands so far: what a quiet machine would need, where this one is shared."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def core(there: Environment, wheel: Path) -> str:
@@ -163,13 +173,14 @@ def main(wanted: list[str]) -> int:
             if kind == "verl" and sys.version_info >= (3, 13):
                 print("verl   skipped: its requirements are for Python below 3.13")
                 continue
-            begun = time.monotonic()
+            begun, before = time.monotonic(), processor_seconds()
             with tempfile.TemporaryDirectory(prefix=f"mirrorpo-{kind}-") as folder:
                 try:
                     said = KINDS[kind](Environment(Path(folder)), wheel)
                 except (Failure, AssertionError) as error:
                     failed, said = 1, f"FAILED: {error}"
-            print(f"{kind:<6} {time.monotonic() - begun:5.0f} s  {said}", flush=True)
+            seconds, used = time.monotonic() - begun, processor_seconds() - before
+            print(f"{kind:<6} {seconds:4.0f} s ({used:.0f} s of processor)  {said}", flush=True)
     return failed
 
 

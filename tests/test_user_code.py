@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_cli import run
 
 from mirrorpo import user_code
 from mirrorpo.user_code import NotImportedError, import_attribute, look_in, not_imported
@@ -96,3 +97,54 @@ def test_inside_a_plan_nothing_is_imported(tmp_path: Path) -> None:
         import_attribute("own_reward:reward", "reward")
     assert not user_code.is_forbidden()
     assert "own_reward" not in sys.modules
+
+
+# ---- commands
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A recipe, its data and its code in a folder of their own; importing the code leaves a file."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "own_reward.py").write_text(
+        f"open({str(tmp_path / 'imported')!r}, 'w').close()\n"
+        "def reward(completion, row): return float(len(completion) < 9)\n"
+        "def cube(x): return x**3\n"
+    )
+    (folder / "data.jsonl").write_text("".join(f'{{"prompt": "say {i}"}}\n' for i in range(40)))
+    (folder / "own.yaml").write_text(
+        f"task: {{name: jsonl, path: {folder / 'data.jsonl'}, reward: 'own_reward:reward'}}\n"
+        "objective: {preset: dapo, divergence: 'own_reward:cube', coefficient: 0.01}\n"
+        "train: {steps: 1, prompts_per_step: 2, group_size: 2, max_completion_length: 3}\n"
+        "eval: {problems: 2}\n"
+    )
+    return folder
+
+
+def test_a_plan_says_what_would_run_without_importing_it(project: Path, tmp_path: Path) -> None:
+    done = run("train", str(project / "own.yaml"), "--plan", cwd=tmp_path)
+    assert "dapo with code of yours (divergence 'own_reward:cube': a module of yours is not imported for a plan)" in (
+        done.stdout
+    )
+    assert "memory is unknown: a plan does not import the code of yours" in done.stdout
+    assert not (tmp_path / "imported").exists()
+
+
+def test_a_run_finds_the_module_beside_its_recipe_and_a_report_imports_nothing(project: Path, tmp_path: Path) -> None:
+    run("train", str(project / "own.yaml"), "--out", "run", cwd=tmp_path)
+    (tmp_path / "imported").unlink()
+    run("report", "run", cwd=tmp_path)
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("target", ["builtins:eval", "os:system", "subprocess:run"])
+@pytest.mark.parametrize("more", [("--plan",), ("--out", "run")])
+def test_a_recipe_that_names_a_function_of_python_itself_is_refused(
+    target: str, more: tuple[str, ...], project: Path, tmp_path: Path
+) -> None:
+    for override in (f"task.reward={target}", f"objective.divergence={target}"):
+        done = run("train", str(project / "own.yaml"), override, *more, cwd=tmp_path, status=2)
+        assert "belongs to Python itself; name a function of a module of yours" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -42,8 +42,7 @@ def listing(what: str) -> Rows:
         raise InputError(f"unknown list {what!r}{hint} Legal: {', '.join(TABLES)}")
     if what == "recipes":
         return _recipes()
-    rows = catalogue.read()[what]
-    return [*rows, *_plugins()] if what == "divergences" else rows
+    return [*catalogue.read()[what], *_plugins(what)]
 
 
 def _recipes() -> Rows:
@@ -56,19 +55,17 @@ def _recipes() -> Rows:
     return rows
 
 
-def _plugins() -> Rows:
-    """Divergences that installed packages add; none of their code is run."""
+def _plugins(what: str) -> Rows:
+    """What installed packages add; none of their code is run."""
     from importlib.metadata import entry_points
 
+    points = entry_points(group=f"mirrorpo.{what}")
+    package = [point.dist.name if point.dist else "an installed package" for point in points]
+    if what == "tasks":
+        return [{"name": p.name, "what": f"{p.value} of {name}"} for p, name in zip(points, package, strict=True)]
     return [
-        {
-            "name": point.name,
-            "family": "plugin",
-            "formula": point.value,
-            "options": "",
-            "source": f"package {point.dist.name}" if point.dist else "an installed package",
-        }
-        for point in entry_points(group="mirrorpo.divergences")
+        {"name": p.name, "family": "plugin", "formula": p.value, "options": "", "source": name}
+        for p, name in zip(points, package, strict=True)
     ]
 
 

@@ -26,8 +26,10 @@ def command(
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the --out folder of a run or a study")
     from mirrorpo.cli import study_commands as commands
+    from mirrorpo.user_code import not_imported
 
-    written = commands.report(folders, out, baseline=baseline, target=target, allow_mixed=mixed)
+    with not_imported("a report"):
+        written = commands.report(folders, out, baseline=baseline, target=target, allow_mixed=mixed)
     output.say(output.as_json(written) if as_json else "\n".join(written))
     if out is None and len(folders) > 1:
         output.console().print("--out DIR compares them in one report", highlight=False)

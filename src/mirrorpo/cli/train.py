@@ -29,16 +29,20 @@ def command(
         raise InputError("--out: missing; give the run folder, or --plan to see what would run")
     from mirrorpo.config.train import load_recipe
     from mirrorpo.quiet import quiet
+    from mirrorpo.user_code import not_imported
 
-    loaded = load_recipe(path, changes)
-    quiet()
     if plan_only:
-        from mirrorpo.training.plan import plan, render
+        with not_imported("a plan"):
+            loaded = load_recipe(path, changes)
+            quiet()
+            from mirrorpo.training.plan import plan, render
 
-        planned = plan(loaded)
+            planned = plan(loaded)
         output.say(output.as_json(planned) if as_json else render(planned))
         return
     assert out is not None
+    loaded = load_recipe(path, changes)
+    quiet()
     from mirrorpo.training.run import train
     from mirrorpo.training.world import is_main
 

@@ -18,6 +18,7 @@ from mirrorpo.errors import InputError
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
 from mirrorpo.tasks import TASKS, TaskSettings, find_task
+from mirrorpo.user_code import NotImportedError
 
 
 class LoraSpec(Settings):
@@ -59,6 +60,8 @@ class ObjectiveSpec(BaseModel):
     def _builds(self) -> ObjectiveSpec:
         try:
             self.build()
+        except NotImportedError:  # a plan: what it names is checked when the run begins
+            pass
         except (TypeError, OverflowError, RecursionError) as error:  # a value of a type that was not foreseen
             raise ValueError(f"cannot be built from these values ({error})") from error
         return self
@@ -68,6 +71,21 @@ class ObjectiveSpec(BaseModel):
         if self._built is None:
             self._built = objective_from(self.spec())
         return self._built
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it has a penalty toward the reference; assumed where its code is not imported, in a plan."""
+        try:
+            return self.build().needs_reference
+        except NotImportedError:
+            return True
+
+    def describe(self) -> str:
+        """One line, for people."""
+        try:
+            return self.build().describe()
+        except NotImportedError as error:
+            return f"{self.preset} with code of yours ({error})"
 
     def spec(self) -> dict[str, Any]:
         """The mapping that ``MirrorConfig(objective=...)`` takes."""
@@ -224,7 +242,7 @@ class Recipe(Settings):
     def _reference_exists(self) -> Recipe:
         if self.reference.kind == "kept":
             return self
-        if not self.objective.build().needs_reference:
+        if not self.objective.needs_reference:
             raise ValueError(
                 f"reference.kind {self.reference.kind!r} has no effect: the objective has no penalty "
                 "(objective.divergence and objective.coefficient)"

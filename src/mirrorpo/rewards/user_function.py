@@ -9,7 +9,7 @@ from typing import Any
 from mirrorpo.errors import RunError
 from mirrorpo.rewards.time_limit import TimeLimitExceeded, time_limit
 from mirrorpo.rewards.verdict import Grade, Row
-from mirrorpo.user_code import import_attribute
+from mirrorpo.user_code import NotImportedError, import_attribute
 
 
 class RewardError(RunError):
@@ -18,6 +18,13 @@ class RewardError(RunError):
     def __init__(self, message: str, what: str = "error") -> None:
         super().__init__(message)
         self.what = what
+
+
+def _refuse_with(error: NotImportedError) -> Callable[[str, Row], Any]:
+    def refuse(completion: str, row: Row) -> Any:
+        raise error
+
+    return refuse
 
 
 class UserReward:
@@ -38,7 +45,10 @@ class UserReward:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         self.path, self.on_error, self.seconds = path, on_error, seconds
-        self.function: Callable[[str, Row], Any] = import_attribute(path, "reward")
+        try:
+            self.function: Callable[[str, Row], Any] = import_attribute(path, "reward")
+        except NotImportedError as error:  # a plan: nothing is graded
+            self.function = _refuse_with(error)
         if not callable(self.function):
             raise ValueError(f"reward {path!r} must be a function, got {type(self.function).__name__}")
 

@@ -12,6 +12,7 @@ from mirrorpo.models import resolve_model
 from mirrorpo.tasks import Row
 from mirrorpo.training.memory import memory, model_facts
 from mirrorpo.training.setup import build_task, check_context, check_model, check_prompts, prompt_lengths, tokenizer_of
+from mirrorpo.user_code import NotImportedError
 
 # Bytes of English text in a token of a large vocabulary, roughly; used only where the tokenizer cannot be loaded.
 _BYTES_A_TOKEN = 4
@@ -51,7 +52,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         },
         "tokens": _tokens(recipe, lengths),
         "updates": _updates(recipe),
-        "objective": recipe.objective.build().describe(),
+        "objective": recipe.objective.describe(),
         "reference": _reference(recipe),
         "sampling": {"temperature": train.temperature, "top_p": train.top_p, "engine": _engine(recipe)},
         "evaluation": {"problems": len(test_rows), "samples": recipe.eval.samples, **_eval_sampling(recipe)},
@@ -111,7 +112,7 @@ def _updates(recipe: Recipe) -> dict[str, Any]:
 
 
 def _reference(recipe: Recipe) -> str:
-    if not recipe.objective.build().needs_reference:
+    if not recipe.objective.needs_reference:
         return "none"
     if recipe.model.lora is not None:
         return "the policy with its adapter off"
@@ -151,7 +152,11 @@ def _model(recipe: Recipe, longest: int, notes: list[str]) -> tuple[dict[str, An
     if facts.unknown is not None:
         notes.append(f"memory is unknown: {facts.unknown}")
         return about, None
-    return about, memory(recipe, facts, longest)
+    try:
+        return about, memory(recipe, facts, longest)
+    except NotImportedError:
+        notes.append("memory is unknown: a plan does not import the code of yours that the objective names")
+        return about, None
 
 
 def render(data: dict[str, Any]) -> str:
