@@ -45,6 +45,22 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}\u00a0%"
 
 
+def interval_words(interval: tuple[float, float] | None) -> str:
+    """Write an interval as percentages.
+
+    Args:
+        interval: low and high share, or None.
+
+    Returns:
+        For example "33.9–42.4 %"; empty for None.
+
+    Example:
+        >>> interval_words((0.339, 0.424)).replace(chr(160), " ")
+        '33.9–42.4 %'
+    """
+    return "" if interval is None else f"{100 * interval[0]:.1f}–{percent(interval[1])}"
+
+
 def duration(seconds: float) -> str:
     """Format a length of time with its two largest units.
 
@@ -112,4 +128,4 @@ def _exponent(value: float) -> int:
     return int(f"{value:e}".partition("e")[2])
 
 
-__all__ = ["duration", "number", "percent", "plural", "signed", "three_digits"]
+__all__ = ["duration", "interval_words", "number", "percent", "plural", "signed", "three_digits"]

@@ -19,7 +19,7 @@ from mirrorpo.reports.study_report import as_json
 from mirrorpo.runs.folder import RunFolder
 from mirrorpo.runs.reader import read_before, recorded_steps
 from mirrorpo.search.evolve_run import evolve
-from mirrorpo.studies.collection import study_collection
+from mirrorpo.studies.gather import study_collection
 from mirrorpo.training.run import train
 
 OLD = Path(__file__).with_name("written_by_0_1")

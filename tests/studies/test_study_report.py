@@ -17,8 +17,9 @@ from mirrorpo.reports import tables
 from mirrorpo.reports.conclusions import conclude_study, verdicts
 from mirrorpo.reports.study_report import as_json, markdown, write_study_report
 from mirrorpo.statistics import Interval
-from mirrorpo.studies.collection import Collection, Failure, by_seed, fairness_notes, gather, read_run
+from mirrorpo.studies.collection import Collection, Failure, by_seed, fairness_notes, read_run
 from mirrorpo.studies.compare import compare
+from mirrorpo.studies.gather import gather
 from mirrorpo.wording import signed
 from run_folder import HOSTILE
 from simulated import ARMS, simulated, write_simulated

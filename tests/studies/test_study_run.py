@@ -18,7 +18,7 @@ from test_cli import refused, run
 from mirrorpo.config.study import Study, study_from
 from mirrorpo.errors import InputError
 from mirrorpo.reports.study_report import write_study_report
-from mirrorpo.studies.collection import statuses, study_collection
+from mirrorpo.studies.gather import statuses, study_collection
 from mirrorpo.studies.job import ATTEMPTS, run_job
 from mirrorpo.studies.runner import open_study, run_study
 from mirrorpo.workers import Done, Job, JobError, Record

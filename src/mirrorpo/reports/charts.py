@@ -13,11 +13,10 @@ from html import escape
 
 from markupsafe import Markup
 
-from mirrorpo.reports.conclusions import interval_words
 from mirrorpo.reports.scales import Scale, Values, step_scale, thin, unbroken, value_scale
 from mirrorpo.reports.templates import plain, shown
 from mirrorpo.runs.reader import Evaluation
-from mirrorpo.wording import number, percent
+from mirrorpo.wording import interval_words, number, percent
 
 MAX_POINTS = 600  # points a panel draws; about one per pixel
 

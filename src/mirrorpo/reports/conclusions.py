@@ -20,7 +20,7 @@ from mirrorpo.runs.reader import Evaluation, Metrics, Summary
 from mirrorpo.statistics import LEVEL, MIN_EQUIVALENCE, Interval, binomial_noise, smallest_p
 from mirrorpo.studies.collection import Collection
 from mirrorpo.studies.compare import Comparison, Difference, Spread
-from mirrorpo.wording import duration, number, percent, plural, signed, three_digits
+from mirrorpo.wording import duration, interval_words, number, percent, plural, signed, three_digits
 
 _DISPLAYED = 0.0005  # accuracies closer than this print as the same percentage
 _ALPHA = 1 - LEVEL
@@ -88,22 +88,6 @@ def accuracy_line(before: Evaluation, after: Evaluation, problems: int | None) -
         return f"Accuracy stayed at {percent(after.accuracy)}{where}"
     verb = "rose" if after.accuracy > before.accuracy else "fell"
     return f"Accuracy {verb} from {percent(before.accuracy)} to {percent(after.accuracy)}{where}"
-
-
-def interval_words(interval: tuple[float, float] | None) -> str:
-    """Write an interval as percentages.
-
-    Args:
-        interval: low and high share, or None.
-
-    Returns:
-        For example "33.9–42.4 %"; empty for None.
-
-    Example:
-        >>> interval_words((0.339, 0.424)).replace(chr(160), " ")
-        '33.9–42.4 %'
-    """
-    return "" if interval is None else f"{100 * interval[0]:.1f}–{percent(interval[1])}"
 
 
 def _noise(before: Evaluation, after: Evaluation) -> tuple[str, str]:
@@ -469,6 +453,5 @@ __all__ = [
     "accuracy_line",
     "conclude_run",
     "conclude_study",
-    "interval_words",
     "verdicts",
 ]

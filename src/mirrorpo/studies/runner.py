@@ -27,7 +27,7 @@ from mirrorpo.escape import say
 from mirrorpo.runs.folder import METRICS_FILE, STUDY, Folder
 from mirrorpo.runs.reader import read_metrics
 from mirrorpo.runs.versions import versions
-from mirrorpo.studies.collection import RECORD_FILE, RUNS_FOLDER, statuses
+from mirrorpo.studies.gather import RECORD_FILE, RUNS_FOLDER, statuses
 from mirrorpo.training.setup import prepare
 from mirrorpo.wording import duration
 from mirrorpo.workers import Job as WorkerJob
