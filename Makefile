@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench chaos format clean
+.PHONY: demo test test-fast test-install test-newest lint bench chaos format catalogue clean
 
 demo: $(STAMP)  ## train the embedded model on arithmetic: runs/demo/
 	rm -rf runs/demo
@@ -11,6 +11,19 @@ demo: $(STAMP)  ## train the embedded model on arithmetic: runs/demo/
 
 test: $(STAMP)  ## the whole test suite, warnings as errors
 	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## the pure core and the command line's contract: about a minute
+	$(BIN)/python -m pytest tests/divergences tests/losses tests/test_user_code.py tests/test_moved.py
+
+test-install: $(STAMP)  ## the wheel in fresh environments: the core alone, beside verl, with the trainer
+	$(BIN)/python scripts/test_install.py
+
+# Not part of CI's verdict: a seam that moved in a newer TRL is seen here before its users meet it.
+test-newest: $(STAMP)  ## the trainer's tests with the newest TRL and transformers, in an environment of their own
+	$(BIN)/python scripts/test_newest.py
+
+catalogue: $(STAMP)  ## write the tables of `mirrorpo list` again
+	$(BIN)/python -m mirrorpo.cli.catalogue
 
 lint: $(STAMP)  ## style, format, types
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import loading
 from mirrorpo.models.generation import end_tokens
+from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import context_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.runs.folder import EVALUATION, SAMPLES_FILE, SUMMARY_FILE, Folder
@@ -211,6 +212,7 @@ def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine
         end_tokens(model, tokenizer)
     except ValueError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {error}: set eos_token in tokenizer_config.json") from None
+    fit_threads(model)
     return TransformersEngine(model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
 
 

@@ -24,6 +24,7 @@ from mirrorpo.models import resolve_model
 from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.chat_template import check_chat_template
 from mirrorpo.models.folder import check_model_folder, loading
+from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import Context, context_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import Row, Task, find_task
@@ -326,6 +327,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         )
     except (OSError, SafetensorError) as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
+    fit_threads(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
     return trainer
 
