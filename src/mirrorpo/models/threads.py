@@ -26,7 +26,7 @@ def threads_for(parameters: int, available: int) -> int:
 
 
 def fit_threads(model: torch.nn.Module) -> int:
-    """Lowers torch's number of threads to what the model can use; a user's ``OMP_NUM_THREADS`` and a GPU are left alone.
+    """Lowers torch's number of threads to what the model can use, unless the user chose one or there is a GPU.
 
     Returns:
         The number of threads from here on.
