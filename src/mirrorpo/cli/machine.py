@@ -72,11 +72,18 @@ def _accelerator() -> list[Finding]:
     return [_finding("torch build", "ok", torch.__version__), *_devices(torch)]
 
 
+_PACKED_ON_A_GPU = _finding(
+    "packed rows",
+    "ok",
+    "not measured on a GPU yet: every run compares its first batch, packed and padded, and pads if they differ",
+)
+
+
 def _devices(torch: Any) -> list[Finding]:
     build = torch.version.cuda or torch.version.hip
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return [_finding("accelerator", "ok", f"{names} (CUDA {build})")]
+        return [_finding("accelerator", "ok", f"{names} (CUDA {build})"), _PACKED_ON_A_GPU]
     if build:
         return [_finding("accelerator", "warn", f"none visible, torch is built for {build}", "check the driver")]
     return [_finding("accelerator", "ok", "none (CPU build of torch)", "for a GPU: see 'On a GPU' in README.md")]
