@@ -12,6 +12,7 @@ import yaml
 
 from mirrorpo.config.study import study_from
 from mirrorpo.config.train import load_recipe, recipe_from
+from mirrorpo.config.yaml import nested
 from mirrorpo.errors import InputError
 from mirrorpo.losses.presets import objective_from
 
@@ -141,6 +142,34 @@ def test_overrides_of_an_objective_compose_in_any_order(
 ) -> None:
     for order in itertools.permutations(overrides):
         assert spec(base, *order) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.gradient_checkpointing", "false", False),
+        ("train.warmup_ratio", "0", 0.0),
+        ("train.micro_batch_size", "null", None),
+        ("model.lora", "null", None),
+        ("model.chat_template.enable_thinking", "false", False),
+        ("model.lora.target_modules", "[a]", ["a"]),  # a list is replaced, not appended to
+    ],
+)
+def test_a_value_that_is_false_zero_null_or_a_list_overrides(
+    key: str, value: str, expected: Any, tmp_path: Path
+) -> None:
+    base = {
+        "task": {"name": "arithmetic"},
+        "train": {"gradient_checkpointing": True, "warmup_ratio": 0.5, "micro_batch_size": 16},
+        "model": {"lora": {"target_modules": ["q", "v"]}, "chat_template": {"enable_thinking": True}},
+    }
+    written(tmp_path, "base.yaml", yaml.safe_dump(base))
+    own = written(tmp_path, "own.yaml", "base: base.yaml\n" + yaml.safe_dump(nested([(key, yaml.safe_load(value))])))
+    for recipe in (load_recipe(own), load_recipe(tmp_path / "base.yaml", [f"{key}={value}"])):
+        found: Any = recipe.model_dump()
+        for part in key.split("."):
+            found = found[part]
+        assert found == expected
 
 
 def test_base_files_arms_and_overrides_follow_one_rule(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def average(cell: Callable[[int, int], torch.Tensor], mask: torch.Tensor, mode: 
     count = sum(map(len, rows))
     if mode == "sequence_mean":
         return sum(sum(row) / len(row) for row in rows if row) / B
-    return sum(sum(row) for row in rows if row) / (count if mode == "token_mean" else B * LENGTH)
+    denominator = {"token_mean": count, "constant": B * LENGTH, "sequence_sum": B}[mode]
+    return sum(sum(row) for row in rows if row) / denominator
 
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor, theta: torch.Tensor) -> None:

@@ -84,6 +84,8 @@ TRL_SETTINGS: dict[str, dict[str, Any]] = {
     "two-sided clip inside the region": {"delta": 1.1, "loss_type": "grpo"},
     "sapo": {"loss_type": "sapo", "sapo_temperature_pos": 0.9, "sapo_temperature_neg": 1.2, "beta": 0.05},
     "sapo of sequences": {"loss_type": "sapo", "importance_sampling_level": "sequence"},
+    "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+    "luspo of tokens": {"loss_type": "luspo", "beta": 0.1, "delta": 1.4},
     "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
     "cispo with TRL's default cap": {"loss_type": "cispo", "beta": 0.1},
 }

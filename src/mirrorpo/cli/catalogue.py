@@ -153,6 +153,7 @@ _AGGREGATIONS = {
     "sequence_mean": "mean over completions of the mean over their tokens; GRPO, arXiv 2402.03300",
     "token_mean": "mean over all tokens; DAPO, arXiv 2503.14476",
     "constant": "sum over tokens / (completions x max_completion_length); Dr. GRPO, arXiv 2503.20783",
+    "sequence_sum": "mean over completions of the sum over their tokens; LUSPO in TRL",
 }
 
 

@@ -88,9 +88,8 @@ class _Loader(yaml.SafeLoader):
 
 
 # YAML 1.1 reads 1e-4 as a text; everybody means the number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -135,13 +134,22 @@ def read_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         {'preset': 'dapo', 'coefficient': 0}
     """
     if isinstance(source, Mapping):
-        return _with_preset({str(key): value for key, value in source.items()}, "objective")
+        return _with_preset({str(key): _number(value) for key, value in source.items()}, "objective")
     text = str(source).strip()
     if text.startswith("{"):
         return _with_preset(parse_yaml(text, "objective"), "objective")
     if isinstance(source, Path) or text.endswith(OBJECTIVE_SUFFIXES):
         return _with_preset(load(Path(text), "objective"), text)
     return {"preset": text}
+
+
+def _number(value: Any) -> Any:
+    """A value with its texts such as 1e-4 as numbers: another YAML reader has left them."""
+    if isinstance(value, str) and _EXPONENT.match(value):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    return [_number(item) for item in value] if isinstance(value, list) else value
 
 
 def _with_preset(data: Any, where: str) -> dict[str, Any]:

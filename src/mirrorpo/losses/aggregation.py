@@ -1,4 +1,4 @@
-r"""How do per-token terms become one loss? Three averages that differ in what a long completion weighs.
+r"""How do per-token terms become one loss? Four averages that differ in what a long completion weighs.
 
 ==================  =====================================  =======================================================
 mode                formula                                who uses it
@@ -6,6 +6,7 @@ mode                formula                                who uses it
 ``sequence_mean``   mean_i (sum_t x_it m_it / sum_t m_it)  GRPO, GSPO: every completion weighs the same
 ``token_mean``      sum x m / sum m                        DAPO (arXiv 2503.14476): every token weighs the same
 ``constant``        sum x m / (B * max_completion_length)  Dr. GRPO (arXiv 2503.20783): no length in the denominator
+``sequence_sum``    mean_i sum_t x_it m_it                 LUSPO (TRL), verl's seq-mean-token-sum: ``constant`` with 1
 ==================  =====================================  =======================================================
 
 Policy term and penalty go through the same call, so that no coefficient changes its meaning with the aggregation.
@@ -20,7 +21,7 @@ import torch
 from mirrorpo._checks import unknown_name
 from mirrorpo._shapes import Float, Num, Shaped, Tensor
 
-Aggregation = Literal["sequence_mean", "token_mean", "constant"]
+Aggregation = Literal["sequence_mean", "token_mean", "constant", "sequence_sum"]
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 
 
@@ -37,7 +38,7 @@ def aggregate(
     Args:
         per_token: (B, T).
         mask: (B, T), bool, integer or float; 0 drops a token from numerator and denominator.
-        mode: ``sequence_mean``, ``token_mean`` or ``constant``.
+        mode: ``sequence_mean``, ``token_mean``, ``constant`` or ``sequence_sum``.
         max_completion_length: the constant of ``constant``, a length in tokens.
         num_tokens: replaces the denominator of ``token_mean``: the share of the whole optimiser step's tokens that
             belongs to this micro-batch, so that gradient accumulation does not change the loss.
@@ -107,6 +108,8 @@ def _divisor(
     if mode == "token_mean":
         tokens = mask.bool().sum() if num_tokens is None else torch.as_tensor(num_tokens, device=mask.device)
         return torch.where(tokens > 0, tokens, 1).unsqueeze(0)
+    if mode == "sequence_sum":
+        return torch.full((1,), rows, device=mask.device)
     if mode != "constant":
         raise unknown_name("aggregation", mode, AGGREGATIONS)
     if max_completion_length is None or max_completion_length < 1:

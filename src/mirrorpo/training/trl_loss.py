@@ -45,18 +45,20 @@ _AGGREGATION = {
     "dapo": "token_mean",
     "cispo": "token_mean",
     "dr_grpo": "constant",
+    "luspo": "sequence_sum",
 }
 _NOT_EXPRESSIBLE = {
     "bnpo": "its denominator is the number of tokens of a micro-batch, so the loss depends on how a batch is divided",
-    "luspo": "it multiplies each sequence's loss by its length",
     "vespo": "its gamma weights of whole sequences are not a surrogate of this library",
 }
 _ADVANTAGE = {"group": "grpo", "none": "dr_grpo"}
 
 
 def normalised(name: str, value: Any) -> Any:
-    """The value of a TRL field in the form that TRL's own checks leave behind."""
-    return {True: "group", False: "none"}.get(value, value) if name == "scale_rewards" else value
+    """The value of a TRL field in the form that TRL's own checks leave behind; from a command line it is a text."""
+    if name != "scale_rewards":
+        return value
+    return {"true": "group", "false": "none"}.get(str(value).lower(), value)
 
 
 def objective_of_trl(given: Mapping[str, Any]) -> Objective:
@@ -189,7 +191,8 @@ def _loss_type(chosen: Objective) -> str:
     if chosen.surrogate.name == "truncated" and chosen.region.name == "none" and chosen.aggregation == "token_mean":
         return "cispo"
     # TRL's loss type with the same denominator.
-    return {"sequence_mean": "grpo", "token_mean": "dapo", "constant": "dr_grpo"}[chosen.aggregation]
+    found = {"sequence_mean": "grpo", "token_mean": "dapo", "constant": "dr_grpo", "sequence_sum": "luspo"}
+    return found[chosen.aggregation]
 
 
 def check_fields(chosen: Objective, given: Mapping[str, Any]) -> None:
