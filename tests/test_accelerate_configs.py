@@ -14,7 +14,7 @@ from torch import nn
 
 from mirrorpo.config.train import Recipe, recipe_from
 from mirrorpo.errors import InputError
-from mirrorpo.training import MirrorConfig, run, world
+from mirrorpo.training import MirrorConfig, distributed, run
 from mirrorpo.training.nonfinite import NonFinite
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "accelerate"
@@ -66,8 +66,8 @@ def test_accelerate_reads_the_configuration(name: str, monkeypatch: pytest.Monke
         monkeypatch.delenv(key, raising=False)
         if key in found:
             monkeypatch.setenv(key, found[key])
-    assert world.shards_parameters() == (name in ("fsdp2", "zero3"))
-    if world.shards_parameters():
+    assert distributed.shards_parameters() == (name in ("fsdp2", "zero3"))
+    if distributed.shards_parameters():
         with pytest.raises(InputError, match=r"eval\.problems: must be 0 with FSDP and ZeRO-3.*got 512"):
             run.check_processes(recipe())
     run.check_processes(recipe(eval={"problems": 0}))
@@ -83,7 +83,7 @@ def test_leaving_out_numbers_is_refused_where_accelerate_uses_deepspeed(
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", environment(name).get("ACCELERATE_USE_DEEPSPEED", "false"))
     skipping = recipe(train={"on_nonfinite": "skip"}, eval={"problems": 0})
     if name in ("zero2", "zero3"):
-        assert world.uses_deepspeed()
+        assert distributed.uses_deepspeed()
         with pytest.raises(InputError, match=r"train\.on_nonfinite: must be raise with DeepSpeed.*got skip"):
             run.check_processes(skipping)
         with pytest.raises(ValueError, match=REFUSED):
@@ -105,7 +105,7 @@ def test_a_plugin_made_by_hand_is_seen_as_accelerate_sees_it(tmp_path: Path, mon
     monkeypatch.setattr("accelerate.accelerator.is_deepspeed_available", lambda: False)
     with pytest.raises(ImportError, match="DeepSpeed is not installed"):
         Accelerator(deepspeed_plugin=plugin)
-    assert world.uses_deepspeed(), "accelerate has said so before it looked for the package"
+    assert distributed.uses_deepspeed(), "accelerate has said so before it looked for the package"
     with pytest.raises(ValueError, match=REFUSED):
         MirrorConfig(str(tmp_path), on_nonfinite="skip")
 
@@ -137,7 +137,7 @@ def test_processes_that_were_given_different_recipes_are_told_which_key(monkeypa
             return [value, value]
         return [value, {**value, "train.seed": 1}]
 
-    monkeypatch.setattr(world, "gather", with_another)
+    monkeypatch.setattr(distributed, "gather", with_another)
     with pytest.raises(InputError, match=r"train.seed must be the same on all 2 processes.* process 1: 1"):
         run.check_processes(recipe())
 
@@ -145,10 +145,10 @@ def test_processes_that_were_given_different_recipes_are_told_which_key(monkeypa
 def test_what_fails_on_one_process_ends_the_others_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(world, "gather", lambda value: ["--out run: is a file, not a folder", value])
+    monkeypatch.setattr(distributed, "gather", lambda value: ["--out run: is a file, not a folder", value])
     with pytest.raises(SystemExit) as ended:
-        world.together(lambda: 1, main_only=True)
+        distributed.together(lambda: 1, main_only=True)
     assert ended.value.code == 2
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match="is a file, not a folder"):
-        world.together(lambda: 1)
+        distributed.together(lambda: 1)

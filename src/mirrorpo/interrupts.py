@@ -1,6 +1,6 @@
 """How does a command stop that waits for its workers? At once: what is finished is on record, the rest is repeated.
 
-A training stops behind its step instead: ``mirrorpo.training.stopping``.
+A training stops behind its step instead: ``mirrorpo.training.monitors``.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def test_the_shipped_objective_files_are_read(path: Path) -> None:
     assert read_objective(path).needs_reference
 
 
-@pytest.mark.parametrize("name", ["config.objective_file", "integrations.shared", "training.world"])
+@pytest.mark.parametrize("name", ["config.objective_file", "integrations.shared", "training.distributed"])
 def test_the_examples_in_docstrings_run(name: str) -> None:
     result = doctest.testmod(import_module(f"mirrorpo.{name}"), optionflags=doctest.NORMALIZE_WHITESPACE, report=False)
     assert result.attempted > 0

@@ -76,7 +76,7 @@ def test_the_interval_covers_the_truth_however_samples_agree_within_a_problem(ag
     "name",
     [
         "config.yaml", "evaluation.seeded_sampling", "rewards.verdict", "tasks.jsonl",
-        "training.memory", "training.plan",
+        "training.plan",
     ],
 )  # fmt: skip
 def test_docstring_examples_run(name: str) -> None:

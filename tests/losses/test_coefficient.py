@@ -9,7 +9,7 @@ import pytest
 
 import mirrorpo
 from mirrorpo.losses.coefficient import Control, control_from
-from mirrorpo.training.control import PenaltyState
+from mirrorpo.training.resuming import PenaltyState
 
 
 @pytest.mark.parametrize(("kind", "half"), [("linear", 1.25), ("cosine", 1.25)])

@@ -20,11 +20,12 @@ from mirrorpo.training.checkpoints import (
     fault_of,
     newest_whole,
     publish,
+    read_state,
     rotate,
     seal,
+    write_state,
     writing_folder,
 )
-from mirrorpo.training.statefile import read_state, write_state
 from trl_pair import settings, trainer
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTJConfig, GraniteConfig, Qwen3Config
 
-from mirrorpo.training.head import check_head, head_of
+from mirrorpo.training.model_adapter import check_head, head_of
 
 SMALL: dict[str, Any] = {
     "vocab_size": 37,

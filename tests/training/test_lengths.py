@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, MistralConfig, Phi3Config, PrinterCallback, set_seed
 
-from mirrorpo.training import MirrorConfig, MirrorTrainer, agreement
+from mirrorpo.training import MirrorConfig, MirrorTrainer, model_adapter
 from small_models import SIZES, small_folder
 from trl_pair import dataset, reward, settings
 
@@ -112,9 +112,9 @@ def test_the_policys_longer_generation_does_not_move_it_from_its_reference(tmp_p
 def test_the_comparison_alone_finds_longrope_too(
     compares: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caught: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("mirrorpo.training.fast.thresholds", lambda _: ())
+    monkeypatch.setattr("mirrorpo.training.packed_scoring.thresholds", lambda _: ())
     if not compares:
-        monkeypatch.setattr("mirrorpo.training.fast.disagreement", lambda *_: None)
+        monkeypatch.setattr("mirrorpo.training.packed_scoring.disagreement", lambda *_: None)
     built = build(tmp_path, LONGROPE)
     ids, mask, keep = batch(5, 30)
     mask[:4, 10:] = 0  # four completions of 5 tokens, four of 30: packed by fours, the first have other frequencies
@@ -174,13 +174,13 @@ def test_only_the_first_batch_and_those_twice_as_long_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built, widths = build(tmp_path, LlamaConfig(**SIZES)), []
-    compare = agreement.disagreement
+    compare = model_adapter.disagreement
 
     def counted(causal: Any, head: Any, packing: Any, ids: Any, *rest: Any) -> str | None:
         widths.append(ids.shape[1])
         return compare(causal, head, packing, ids, *rest)
 
-    monkeypatch.setattr("mirrorpo.training.fast.disagreement", counted)
+    monkeypatch.setattr("mirrorpo.training.packed_scoring.disagreement", counted)
     for completion in (10, 12, 25, 26, 5, 60):  # and 5 of the prompt
         scored(built, 5, completion)
     assert widths == [15, 31, 65]

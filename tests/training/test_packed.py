@@ -13,12 +13,12 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import AutoModelForCausalLM, set_seed
 
-from mirrorpo.training import MirrorConfig, MirrorTrainer, backbone
-from mirrorpo.training.backbone import install, probe
-from mirrorpo.training.fast import PackedPath
-from mirrorpo.training.grouping import regroup
+from mirrorpo.training import MirrorConfig, MirrorTrainer, model_adapter
+from mirrorpo.training.batching import regroup
 from mirrorpo.training.logits import gather_ids
+from mirrorpo.training.model_adapter import install, probe
 from mirrorpo.training.packed_loss import packed_loss
+from mirrorpo.training.packed_scoring import PackedPath
 from trl_pair import MAX_COMPLETION, TINY, fill, loss_and_gradient, settings, trainer
 
 SIZES = {
@@ -456,14 +456,14 @@ def test_out_of_memory_says_which_budget_would_have_fitted(
     fits: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = build(tmp_path, "dr_grpo", max_steps=1)
-    read = backbone._read
+    read = model_adapter._read
 
     def limited(model: Any, row: Any, packed: Any) -> Tensor:  # a machine with room for so many tokens at once
         if torch.is_grad_enabled() and row.segments.length > fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return read(model, row, packed)
 
-    monkeypatch.setattr(backbone, "_read", limited)
+    monkeypatch.setattr(model_adapter, "_read", limited)
     inputs = fill(micro_batch([12] * 8, 8), built)  # 9 + 8 x 11 = 97 tokens, at least 9 + 12
     monkeypatch.setattr(built, "_prepare_inputs", lambda _: inputs)
     with pytest.raises(torch.OutOfMemoryError, match=advice) as caught:

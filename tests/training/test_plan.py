@@ -26,8 +26,7 @@ from transformers import (
 from mirrorpo.config.shipped import shipped_recipes
 from mirrorpo.config.train import load_recipe, recipe_from
 from mirrorpo.models import builtin_path
-from mirrorpo.training.memory import KNOWN, memory, model_facts
-from mirrorpo.training.plan import plan, render
+from mirrorpo.training.plan import KNOWN, memory, model_facts, plan, render
 from mirrorpo.training.setup import build_trainer, prepare
 from rewards.data import GSM8K, rows_of
 from small_models import small_folder

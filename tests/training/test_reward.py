@@ -14,7 +14,7 @@ import pytest
 from mirrorpo.config.train import recipe_from
 from mirrorpo.rewards import RewardError
 from mirrorpo.tasks import TASKS, Arithmetic, Grade, Row
-from mirrorpo.training.reward import BackgroundReward, reward_function
+from mirrorpo.training.rewards import BackgroundReward, reward_function
 from mirrorpo.training.setup import build_trainer, prepare
 
 PATIENCE = 60.0  # seconds until a wait is given up as a failure

@@ -15,7 +15,7 @@ from mirrorpo.rewards import RewardError, UserReward
 from mirrorpo.rewards.time_limit import TimeLimitExceeded, time_limit
 from mirrorpo.tasks import Jsonl
 from mirrorpo.training import MirrorConfig, MirrorTrainer
-from mirrorpo.training.reward_guard import guarded
+from mirrorpo.training.rewards import guarded
 from trl_pair import TINY, dataset, settings
 
 PROMPTS = [[{"role": "user", "content": f"prompt {i}"}] for i in range(3)]

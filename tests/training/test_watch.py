@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mirrorpo.training import MirrorConfig, MirrorTrainer
-from mirrorpo.training.watch import PATIENCE
+from mirrorpo.training.monitors import PATIENCE
 from trl_pair import TINY, dataset, reward, settings
 
 

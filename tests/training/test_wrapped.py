@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mirrorpo.training.wrapped import through
+from mirrorpo.training.distributed import through
 
 
 @pytest.fixture

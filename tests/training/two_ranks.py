@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from mirrorpo.training import MirrorConfig, MirrorTrainer
-from mirrorpo.training.world import rank, world_size
+from mirrorpo.training.distributed import rank, world_size
 from trl_pair import batch, fill, settings, trainer
 
 ROWS = 8

@@ -43,8 +43,8 @@ def command(
     assert out is not None
     loaded = load_recipe(path, changes)
     quiet()
+    from mirrorpo.training.distributed import is_main
     from mirrorpo.training.run import train
-    from mirrorpo.training.world import is_main
 
     summary = train(loaded, out, resume=resume, console=output.console(), command=output.typed())
     if not is_main():

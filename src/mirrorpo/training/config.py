@@ -21,8 +21,8 @@ from mirrorpo._checks import check_number, unknown_name
 from mirrorpo.config.objective_file import read_objective
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
+from mirrorpo.training.distributed import uses_deepspeed
 from mirrorpo.training.trl_loss import TRL_DEFAULTS, TRL_FIELDS, check_fields, objective_of_trl, trl_settings
-from mirrorpo.training.world import uses_deepspeed
 
 FAST = ("auto", "off")
 # Set by TRL from the batch size when they are None; it refuses to be given both, so a copy must not carry both.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mirrorpo.losses.objective import Output
-from mirrorpo.training.resuming import UNSHARDED
+from mirrorpo.training.distributed import UNSHARDED
 
 if TYPE_CHECKING:
     from mirrorpo.training.trainer import MirrorTrainer

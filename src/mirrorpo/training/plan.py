@@ -1,16 +1,43 @@
-"""What would a recipe run? Prompts, tokens, updates, objective and memory, said without loading weights or writing."""
+"""The plan of a run: prompts, tokens, updates, objective and memory, without loading weights or writing.
+
+The estimate of the memory reads the model's config alone:
+
+=============== ======================================================================================================
+part            bytes (P parameters, P' of them trained, w bytes a weight, w' a trained weight, c a computed number)
+=============== ======================================================================================================
+weights         w P, and with LoRA w' P' for the adapter
+gradients       w' P'
+optimiser       2 w' P': AdamW's two averages
+reference       w P, if the objective has a penalty and all parameters are trained (an adapter is switched off instead)
+casts           2 P, if float32 weights are used in bfloat16: copies that live during a pass
+activations     n S (L a), or with checkpointing n S (L 4 H + a): n sequences of S tokens, L layers, hidden size H, and
+                a = 2 (4 + w + c) H + (4 + c) (Q + K) + 4 c Q + 4 c I a token and layer: norms, norms of query and key,
+                attention, feed-forward (Q, K: query and key sizes; I: inner size). At most: packed completions have no
+                padding and share their prompt
+logits          4 bytes n C V for each of logits, their log-softmax and its gradient, and once more for each anchor that
+                is compared over the vocabulary; nothing otherwise: the fused head keeps no logits
+cache           2 c L K a token: keys and values of a step's completions, all at once (vLLM: in turns, in its own share)
+=============== ======================================================================================================
+
+Peak: weights, gradients, optimiser and reference, plus the larger of update (casts, activations, logits) and generation
+(cache). The device's context, fragmentation and the buffers of its libraries (1 to 2 GB) come on top.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.models import resolve_model
+from mirrorpo.models.folder import check_config
+from mirrorpo.models.thresholds import Context, context_of
 from mirrorpo.tasks import Row
-from mirrorpo.training.memory import memory, model_facts
 from mirrorpo.training.setup import build_task, check_context, check_model, check_prompts, prompt_lengths, tokenizer_of
 from mirrorpo.user_code import NotImportedError
 
@@ -220,3 +247,179 @@ def size(value: int) -> str:
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return str(value)
+
+
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+# What the public configs of the models in the shipped recipes say, for a plan without network.
+_QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+_QWEN3 |= {"vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": True, "dtype": "bfloat16"}
+KNOWN: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen3-0.6B": {**_QWEN3, "hidden_size": 1024, "intermediate_size": 3072},
+    "Qwen/Qwen3-1.7B": {**_QWEN3, "hidden_size": 2048, "intermediate_size": 6144},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the estimate needs to know of a model.
+
+    Attributes:
+        parameters, trained: counted on a model without memory; ``trained`` is the adapter's with LoRA.
+        layers, hidden, inner, query, key, vocabulary: sizes (query: heads times head size; key: likewise).
+        context: the longest sequence.
+        unknown: why the sizes of a layer are not known, and memory with them; they are 0 then.
+        weight_bytes, trained_bytes: of one number.
+        source: where the sizes come from.
+    """
+
+    parameters: int
+    trained: int
+    vocabulary: int
+    context: Context
+    weight_bytes: int
+    trained_bytes: int
+    source: str
+    layers: int = 0
+    hidden: int = 0
+    inner: int = 0
+    query: int = 0
+    key: int = 0
+    unknown: str | None = None
+
+
+def model_facts(recipe: Recipe) -> ModelFacts:
+    """Sizes of the recipe's model, from its config.
+
+    Raises:
+        InputError: the config cannot be read and the model is none of ``KNOWN``; an adapter that does not fit it.
+    """
+    config, source = _config(recipe.model.path, recipe.model.trust_remote_code)
+    text = config.get_text_config()
+    model, parameters, trained = _count(recipe, config)
+    dtype = recipe.model.dtype
+    if dtype == "auto":
+        dtype = str(text.dtype or "float32").removeprefix("torch.")
+    sizes = _sizes(text)
+    return ModelFacts(
+        parameters=parameters,
+        trained=trained,
+        vocabulary=text.vocab_size,
+        context=context_of(config, model),
+        weight_bytes=_BYTES[dtype],
+        trained_bytes=_BYTES[dtype] if recipe.model.lora is None else 4,  # peft keeps an adapter in float32
+        source=source,
+        unknown=sizes if isinstance(sizes, str) else None,
+        **({} if isinstance(sizes, str) else sizes),
+    )
+
+
+# Older families name the same sizes otherwise, or leave them to be derived.
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "inner_hidden_size")
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
+
+
+def _sizes(config: Any) -> dict[str, int] | str:
+    """Sizes of a layer of attention and feed-forward, or why the config has none."""
+
+    def first(*names: str) -> int | None:
+        found = (getattr(config, name, None) for name in names)  # many families, each with names of its own
+        return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+    layers, hidden, heads = first("num_hidden_layers"), first("hidden_size"), first("num_attention_heads")
+    if layers is None or hidden is None or heads is None:
+        return f"the estimate is made for layers of attention, and a {config.model_type} model has others"
+    head = first("head_dim") or hidden // heads
+    shared = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)  # Falcon
+    keys = 1 if shared else first(*_KEY_HEADS) or heads
+    inner = first(*_INNER) or 4 * hidden
+    return {"layers": layers, "hidden": hidden, "inner": inner, "query": heads * head, "key": keys * head}
+
+
+def _config(path: str, trust_remote_code: bool) -> tuple[Any, str]:
+    from transformers import AutoConfig, PretrainedConfig, Qwen3Config
+
+    try:
+        # The text first: a class may make lists as long as the sizes in it.
+        written, _ = PretrainedConfig.get_config_dict(resolve_model(path))
+        check_config(written, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code), "its config"
+    except Exception as error:  # whatever a broken file leads to
+        if path in KNOWN:
+            return Qwen3Config(**KNOWN[path]), "sizes kept here: the hub cannot be reached"
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model.path {path!r}: its config cannot be read ({reason})") from error
+
+
+def _count(recipe: Recipe, config: Any) -> tuple[Any, int, int]:
+    from transformers import AutoModelForCausalLM
+
+    from mirrorpo.training.setup import adapt
+
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+    # Untrusted: the model's code and its author's config.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model.path {recipe.model.path!r}: is no causal language model ({reason})") from error
+    parameters = sum(p.numel() for p in model.parameters())
+    with torch.device("meta"):
+        adapted = adapt(recipe, model)
+    return model, parameters, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def memory(recipe: Recipe, model: ModelFacts, longest_prompt: int) -> dict[str, int]:
+    """Bytes of each part of the table above, on one device of one process.
+
+    Args:
+        recipe: what would run.
+        model: sizes.
+        longest_prompt: tokens.
+
+    Returns:
+        The parts, ``update`` and ``generation`` (peaks of the two phases), ``total`` without vLLM's share, and
+        ``device``: the least memory of a device that has room for that and for vLLM's share.
+
+    Example:
+        >>> from mirrorpo.config.train import recipe_from
+        >>> recipe = recipe_from({"task": {"name": "arithmetic"}, "objective": {"preset": "prob_l2_grpo"}})
+        >>> facts = model_facts(recipe)
+        >>> memory(recipe, facts, 10)["reference"] == 4 * facts.parameters
+        True
+    """
+    train, objective = recipe.train, recipe.objective.build()
+    w, w1 = model.weight_bytes, model.trained_bytes
+    c = 2 if train.precision == "bfloat16" else w
+    lora = recipe.model.lora is not None
+    length = longest_prompt + train.max_completion_length
+    rows = train.micro_batch_size or train.batch_size // train.updates_per_batch
+    layer = 2 * (4 + w + c) * model.hidden + (4 + c) * (model.query + model.key) + 4 * c * model.query
+    layer += 4 * c * model.inner
+    kept = model.layers * 4 * model.hidden + layer if train.gradient_checkpointing else model.layers * layer
+    over_vocabulary = sum(p.estimator in ("exact", "top_k") for p in objective.penalties[:1])
+    logits = (3 + over_vocabulary + objective.region.needs_logits) if objective.needs_logits else 0
+    parts = {
+        "weights": w * model.parameters + (w1 * model.trained if lora else 0),
+        "gradients": w1 * model.trained,
+        "optimiser": 2 * w1 * model.trained,
+        "reference": w * model.parameters if objective.needs_reference and not lora else 0,
+        "casts": 2 * model.parameters if c == 2 and w == 4 else 0,
+        "activations": rows * length * kept,
+        "logits": 4 * rows * train.max_completion_length * model.vocabulary * logits,
+        "cache": 2 * c * model.layers * model.key * train.batch_size * length,
+    }
+    fixed = parts["weights"] + parts["gradients"] + parts["optimiser"] + parts["reference"]
+    update = fixed + parts["casts"] + parts["activations"] + parts["logits"]
+    colocated = train.use_vllm and train.vllm.mode == "colocate"
+    generation = fixed if train.use_vllm else fixed + parts["cache"]
+    total = max(update, generation)
+    device: float = total
+    if colocated:
+        share = train.vllm.memory_share
+        engine = 2 * model.parameters + 2 * 2 * model.layers * model.key * length  # its weights, one sequence's cache
+        beside = max(update, fixed / (1 - share)) if train.vllm.sleep else total / (1 - share)
+        device = max(beside, engine / share)
+    return {**parts, "update": update, "generation": generation, "total": total, "device": round(device)}
+
+
+__all__ = ["ModelFacts", "memory", "model_facts", "plan", "render", "size"]

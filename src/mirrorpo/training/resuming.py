@@ -1,44 +1,49 @@
-"""What must a checkpoint hold so that a resumed run equals the unbroken one, bit for bit? All that the next step reads.
+"""Training that resumes bit for bit: what a checkpoint holds beyond that of TRL, and how it is restored.
 
 transformers keeps weights, optimiser, scheduler and random states. A step of TRL also reads completions that were
 generated for several optimiser steps, counters that say which of them is due, the order of the data in later epochs,
-and sums of metrics that are not logged yet. They are kept here, without pickle (``mirrorpo.training.statefile``), in a
-checkpoint that is written beside, checksummed and renamed (``mirrorpo.training.checkpoints``).
+and sums of metrics that are not logged yet; the penalty has a factor, and a reference may be averaged. They are kept
+here, without pickle, in a checkpoint that is written beside, checksummed and renamed
+(``mirrorpo.training.checkpoints``).
 """
 
 from __future__ import annotations
 
-import random
+import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import DistributedType
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from mirrorpo.files import write_text_atomic
+from mirrorpo.losses.coefficient import Control
 from mirrorpo.training.checkpoints import (
     MANIFEST_FILE,
     CheckpointError,
     all_checkpoints,
     clean,
     fault_of,
+    has_state,
     newest_whole,
     publish,
+    random_states,
+    read_state,
     rotate,
     seal,
+    set_random_states,
     step_of,
+    write_state,
     writing_folder,
 )
-from mirrorpo.training.statefile import has_state, read_state, write_state
+from mirrorpo.training.distributed import UNSHARDED
 
-# Here every process holds the whole model and optimiser; sharded ones are saved by their own libraries.
-UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _OPTIMIZER, _SCALER = "optimizer", "scaler"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
@@ -272,26 +277,77 @@ def refuse_pickle(checkpoint: Path) -> None:
             raise CheckpointError(f"{checkpoint / name} is a pickle, which may run any code: give safetensors")
 
 
-def random_states() -> dict[str, Any]:
-    """Those of Python, numpy, torch and, if there is one, this process's CUDA device."""
-    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Puts back what ``random_states`` took."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
 def _to(tree: Any, device: torch.device) -> Any:
     if isinstance(tree, torch.Tensor):
         return tree.to(device)
     if isinstance(tree, dict):
         return {key: _to(item, device) for key, item in tree.items()}
     return [_to(item, device) for item in tree] if isinstance(tree, list) else tree
+
+
+_STATE_FILE = "penalty_state.json"
+_REFERENCE_FILE = "reference.safetensors"
+
+
+class PenaltyState:
+    """The factor on the penalty's coefficients, moved once per optimiser step.
+
+    Args:
+        control: how it moves; None keeps it at 1.
+
+    Attributes:
+        factor: the current factor.
+        observed: the divergences of this optimiser step's micro-batches so far.
+    """
+
+    def __init__(self, control: Control | None) -> None:
+        self.control = control
+        self.factor = 1.0 if control is None else control.factor_at(0.0)
+        self.observed: list[float] = []
+
+    def observe(self, divergence: float) -> None:
+        """A micro-batch's divergence, the same on every rank."""
+        self.observed.append(divergence)
+
+    def step(self, progress: float) -> None:
+        """The end of an optimiser step, at a share of the run in (0, 1]."""
+        observed, self.observed = self.observed, []
+        if self.control is None:
+            return
+        if self.control.kind == "adaptive":
+            if observed:
+                self.factor = self.control.updated(self.factor, sum(observed) / len(observed))
+        else:
+            self.factor = self.control.factor_at(progress)
+
+
+def save_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module | None, objective: str = "") -> None:
+    """Writes into a checkpoint the factor, what it waits for, the objective in words, and a changing reference."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {"factor": state.factor, "observed": state.observed, "objective": objective}
+    write_text_atomic(folder / _STATE_FILE, json.dumps(kept) + "\n")
+    if averaged_reference is not None:
+        tensors = {name: p.detach().contiguous() for name, p in averaged_reference.named_parameters()}
+        save_file(tensors, folder / _REFERENCE_FILE)
+
+
+def load_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module | None) -> str:
+    """Reads back what ``save_state`` wrote; raises if the file of a reference that changes is missing.
+
+    Returns:
+        The objective in words; empty for a checkpoint that does not hold it.
+    """
+    path = folder / _STATE_FILE
+    objective = ""
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        state.factor, state.observed = float(kept["factor"]), [float(value) for value in kept["observed"]]
+        objective = str(kept.get("objective", ""))
+    if averaged_reference is not None:
+        tensors = load_file(folder / _REFERENCE_FILE)
+        for name, parameter in averaged_reference.named_parameters():
+            parameter.data.copy_(tensors[name])
+    return objective
+
+
+__all__ = ["PenaltyState", "ResumableTrainer", "holds_optimizer", "load_state", "refuse_pickle", "save_state"]

@@ -22,7 +22,6 @@ from mirrorpo.interrupts import resume_command
 from mirrorpo.runs.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, FollowedFolder, RunFolder
 from mirrorpo.runs.reader import read_before, recorded_steps
 from mirrorpo.runs.versions import commit_of_package, versions
-from mirrorpo.training.callbacks import MetricsWriter, ProgressBar, trim_metrics
 from mirrorpo.training.checkpoints import (
     CheckpointError,
     all_checkpoints,
@@ -34,10 +33,7 @@ from mirrorpo.training.checkpoints import (
     step_of,
     writing_folder,
 )
-from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of
-from mirrorpo.training.stopping import GracefulStop
-from mirrorpo.training.trainer import MirrorTrainer
-from mirrorpo.training.world import (
+from mirrorpo.training.distributed import (
     check_equal,
     gather,
     is_main,
@@ -47,6 +43,9 @@ from mirrorpo.training.world import (
     uses_deepspeed,
     world_size,
 )
+from mirrorpo.training.monitors import GracefulStop, MetricsWriter, ProgressBar, trim_metrics
+from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of
+from mirrorpo.training.trainer import MirrorTrainer
 
 # Problems whose completions before and after are kept for the report.
 NUM_SAMPLES_KEPT = 16

@@ -29,9 +29,9 @@ from mirrorpo.models.thresholds import Context, context_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import Row, Task, find_task
 from mirrorpo.training.config import MirrorConfig
-from mirrorpo.training.reward import reward_function
+from mirrorpo.training.distributed import world_size
+from mirrorpo.training.rewards import reward_function
 from mirrorpo.training.trainer import MirrorTrainer
-from mirrorpo.training.world import world_size
 
 logger = logging.get_logger(__name__)
 

@@ -1,13 +1,21 @@
-"""What if a reward function fails? It is named with the sample, and the run stops or leaves the sample out.
+"""Reward functions of the trainer: the task behind TRL's interface, and the guard around any of them.
+
+Programs (MBPP) are graded in the background from the moment the completions exist: that overlaps with the forward
+passes of the policy and the reference, and with other asynchronous rewards. Cheap verdicts are given on the spot.
 
 TRL reads None as "no reward"; a NaN looks the same to it, so a broken function would pass for a careful one. Here only
-None means skip. An exception, a time limit, a wrong number of rewards or one that is no finite number is a failure.
+None means skip. An exception, a time limit, a wrong number of rewards or a reward that is not a finite number is a
+failure, which is named with its sample; the run stops or leaves the sample out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +26,93 @@ from trl.trainer.utils import get_callable_name, is_async_callable
 from mirrorpo.escape import printable
 from mirrorpo.rewards.match import RewardError
 from mirrorpo.rewards.time_limit import TimeLimitExceeded, time_limit
+from mirrorpo.rewards.verdict import VERDICTS, Grade
+from mirrorpo.tasks.base import BatchTask, Task, grade_all
 
 logger = logging.get_logger(__name__)
+
+
+Rewards = list[float | None]
+
+
+def reward_function(task: Task) -> Any:
+    """The task's verdict in the form that TRL calls; None leaves a completion out.
+
+    Args:
+        task: its rows travel as JSON in the data set's column ``row``.
+
+    Returns:
+        A function, or a ``BackgroundReward`` for a task that grades many completions at a time.
+    """
+    if isinstance(task, BatchTask):
+        return BackgroundReward(task)
+
+    def reward(
+        completions: list[Any], row: list[str], log_metric: Callable[[str, float], None] | None = None, **_: Any
+    ) -> Rewards:
+        return _logged(_grades(task, completions, row), log_metric)
+
+    reward.__name__ = task.name
+    return reward
+
+
+class BackgroundReward:
+    """An asynchronous reward whose verdicts can be asked for before they are needed.
+
+    Args:
+        task: grades many completions at a time.
+    """
+
+    def __init__(self, task: BatchTask) -> None:
+        self.__name__ = task.name
+        self._task = task
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mirrorpo-reward")
+        self._begun: tuple[list[Any], list[str], Future[list[Grade]]] | None = None
+
+    def begin(self, completions: list[Any], row: list[str]) -> None:
+        """Starts grading and returns at once; the call with the same completions takes the result."""
+        self._begun = (completions, row, self._thread.submit(_grades, self._task, completions, row))
+
+    async def __call__(
+        self,
+        completions: list[Any],
+        row: list[str],
+        log_metric: Callable[[str, float], None] | None = None,
+        **_: Any,
+    ) -> Rewards:
+        begun, self._begun = self._begun, None
+        if begun is None or begun[0] != completions or begun[1] != row:
+            grading = self._thread.submit(_grades, self._task, completions, row)
+        else:
+            grading = begun[2]
+        return _logged(await asyncio.wrap_future(grading), log_metric)
+
+
+def background(functions: Sequence[Any]) -> list[BackgroundReward]:
+    """Those rewards that can be asked for before they are needed."""
+    return [function for function in functions if isinstance(function, BackgroundReward)]
+
+
+def begin_rewards(
+    functions: Sequence[BackgroundReward], inputs: Sequence[dict[str, Any]], completions: list[Any]
+) -> None:
+    """Starts rewards in the background, for completions that were generated just now."""
+    for function in functions:
+        function.begin(completions, [example["row"] for example in inputs])
+
+
+def _grades(task: Task, completions: list[Any], row: list[str]) -> list[Grade]:
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    return grade_all(task, texts, [json.loads(data) for data in row])
+
+
+def _logged(grades: list[Grade], log_metric: Callable[[str, float], None] | None) -> Rewards:
+    """The rewards; the share of each verdict goes to the step's metrics (all four, or ranks could not be averaged)."""
+    if log_metric is not None:
+        counts = Counter(grade.verdict for grade in grades)
+        for verdict in VERDICTS:
+            log_metric(f"answers/{verdict}", counts[verdict] / len(grades))
+    return [grade.reward for grade in grades]
 
 
 def guarded(function: Any, on_error: str = "raise", seconds: float | None = None) -> Any:
@@ -134,3 +227,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         return str(value[-1].get("content"))
     return str(value)
+
+
+__all__ = ["BackgroundReward", "background", "begin_rewards", "guarded", "reward_function"]

@@ -1,9 +1,9 @@
-"""Which completions share a micro-batch? Those of a prompt, without another set of completions in any optimiser step.
+"""Micro-batches of whole groups, without another set of completions in any optimiser step.
 
 TRL shuffles the completions of a generation batch before it cuts it into micro-batches, so that a group is spread over
 all of them and its prompt is read as often. An optimiser step adds up the gradients of ``gradient_accumulation_steps``
-micro-batches in a row: within that window their order changes no sum. So the window's completions are sorted by prompt,
-in the order in which TRL's shuffle brought the prompts up, and cut again.
+micro-batches in a row: within that window their order changes no sum. So the completions of the window are sorted by
+prompt, in the order in which TRL's shuffle brought the prompts up, and cut again.
 
 With one update per generation batch the window is the whole batch, and every group is whole. With more, TRL's shuffle
 decides which completions of a group an update sees, and that stays: a group is whole as far as the window has it.

@@ -1,0 +1,351 @@
+"""Callbacks of a run: progress bar, metrics of every step, warnings of a run that does nothing, stop on a signal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from mirrorpo.errors import Interrupted, RunError
+from mirrorpo.escape import say
+from mirrorpo.files import write_text_atomic
+from mirrorpo.interrupts import SIGNALS
+from mirrorpo.losses.objective import Objective
+from mirrorpo.runs.folder import METRICS_FILE
+from mirrorpo.runs.reader import recorded_steps
+
+logger = logging.get_logger(__name__)
+
+
+# Names under which TRL logs the same number a second time.
+_TWICE = ("rewards/", "clip_ratio/", "train_", "num_tokens", "epoch", "total_flos")
+
+
+def trim_metrics(run_dir: Path, last_step: int) -> float:
+    """Drops the lines after ``last_step`` (and a torn last line), so that a resumed run writes no step twice.
+
+    Returns:
+        The seconds that the kept steps took.
+
+    Raises:
+        RunError: lines up to ``last_step`` are missing.
+    """
+    path, lines = run_dir / METRICS_FILE, recorded_steps(run_dir)
+    if len(lines) < last_step:
+        raise RunError(f"{path}: is missing steps before the checkpoint at step {last_step}")
+    if path.exists():
+        write_text_atomic(path, "".join(f"{line}\n" for line, _ in lines[:last_step]))
+    return sum(seconds for _, seconds in lines[:last_step])
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends one JSON line for every step (rollout batch) to ``metrics.jsonl``.
+
+    Args:
+        path: the file.
+        updates_per_step: optimiser steps that make one step.
+    """
+
+    def __init__(self, path: Path, updates_per_step: int) -> None:
+        self.path = path
+        self.updates_per_step = updates_per_step
+        self.last: dict[str, float | int | None] = {}
+        self._since = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._since = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        line: dict[str, float | int | None] = {"step": state.global_step // self.updates_per_step}
+        for name, value in logs.items():
+            if name.startswith(_TWICE) or not isinstance(value, int | float):
+                continue
+            line[name] = value if math.isfinite(value) else None
+        now = time.monotonic()
+        line["seconds"] = round(now - self._since, 4)
+        self._since = now
+        self.last = line
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            if control.should_save:  # a checkpoint must not outlive the lines that lead to it
+                file.flush()
+                os.fsync(file.fileno())
+
+
+class ProgressBar(TrainerCallback):
+    """A bar with reward, divergence, clip share, length and time left; plain lines where there is no terminal.
+
+    Args:
+        console: where to draw (stderr, so that stdout stays machine-readable).
+        steps: of the whole run.
+        writer: its ``last`` line is shown.
+    """
+
+    def __init__(self, console: Console, steps: int, writer: MetricsWriter) -> None:
+        self.console, self.steps, self.writer = console, steps, writer
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+            transient=False,
+            disable=not console.is_terminal,
+        )
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            done = state.global_step // self.writer.updates_per_step
+            self.bar = self.progress.add_task("training", total=self.steps, completed=done, numbers="")
+            self.progress.start()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.bar is None or not logs or "loss" not in logs:
+            return
+        line = self.writer.last
+        step = int(line["step"] or 0)
+        self.progress.update(self.bar, completed=step, numbers=numbers_of(line))
+        if not self.console.is_terminal and (step % max(1, self.steps // 10) == 0 or step == self.steps):
+            say(self.console, f"step {step}/{self.steps}  {numbers_of(line)}")
+
+    def stop(self) -> None:
+        """Ends the drawing; called on every way out of the run."""
+        if self.bar is not None:
+            self.progress.stop()
+            self.bar = None
+
+
+def numbers_of(line: dict[str, float | int | None]) -> str:
+    """The few numbers worth watching."""
+    parts = []
+    if line.get("reward") is not None:
+        parts.append(f"reward {line['reward']:.3f}")
+    names = [name for name in line if name.startswith("divergence/")]
+    if names and line[names[0]] is not None:
+        parts.append(f"{names[0].split('/')[1]} {line[names[0]]:.4f}")
+    low, high = line.get("clip/low/frac"), line.get("clip/high/frac")
+    if low is not None and high is not None:
+        parts.append(f"clipped {100 * (low + high):.1f} %")
+    if line.get("completions/mean_length") is not None:
+        parts.append(f"length {line['completions/mean_length']:.1f}")
+    return "  ".join(parts)
+
+
+# Steps in a row after which a run without rewards, or without differences between them, is worth a line.
+PATIENCE = 5
+_NEARLY_ALL = 0.95
+# The penalty's share of the gradient below which float32 (and Adam's division) cannot see it.
+_NO_EFFECT = 1e-7
+# Reverse KL that two float32 evaluations of one policy show: half the square of a log-ratio of 1e-6 or so.
+ROUNDING = 1e-11
+
+
+class Watch(TrainerCallback):
+    """Says once what a run should not keep to itself.
+
+    Args:
+        objective: what is trained.
+        reference: the frozen model, None if the reference is the policy with its adapter off.
+        say: prints one line; the default is a warning of the library's logger.
+    """
+
+    def __init__(
+        self, objective: Objective, reference: nn.Module | None, say: Callable[[str], None] | None = None
+    ) -> None:
+        self.objective, self.reference = objective, reference
+        self.say = say or logger.warning
+        self.said: set[str] = set()
+        self._since: dict[str, int] = {}
+        self._measured: tuple[float, float] | None = None
+
+    def _once(self, what: str, line: str) -> None:
+        if what not in self.said:
+            self.said.add(what)
+            self.say(f"warning: {line}")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        self._look_at_rewards(logs)
+        self._look_at_penalty()
+        if (logs.get("grad_norm") or 0.0) > 0.0 and (logs.get("learning_rate") or 0.0) > 0.0:
+            self._look_at_reference(model, args)
+
+    def measured(self, step: int, share: float, divergence: float) -> None:
+        """The penalty's share of the gradient in an optimiser step, and the divergence there.
+
+        Args:
+            step: optimiser steps before it; at 0 the policy is its reference, and the share says nothing.
+            share: of the gradient's norm.
+            divergence: the penalty's mean, or reverse KL where that is known.
+        """
+        self._measured = (share, divergence) if step > 0 else None
+
+    def skipped(self) -> None:
+        """An optimiser step was left out: no advantage, and a policy that equals its reference."""
+        self._once(
+            "skipped",
+            "every advantage of the batch is 0 and the policy equals its reference: the update is left out, its "
+            "gradient would be rounding noise, which Adam scales to full steps",
+        )
+
+    def _lasts(self, what: str, holds: bool) -> bool:
+        """Whether something has held in ``PATIENCE`` logs of rewards."""
+        if not holds:
+            self._since.pop(what, None)
+            return False
+        self._since[what] = self._since.get(what, 0) + 1
+        return self._since[what] >= PATIENCE
+
+    def _look_at_rewards(self, logs: dict[str, Any]) -> None:
+        if "unscored/frac" not in logs:
+            return  # a later update on the same completions
+        unscored = self._lasts("unscored", logs["unscored/frac"] >= _NEARLY_ALL)
+        equal = self._lasts("equal", (logs["frac_reward_zero_std"] or 0.0) >= _NEARLY_ALL)
+        zero = self._lasts("zero", logs["reward"] == 0.0 and not logs["reward_std"])
+        if unscored:
+            self._once(
+                "unscored",
+                f"for {PATIENCE} steps hardly a completion had a reward: look at the reward's reasons, and at the data",
+            )
+        elif zero:
+            self._once(
+                "equal",
+                f"for {PATIENCE} steps every reward was 0: nothing is learned; look at completions and at the reward's "
+                "reasons (format, max_completion_length), take easier problems or a larger group_size",
+            )
+        elif equal:
+            self._once(
+                "equal",
+                f"for {PATIENCE} steps the completions of nearly every group had one and the same reward: nothing is "
+                "learned from them; take easier or harder problems, a larger group_size or a higher temperature",
+            )
+
+    def _look_at_penalty(self) -> None:
+        found, self._measured = self._measured, None
+        if found is None or self.objective.placement == "reward":
+            return
+        share, divergence = found
+        names = " and ".join(p.divergence.name for p in self.objective.penalties)
+        if share == 0.0 or (share < _NO_EFFECT and divergence < ROUNDING):
+            self._once(
+                "no gradient",
+                f"the penalty {names} has no gradient: the policy still is its reference, or the divergence is flat "
+                "there. Choose another estimator or divergence, or leave the penalty out",
+            )
+        elif share < _NO_EFFECT:
+            self._once(
+                "no effect",
+                f"the penalty {names} is {share:.0e} of the gradient: its coefficient can have no effect. Raise "
+                "objective.coefficient, or leave the penalty out",
+            )
+
+    def _look_at_reference(self, model: Any, args: Any) -> None:
+        """After a step that moved something: a policy that equals its reference still has not moved."""
+        if "reference" in self.said or model is None or not self.objective.needs_reference or args.sync_ref_model:
+            return
+        self.said.add("reference")
+        if _same_as_reference(model, self.reference):
+            self.said.discard("reference")
+            self._once(
+                "reference",
+                "after the first optimiser step the policy still equals its reference: its steps are too small for "
+                "its precision (raise the learning rate, or train.precision with model.dtype float32 weights), or "
+                "the reference is the policy itself",
+            )
+
+
+def _same_as_reference(policy: nn.Module, reference: nn.Module | None) -> bool:
+    if reference is None:  # an adapter: the policy is its reference while the second factors are 0
+        factors = [p for name, p in policy.named_parameters() if "lora_B" in name]
+        return bool(factors) and not any(bool(p.detach().any()) for p in factors)
+    theirs = dict(reference.named_parameters())
+    for name, parameter in policy.named_parameters():
+        other = theirs.get(name)
+        if other is None or other.shape != parameter.shape:
+            return False  # wrapped or sharded: not comparable, so nothing is said
+        if bool((other.detach() != parameter.detach()).any()):
+            return False
+    return True
+
+
+class GracefulStop(TrainerCallback):
+    """Turns SIGINT and SIGTERM into a checkpoint at the next step's end; a context manager around the run.
+
+    Args:
+        say: prints one line for the user.
+        how_to_resume: the command that goes on.
+
+    Attributes:
+        number: the signal that arrived, if one did.
+    """
+
+    def __init__(self, say: Callable[[str], None], how_to_resume: str) -> None:
+        self.say, self.how_to_resume = say, how_to_resume
+        self.number: int | None = None
+        self._in_step = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> GracefulStop:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._before = {number: signal.signal(number, self._received) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        if not self._in_step or self.number is not None:
+            raise Interrupted(number, f"stopped by {signal.Signals(number).name}; continue with: {self.how_to_resume}")
+        self.number = number
+        self.say(f"{signal.Signals(number).name}: a checkpoint is written after this step; once more to stop at once")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._in_step = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._in_step = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._anybody(args):
+            control.should_save = True
+            control.should_training_stop = True
+
+    def _anybody(self, args: Any) -> bool:
+        """Whether a process of the run was signalled: all must stop behind the same step."""
+        if args.world_size == 1:
+            return self.number is not None
+        flag = torch.tensor(self.number or 0, device=args.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        self.number = int(flag) or None
+        return self.number is not None
+
+    def raise_if_stopped(self, step: int, steps: int) -> None:
+        """To be called behind the training: ends the run if a signal ended the training."""
+        if self.number is not None:
+            name = signal.Signals(self.number).name
+            raise Interrupted(
+                self.number, f"stopped by {name} behind step {step} of {steps}; continue with: {self.how_to_resume}"
+            )
+
+
+__all__ = ["GracefulStop", "MetricsWriter", "ProgressBar", "Watch", "numbers_of", "trim_metrics"]
