@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,11 @@ def main(wanted: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="mirrorpo-install-") as scratch:
         call([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", scratch, str(ROOT)], ROOT)
         (wheel,) = Path(scratch).glob("mirrorpo-*.whl")
+        shipped = {name.removeprefix("mirrorpo/") for name in zipfile.ZipFile(wheel).namelist()}
+        absent = {str(p.relative_to(ROOT / "src/mirrorpo")) for p in (ROOT / "src/mirrorpo").rglob("*.py")} - shipped
+        if absent:
+            print(f"the wheel lacks {', '.join(sorted(absent))}")
+            return 1
         for kind in wanted or KINDS:
             if kind == "verl" and sys.version_info >= (3, 13):
                 print("verl   skipped: its requirements are for Python below 3.13")

@@ -85,6 +85,28 @@ def test_the_package_has_the_names_that_it_announces() -> None:
         mirrorpo.objectiv  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_importing_every_module_hides_no_public_name(tmp_path: Path) -> None:
+    code = (
+        "import importlib, pkgutil, mirrorpo; before = {n: getattr(mirrorpo, n) for n in mirrorpo.__all__}; "
+        "[importlib.import_module(m.name) for p in ('losses', 'divergences', 'kernels') for m in "
+        "pkgutil.walk_packages(importlib.import_module(f'mirrorpo.{p}').__path__, f'mirrorpo.{p}.')]; "
+        "assert all(getattr(mirrorpo, n) is f for n, f in before.items())"
+    )
+    status, _, err, _ = started(cwd=tmp_path, code=code)
+    assert status == 0, err
+
+
+def test_no_ignore_rule_takes_a_source_file_out_of_the_wheel() -> None:
+    """The build leaves out what git ignores, tracked or not."""
+    root = Path(mirrorpo.__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    sources = [str(path.relative_to(root)) for path in (root / "src").rglob("*.py")]
+    command = ["git", "check-ignore", "--no-index", *sources]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, ""), "1: none is ignored"
+
+
 def test_a_type_checker_sees_every_lazy_name_from_the_module_that_it_is_loaded_from() -> None:
     import ast
 

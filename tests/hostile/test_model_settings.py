@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,7 @@ ABSURD = {
     "max_position_embeddings": 10**30,
     "attn_implementation": "stranger/attention-kernel",
     "_attn_implementation": "stranger/kernel@main:forward",
+    "_attn_implementation_internal": "stranger/kernel",
 }
 
 
@@ -61,6 +64,7 @@ def test_sizes_and_kernels_that_no_model_has_are_refused_by_name(key: str, comma
         ({"hidden_size": 1.5}, "got 1.5"),
         ({"num_key_value_heads": [8, 10**6]}, "got 1000000"),
         ({"auto_map": {"AutoConfig": "mine.Config"}, "model_type": "mine"}, "code of its author (auto_map)"),
+        ({"auto_map": {"AutoConfig": "a/b--mine.C"}, "trust_remote_code": True}, "code of its author (auto_map)"),
     ],
 )
 def test_a_config_is_checked_wherever_a_size_stands(config: dict[str, object], piece: str) -> None:
@@ -142,6 +146,19 @@ def test_a_broken_tokenizer_is_one_line(content: bytes, command: str, folder: Pa
     assert "its tokenizer cannot be loaded" in refusal(command, folder)
 
 
+def test_a_tokenizer_that_makes_its_library_panic_is_one_line(folder: Path) -> None:
+    """A merge longer than any entry of the vocabulary: an exception that is no ``Exception``, and a native trace."""
+    tiny(folder)
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["model"] = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["ab", "ab"]]}
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    command = [sys.executable, "-m", "mirrorpo", "eval", str(folder), "--task", "arithmetic"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "its tokenizer cannot be loaded (range end index" in done.stderr
+
+
 @commands
 @pytest.mark.parametrize("name", ["./absent", "/absent/model", "runs/absent/model"])
 def test_a_missing_folder_is_called_a_missing_folder(name: str, command: str, tmp_path: Path) -> None:
@@ -190,6 +207,13 @@ def test_a_chat_template_that_fails_or_takes_too_much_is_one_line(
         check_chat_template(load_tokenizer(str(folder)), [[{"role": "user", "content": "1 + 1"}]])
     assert "its chat template cannot be used" in str(refused.value)
     assert str(refused.value).isprintable()
+
+
+def test_a_template_among_the_options_is_held_to_the_same_limits() -> None:
+    tokenizer, chats = load_tokenizer("builtin:tiny"), [[{"role": "user", "content": "1 + 1"}]]
+    for options in ({"chat_template": "{{ raise_exception('mine') }}"}, {"tokenize": True}):
+        with pytest.raises(InputError, match="its chat template cannot be used"):
+            check_chat_template(tokenizer, chats, options)
 
 
 @commands

@@ -27,6 +27,7 @@ from mirrorpo.models.folder import check_model_folder, loading
 from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import Context, context_of
 from mirrorpo.models.weights import without_memory
+from mirrorpo.quiet import silent_if_it_fails
 from mirrorpo.tasks import Row, Task, find_task
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.distributed import world_size
@@ -79,7 +80,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     if _names_a_folder(path) and not Path(path).is_dir():
         raise InputError(f"model.path {path!r}: no such folder")
     try:
-        return tokenizers.load(resolve_model(path), trust_remote_code=trust_remote_code)
+        with silent_if_it_fails():
+            return tokenizers.load(resolve_model(path), trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise InputError(f"model.path {path!r}: {error}") from error
 
