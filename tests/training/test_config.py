@@ -150,6 +150,16 @@ def test_the_flag_that_switches_a_boolean_off_works_as_in_trl() -> None:
         from_parser("--objective", '{"preset": "grpo", "estimator": "weighted"}', "--no_use_bias_correction_kl")
 
 
+def test_the_help_of_the_parser_shows_the_objective_and_hides_what_is_internal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        HfArgumentParser(MirrorConfig).parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert "--objective" in text
+    assert "--implied" not in text
+
+
 # Ways to write an objective
 
 

@@ -1,4 +1,4 @@
-"""Which recipes are shipped, and where? Beside the package when it is installed, at the top of a checkout."""
+"""Lookup of shipped recipes: inside the package when it is installed, at the top of a checkout."""
 
 from __future__ import annotations
 

@@ -108,10 +108,10 @@ class VllmSpec(Settings):
     server_url: str | None = Field(default=None, min_length=1, description="such as http://localhost:8000 (server)")
     correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
         default="sequence_mask",
-        description="weight of the policy term for the sampler's mismatch: trainer / sampler probability, held or 0",
+        description="weight of the policy term for the sampler's mismatch: trainer / sampler probability, clamped or 0",
     )
-    ratio_max: float = Field(default=3.0, gt=0.0, description="largest weight of the correction")
-    ratio_min: float | None = Field(default=None, ge=0.0, description="smallest one; empty: no bound")
+    ratio_max: float = Field(default=3.0, gt=0.0, description="upper bound of the weight")
+    ratio_min: float | None = Field(default=None, ge=0.0, description="lower bound of the weight; empty: none")
 
     @model_validator(mode="after")
     def _of_its_mode(self) -> VllmSpec:
@@ -159,9 +159,7 @@ class TrainSpec(Settings):
     updates_per_batch: int = Field(
         default=1, ge=1, le=1_000_000, description="optimiser steps per rollout batch, on parts of it"
     )
-    passes_per_batch: int = Field(
-        default=1, ge=1, le=10_000, description="times that each rollout batch is gone through"
-    )
+    passes_per_batch: int = Field(default=1, ge=1, le=10_000, description="passes over each rollout batch")
     micro_batch_size: int | None = Field(default=None, ge=1, description="completions in memory at once (per process)")
     learning_rate: float = Field(default=1e-4, gt=0.0, le=10.0)
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
@@ -176,20 +174,25 @@ class TrainSpec(Settings):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the forward and backward pass")
     on_nonfinite: Literal["raise", "skip"] = Field(
-        default="raise", description="a number that is not finite ends the run, or its tokens or step are left out"
+        default="raise", description="a NaN or infinite number ends the run, or its tokens or step are left out"
     )
     max_nonfinite: int = Field(
-        default=10, ge=0, le=10_000_000, description="with skip: optimiser steps with something left out"
+        default=10,
+        ge=0,
+        le=10_000_000,
+        description="with skip: maximum number of incomplete optimiser steps",
     )
     gradient_checkpointing: bool = False
     fast: Literal["auto", "off"] = Field(
         default="auto", description="auto: completions packed, prompts shared, where supported; off: padded"
     )
     token_budget: int | None = Field(
-        default=None, ge=1, description="most tokens in a packed row: less memory, more time; empty: a micro-batch"
+        default=None,
+        ge=1,
+        description="maximum tokens in a packed row: less memory, more time; empty: a micro-batch",
     )
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
-    vllm: VllmSpec = Field(default=VllmSpec(), description="how, if use_vllm is true")
+    vllm: VllmSpec = Field(default=VllmSpec(), description="settings of vLLM, if use_vllm is true")
 
     @field_validator("fast", mode="before")
     @classmethod
@@ -222,7 +225,7 @@ class ReferenceSpec(Settings):
     """Where the penalty is measured from."""
 
     kind: Literal["kept", "synced", "averaged"] = Field(
-        default="kept", description="the start; the policy of some steps ago; a running average of the policy"
+        default="kept", description="the model before training; the policy of some steps ago; a running average"
     )
     every: int = Field(default=1, ge=1, le=10_000_000, description="optimiser steps between updates (synced, averaged)")
     rate: float = Field(default=0.01, gt=0.0, le=1.0, description="share of the policy in each update (averaged)")

@@ -186,7 +186,8 @@ class MirrorConfig(GRPOConfig):
         """Builds the objective, checks the fields that were passed against it and sets the others."""
         self._forget_implied(tuple(TRL_FIELDS))
         if self.no_use_bias_correction_kl:
-            self.use_bias_correction_kl, self.no_use_bias_correction_kl = False, False
+            self.use_bias_correction_kl = False  # pyright: ignore[reportIncompatibleVariableOverride]
+            self.no_use_bias_correction_kl = False
         given = {name: getattr(self, name) for name in TRL_FIELDS if getattr(self, name) is not None}
         if self.objective is None:
             chosen, values = objective_of_trl(given), TRL_DEFAULTS
