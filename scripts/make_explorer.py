@@ -34,7 +34,6 @@ FAMILIES = {
 }
 INTERVALS = ("ratio", "kl3", "kl2", "binary_tv", "binary_kl")  # regions with bounds that are no divergence's own name
 LEFT_OUT = ("neural",)  # 380 dials are too many for a page
-ALSO_REGIONS = ("k2", "k3")  # not listed under these names, but their constraints exist: those of kl2 and reverse_kl
 
 
 def names() -> list[dict[str, Any]]:
@@ -47,7 +46,7 @@ def names() -> list[dict[str, Any]]:
             "source": entry.source,
             "options": list(entry.options),
             "divergence": True,
-            "region": name in DIVERGENCE_REGIONS or name in ALSO_REGIONS,
+            "region": name in DIVERGENCE_REGIONS,
         }
         for name, entry in DIVERGENCES.items()
         if name not in LEFT_OUT

@@ -19,7 +19,9 @@ CORE = (
     "losses.future_kl",
     "losses.objective",
     "losses.optimum",
+    "losses.penalties",
     "losses.regions",
+    "losses.rules",
     "losses.solver",
     "losses.surrogates",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,17 @@ class Batch:
     def logp(self, logits: torch.Tensor) -> torch.Tensor:
         return self.padded(logits.log_softmax(-1).gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1))
 
+    @property
+    def teacher(self) -> Anchor:
+        """The reference with another head."""
+        weight = self.reference.head.weight.flip(0)
+        return Anchor(hidden=self.reference.hidden, head=replace(self.reference.head, weight=weight))
+
+    def sampler(self) -> torch.Tensor:
+        """What an engine with noise would report of the rollout policy."""
+        old = self.logp(self.rollout.head.logits(self.rollout.hidden)).detach()
+        return torch.where(self.mask, (old + 0.1 * logits(*old.shape, seed=8).to(old)).clamp(max=-1e-3), 0.0)
+
     def shared(self) -> dict[str, Any]:
         """What plain and fused path take alike."""
         return {
@@ -53,6 +64,8 @@ class Batch:
             "mask": self.mask,
             "logp_old": self.logp(self.rollout.head.logits(self.rollout.hidden)).detach(),
             "logp_ref": self.logp(self.reference.head.logits(self.reference.hidden)).detach(),
+            "logp_sampler": self.sampler(),
+            "logp_teacher": self.logp(self.teacher.head.logits(self.teacher.hidden)).detach(),
             "max_completion_length": LENGTH,
         }
 
@@ -66,8 +79,10 @@ class Batch:
                 "logits": self.padded(all_logits),
                 "logits_ref": self.padded(self.reference.head.logits(self.reference.hidden)),
                 "logits_old": self.padded(self.rollout.head.logits(self.rollout.hidden)),
+                "logits_teacher": self.padded(self.teacher.head.logits(self.teacher.hidden)),
                 "tokens": self.padded(self.tokens),
             }
+        given["vocabulary"] = self.head.vocabulary
         return objective(logp=self.logp(all_logits), **(given | changes))
 
 

@@ -73,7 +73,8 @@ def step(
         function: the custom loss.
         args: slime's arguments.
         samples: of each the ``tokens`` (prompt and response), and the response's ``log_probs``, ``advantages``,
-            ``loss_masks`` and, with a reference, ``ref_log_probs``.
+            ``loss_masks`` and, with a reference, ``ref_log_probs``; with an engine that reports them,
+            ``rollout_log_probs``.
         logits: (1, T, V) of all samples side by side.
         num_microbatches: equal parts that are summed.
     """
@@ -95,7 +96,7 @@ def step(
 
         batch: dict[str, Any] = {"unconcat_tokens": [s["tokens"] for s in part], "total_lengths": totals}
         batch |= {"response_lengths": lengths, "rollout_mask_sums": sums}
-        for name in ("advantages", "log_probs", "ref_log_probs", "loss_masks"):
+        for name in ("advantages", "log_probs", "rollout_log_probs", "ref_log_probs", "loss_masks"):
             if name in part[0]:
                 batch[name] = [s[name] for s in part]
         width = sum(totals)

@@ -21,8 +21,11 @@ import pytest
 from mirrorpo.divergences import DIVERGENCES, ESTIMATORS
 from mirrorpo.losses.advantages import ADVANTAGES
 from mirrorpo.losses.aggregation import AGGREGATIONS
+from mirrorpo.losses.anchors import ANCHORS
+from mirrorpo.losses.penalties import PENALTY_KEYS, PLACEMENTS
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.losses.regions import REGIONS
+from mirrorpo.losses.rules import ACTS, LEVELS, RULE_KEYS
 from mirrorpo.losses.surrogates import SURROGATES
 
 Load = Callable[[str], ModuleType]
@@ -46,11 +49,14 @@ CORE = (
     "kernels.head",
     "kernels.objective_head",
     "losses.advantages",
+    "losses.anchors",
     "losses.aggregation",
     "losses.future_kl",
     "losses.objective",
+    "losses.penalties",
     "losses.presets",
     "losses.regions",
+    "losses.rules",
     "losses.solver",
     "losses.surrogates",
 )
@@ -155,6 +161,12 @@ def test_every_name_of_the_package_stands_in_the_page_of_formulas() -> None:
         "advantage": ADVANTAGES,
         "aggregation": AGGREGATIONS,
         "preset": PRESETS,
+        "anchor": ANCHORS,
+        "act": ACTS,
+        "level": LEVELS,
+        "placement": PLACEMENTS,
+        "key of a region": RULE_KEYS,
+        "key of a penalty": PENALTY_KEYS,
     }
     missing = [f"{kind} {name}" for kind, names in tables.items() for name in names if f"`{name}`" not in text]
     assert missing == []
@@ -162,19 +174,35 @@ def test_every_name_of_the_package_stands_in_the_page_of_formulas() -> None:
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_the_table_of_presets_says_what_the_code_does(preset: str) -> None:
-    text = (ROOT / "docs" / "math.md").read_text(encoding="utf-8").partition("## Presets")[2]
+    text = (
+        (ROOT / "docs" / "math.md").read_text(encoding="utf-8").partition("## Presets")[2].partition("<!-- ours -->")[0]
+    )
     (row,) = [line for line in text.splitlines() if line.startswith(f"| `{preset}` |")]
     _, region, penalty, advantage, aggregation, _ = (cell.strip() for cell in row.strip("|").split("|"))
     expected = PRESETS[preset]
     assert (advantage, aggregation) == (expected.advantage, expected.aggregation)
-    for name, coefficient in expected.penalties:
+    for spec in expected.penalties:
+        name, coefficient = spec["divergence"], spec["coefficient"]
         for word in [name] if isinstance(name, str) else name.values():
             assert word in penalty
+        assert spec.get("estimator", "sampled") in penalty.replace("both sampled", "sampled")
+        assert spec.get("anchor", "") in penalty
         assert any(
             float(number) == coefficient for number in re.findall(r"\d[\d.]*(?:e-\d+)?", penalty.replace("l2", ""))
         )
     assert (penalty == "none") == (not expected.penalties)
     if not region.startswith("as "):
-        assert region.startswith(expected.region[0])
+        bound = next((spec for spec in expected.regions if spec.get("act") != "mask"), {"name": "none"})
+        assert region.startswith(bound["name"])
         numbers = {float(number) for number in re.findall(r"\d[\d.]*(?:e-\d+)?", region)}
-        assert set(expected.region[1].values()) <= numbers
+        assert {value for value in bound.values() if isinstance(value, float)} <= numbers
+        assert ("soft" in region) == (bound.get("act") == "soft")
+        assert ("mask" in region) == (len(expected.regions) > 1)
+        assert ("behaviour sampler" in region) == (expected.behaviour == "sampler")
+
+
+def test_the_page_says_which_values_of_the_presets_are_ours() -> None:
+    text = (ROOT / "docs" / "math.md").read_text(encoding="utf-8")
+    block = text.partition("<!-- ours -->")[2].partition("<!-- end -->")[0]
+    rows = [line for line in block.splitlines() if line.startswith("| `") and "`preset`" not in line]
+    assert rows == [f"| `{name}` | {preset.ours} |" for name, preset in PRESETS.items() if preset.ours]

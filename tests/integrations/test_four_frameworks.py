@@ -25,7 +25,7 @@ FILES = {
     "k3 at the tokens": "preset: grpo\nadvantage: dr_grpo\naggregation: token_mean\nestimator: weighted\n",
     "per completion": "preset: grpo\ncoefficient: 0.5\nestimator: score\n",
     "GSPO": "preset: prob_l2_gspo\ncoefficient: 1.0\n",
-    "DPPO": "preset: dppo_tv\nadvantage: dr_grpo\n",
+    "DPPO": "preset: dppo_tv\nbehaviour: old\naggregation: token_mean\n",
     "two penalties": "preset: prob_l2_kl_grpo\ncoefficient: [1.0, 1e-1]\n",
 }
 

@@ -27,11 +27,14 @@ def through(b: Batch, spec: Any, **more: Any) -> tuple[torch.Tensor, torch.Tenso
     return total.detach(), gradient(total, b.logp), metrics
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+CARRIED = [name for name in PRESETS if name not in ("opd", "icepop")]  # a teacher; a mask of the old policy
+
+
+@pytest.mark.parametrize("preset", CARRIED)
 def test_every_preset_through_prime_rl_is_ours_called_directly(preset: str) -> None:
     spec = {"preset": preset, **BASE}
     b = batch()
-    ours = mirrorpo.objective_from(spec)(**vars(b))
+    ours = mirrorpo.objective_from(spec)(**vars(b), logp_sampler=b.logp_old)
     value, slope, metrics = through(b, spec)
     assert_same((ours.loss.detach(), gradient(ours.loss, b.logp)), (value, slope))
     assert metrics["mirrorpo/ratio/mean"] > 0
@@ -71,8 +74,13 @@ def test_an_objective_file_a_table_and_a_text_mean_the_same(tmp_path: Path) -> N
         ({"preset": "dr_grpo", **BASE, "region": {"name": "top_k", "radius": 1.0}}, "cannot express region 'top_k'"),
         (
             {"preset": "dr_grpo", **BASE, "divergence": "js", "coefficient": 1.0, "placement": "reward"},
-            "cannot express placement 'reward'.*train with TRL or verl",
+            "cannot express placement 'reward'.*Legal: placement advantage, loss; or train with TRL",
         ),
+        (
+            {"preset": "opd"},
+            "cannot express penalty 'reverse_kl' with anchor 'teacher'.*Legal: old, reference, sampler",
+        ),
+        ({"preset": "icepop", **BASE}, "cannot express region 'ratio' of 'old'"),
         ({"preset": "dr_grpoo"}, "unknown objective preset"),
         ({"coefficient": 1.0}, "needs the key 'preset'"),
     ],
@@ -84,6 +92,24 @@ def test_what_prime_rl_cannot_express_is_named(
         through(batch(), spec)
     assert main(["prime-rl", json.dumps(spec)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("preset", ["dapo", "dppo_tv", "opsm", "spo"])
+def test_a_token_that_the_engine_could_not_score_has_no_policy_term(preset: str) -> None:
+    spec = {"preset": preset, **BASE}
+    b, dropped = batch(), batch()
+    with torch.no_grad():
+        b.logp_old[3, 1] = -torch.inf
+    value, slope, metrics = through(b, spec)
+    assert value.isfinite()
+    assert slope.isfinite().all()
+    assert metrics["mirrorpo/behaviour/missing/frac"] > 0
+    if preset != "opsm":  # its penalty stays, with a ratio of 1
+        assert slope[3, 1] == 0
+        kept = torch.ones_like(b.mask)
+        kept[3, 1] = 0
+        whole = through(dropped, spec)[1]
+        torch.testing.assert_close(slope, whole * kept)
 
 
 def test_a_penalty_without_reference_log_probabilities_is_no_zero_penalty() -> None:

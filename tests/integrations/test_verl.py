@@ -89,11 +89,11 @@ THEIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vanilla": ({"preset": "dapo", "dual_clip": 3.0}, {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28}),
     "gspo": ({"preset": "gspo"}, {"clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4}),
     "dppo_tv": (
-        {"preset": "dppo_tv"},
+        {"preset": "dppo_tv", "behaviour": "old"},
         {"clip_ratio": 0.15, "clip_ratio_low": 0.15, "clip_ratio_high": 0.15, "clip_ratio_c": 20.0},
     ),
     "dppo_kl": (
-        {"preset": "dppo_kl"},
+        {"preset": "dppo_kl", "behaviour": "old"},
         {"clip_ratio": 0.05, "clip_ratio_low": 0.05, "clip_ratio_high": 0.05, "clip_ratio_c": 20.0},
     ),
     "cispo": ({"preset": "cispo"}, {"clip_ratio_low": 1.0, "clip_ratio_high": 4.0}),
@@ -126,9 +126,9 @@ def test_the_penalties_of_verl_are_ours(name: str) -> None:
 @pytest.mark.parametrize("region", [name for name in (*REGIONS, *DIVERGENCE_REGIONS) if name not in ("exact", "top_k")])
 def test_every_trust_region_through_verl_is_ours_called_directly(region: str, aggregation: str) -> None:
     options: dict[str, Any] = {"name": region, **OPTIONS.get(region, {})}
-    if region == "ratio":
+    if region == "ratio" or region == "log_ratio":
         options |= {"epsilon_low": 0.1, "epsilon_high": 0.3}
-    elif region != "none":
+    elif region not in ("none", "dcpo"):
         options["radius"] = 0.02
     spec = {"preset": "dapo", "region": options, "aggregation": aggregation}
     b = batch(spread=0.3, empty=False)
@@ -139,11 +139,28 @@ def test_every_trust_region_through_verl_is_ours_called_directly(region: str, ag
 def test_every_preset_through_verl_is_ours_called_directly(preset: str) -> None:
     spec = {"preset": preset}
     objective = mirrorpo.objective(preset)
+    if not objective.needs <= {"old", "reference"}:
+        with pytest.raises(InputError, match=r"verl cannot express .*'(sampler|teacher)'.*Legal: "):
+            plugin.policy_loss(name_of(spec))
+        return
     if objective.penalties:
         spec["coefficient"] = [0.0] * len(objective.penalties)  # the penalty is verl's other hook
         objective = mirrorpo.objective_from(spec)
     b = batch(spread=0.3, empty=False)
     assert_same(directly(b, objective), through_verl(b, name_of(spec), MODES[objective.aggregation]))
+
+
+@pytest.mark.parametrize("preset", ["dapo", "spo", "gspo"])
+def test_a_token_that_the_engine_could_not_score_has_no_part_in_a_nan(preset: str) -> None:
+    # with rollout_correction.bypass_mode old_log_prob is what the engine reported
+    b = batch(spread=0.3, empty=False)
+    with torch.no_grad():
+        b.logp_old[3, 1] = -torch.inf
+    objective = mirrorpo.objective(preset)
+    value, slope = through_verl(b, name_of({"preset": preset}), MODES[objective.aggregation])
+    assert value.isfinite()
+    assert slope.isfinite().all()
+    assert preset == "gspo" or slope[3, 1] == 0
 
 
 def nested(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -51,6 +51,41 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "geometric under another name": {"preset": "gmpo", "surrogate": replace(SURROGATES["geometric"], name="mine")},
     "a function that may couple the tokens": {"preset": "gmpo", "surrogate": SURROGATES["geometric"].fn},
     "future KL": {"preset": "fipo"},
+    "sampler": {"preset": "dppo_kl"},
+    "mask around the sampler": {"preset": "icepop"},
+    "mask of sequences": {"preset": "opsm"},
+    "mask of products": {
+        "preset": "dapo",
+        "behaviour": "sampler",
+        "regions": [{"name": "kl3", "radius": 0.5, "act": "mask", "level": "product"}],
+    },
+    "soft": {"preset": "spo"},
+    "soft, around the sampler": {"preset": "drpo", "behaviour": "sampler"},
+    "product level": {"preset": "gspo", "level": "product", "epsilon_low": 0.2, "epsilon_high": 0.2},
+    "teacher": {"preset": "opd"},
+    "teacher, exact": {
+        "preset": "dapo",
+        "penalties": [
+            {"divergence": "js", "coefficient": 0.3, "anchor": "teacher", "estimator": "exact"},
+            {"divergence": "kl", "coefficient": 0.1, "anchor": "reference", "estimator": "top_k", "k": 3},
+            {"divergence": "reverse_kl", "coefficient": 0.1, "anchor": "old", "estimator": "exact"},
+        ],
+    },
+    "penalties in the advantage, toward the sampler and uniform": {
+        "preset": "dr_grpo",
+        "penalties": [
+            {"divergence": "reverse_kl", "coefficient": 0.5, "anchor": "teacher", "placement": "advantage"},
+            {"divergence": "js", "coefficient": 0.1, "anchor": "sampler", "estimator": "weighted"},
+            {"divergence": "kl", "coefficient": 0.1, "anchor": "uniform", "estimator": "score"},
+        ],
+    },
+    "region over the vocabulary around the reference, as a mask": {
+        "preset": "grpo",
+        "regions": [
+            {"name": "exact", "radius": 0.05},
+            {"name": "top_k", "radius": 0.3, "k": 3, "anchor": "reference", "act": "mask"},
+        ],
+    },
 }
 
 
@@ -59,7 +94,7 @@ def made(spec: dict[str, Any]) -> mirrorpo.Objective:
 
 
 def fused(objective: mirrorpo.Objective, b: Batch, **changes: Any) -> mirrorpo.Output:
-    given = {"reference": b.reference, "rollout": b.rollout, "chunk": 4} | b.shared() | changes
+    given = {"reference": b.reference, "rollout": b.rollout, "teacher": b.teacher, "chunk": 4} | b.shared() | changes
     return objective_from_hidden(objective, b.hidden, b.head, b.tokens, **given)[0]
 
 

@@ -10,7 +10,7 @@ import mirrorpo
 from naive import logits
 
 NAN = float("nan")
-KINDS = ("grpo", "dr_grpo", "rloo")
+KINDS = ("grpo", "dr_grpo", "rloo", "maxrl")
 
 
 def naive(rewards: list[float], kind: str) -> list[float]:
@@ -26,13 +26,15 @@ def naive(rewards: list[float], kind: str) -> list[float]:
         else:
             mean = sum(scored) / len(scored)
             std = statistics.stdev(scored) if len(scored) > 1 else 0.0  # the sample deviation, n - 1
-            result.append((r - mean) / (std + 1e-4) if kind == "grpo" else r - mean)
+            by = {"grpo": std + 1e-4, "dr_grpo": 1.0, "maxrl": mean or 1.0}[kind]
+            result.append((r - mean) / by)
     return result
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_its_formula_group_by_group(kind: str) -> None:
-    rewards = logits(24, seed=1)
+    rewards = logits(24, seed=1).abs()  # `maxrl` is for rewards >= 0
+    rewards[:4] = 0.0
     got = mirrorpo.advantages(rewards, 4, kind)
     expected = [x for start in range(0, 24, 4) for x in naive(rewards[start : start + 4].tolist(), kind)]
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-13)
@@ -49,6 +51,10 @@ def test_a_completion_without_a_score_leaves_its_group(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5])
 def test_equal_rewards_give_zero(kind: str, value: float) -> None:
+    if kind == "maxrl" and value < 0:
+        with pytest.raises(ValueError, match=r"'maxrl' divides by the mean reward and needs rewards >= 0, got -3.5"):
+            mirrorpo.advantages(torch.full((6,), value), 3, kind)
+        return
     assert mirrorpo.advantages(torch.full((6,), value), 3, kind).tolist() == [0.0] * 6
 
 
@@ -78,7 +84,7 @@ def test_an_empty_batch_gives_no_advantages() -> None:
         (torch.zeros(6), 4, "grpo", ("rewards", "divisible by group_size 4", "(6,)")),
         (torch.zeros(4), 1, "grpo", ("group_size", ">= 2", "1")),
         (torch.zeros(4), 0, "grpo", ("group_size", ">= 2", "0")),
-        (torch.zeros(4), 2, "gpro", ("advantage", "'gpro'", "did you mean 'grpo'", "dr_grpo, grpo, rloo")),
+        (torch.zeros(4), 2, "gpro", ("advantage", "'gpro'", "did you mean 'grpo'", "dr_grpo, grpo, maxrl, rloo")),
     ],
 )
 def test_bad_arguments_are_named(rewards: torch.Tensor, group_size: int, kind: str, words: tuple[str, ...]) -> None:

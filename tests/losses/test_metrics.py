@@ -110,7 +110,8 @@ def test_the_entropy_prediction_is_the_first_order_change_up_to_a_term_that_does
 def test_every_metric_is_a_detached_scalar_with_a_suffix_that_says_how_to_reduce_it() -> None:
     data = batch()
     data["logp"].requires_grad_()
-    for preset in ("grpo", "gspo", "dppo_tv", "gmpo", "fipo", "prob_l2_kl_grpo"):
+    data["logp_sampler"] = data["logp_old"]
+    for preset in ("grpo", "gspo", "dppo_tv", "icepop", "gmpo", "fipo", "prob_l2_kl_grpo"):
         for name, value in mirrorpo.objective(preset)(**data, max_completion_length=6).metrics.items():
             assert value.shape == (), name
             assert not value.requires_grad, name

@@ -35,12 +35,14 @@ def batch(seed: int = 0, scale: float = 0.3) -> dict[str, torch.Tensor]:
         "logp": logp,
         "logp_old": logp_old,
         "logp_ref": logp_ref,
+        "logp_sampler": (logp_old + 0.1 * logits(B, T, seed=seed + 4)).clamp(max=-1e-3),
+        "logp_teacher": (logp_old + scale * logits(B, T, seed=seed + 5)).clamp(max=-1e-3),
         "mask": mask,
         "advantages": logits(B, seed=seed + 3),
     }
 
 
-SAMPLED = ("logp", "logp_old", "logp_ref", "mask", "advantages")
+SAMPLED = ("logp", "logp_old", "logp_ref", "logp_sampler", "logp_teacher", "mask", "advantages")
 
 
 def call(objective: mirrorpo.Objective, data: dict[str, torch.Tensor], **changes: Any) -> mirrorpo.Output:
@@ -219,7 +221,11 @@ CONFIGURATIONS = {
     "exact penalty": {"preset": "grpo", "estimator": "exact"},
     "top_k penalty": {"preset": "grpo", "estimator": "top_k", "k": 2},
     "exact region": {"preset": "dapo", "region": {"name": "exact", "radius": 0.01}},
-    "top_k region": {"preset": "dppo_tv", "region": {"name": "top_k", "radius": 0.01, "divergence": "tv", "k": 2}},
+    "top_k region": {
+        "preset": "dppo_tv",
+        "behaviour": "old",
+        "region": {"name": "top_k", "radius": 0.01, "divergence": "tv", "k": 2},
+    },
     "sequence sapo": {"preset": "sapo", "level": "sequence"},
 }
 
@@ -239,7 +245,7 @@ def test_what_stands_at_masked_positions_has_no_effect(name: str, poison: float)
     for key in leaves:
         leaves[key][~mask] = poison
     dirty = {**d, **leaves, "tokens": torch.where(mask, d["tokens"], -100)}
-    for key in ("logp", "logp_old", "logp_ref"):
+    for key in ("logp", "logp_old", "logp_ref", "logp_sampler", "logp_teacher"):
         dirty[key] = torch.where(mask, d[key].detach(), poison)
     dirty["logp"].requires_grad_()
     dirty["logits"].requires_grad_()
@@ -277,6 +283,8 @@ def test_an_empty_batch_gives_a_zero_with_a_graph(name: str, shape: tuple[int, i
         logp=logp,
         logp_old=anchor,
         logp_ref=anchor,
+        logp_sampler=anchor,
+        logp_teacher=anchor,
         advantages=torch.zeros(shape[0]),
         mask=anchor,
         max_completion_length=LENGTH,

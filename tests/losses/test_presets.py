@@ -23,6 +23,8 @@ def batch(seed: int = 4, scale: float = 0.5) -> Data:
         "logp": (logp_old + scale * logits(B, T, seed=seed + 1)).clamp(max=-1e-4).requires_grad_(),
         "logp_old": logp_old,
         "logp_ref": (logp_old + scale * logits(B, T, seed=seed + 2)).clamp(max=-1e-4),
+        "logp_sampler": (logp_old + 0.3 * scale * logits(B, T, seed=seed + 4)).clamp(max=-1e-4),
+        "logp_teacher": (logp_old + scale * logits(B, T, seed=seed + 5)).clamp(max=-1e-4),
         "advantages": logits(B, seed=seed + 3),
         "mask": (torch.arange(T) < torch.tensor([[8], [5], [3], [1], [7]])).double(),
     }
@@ -72,18 +74,19 @@ def gmpo(d: Data) -> torch.Tensor:
 
 
 def dppo(d: Data, value: torch.Tensor, radius: float) -> torch.Tensor:
-    w, a = ratio_and_advantage(d)
+    # arXiv 2602.04879, Eqs. 11 and 12, around the policy that sampled
+    w, a = (d["logp"] - d["logp_sampler"]).exp(), d["advantages"].unsqueeze(1)
     outward = ((w > 1) & (a > 0)) | ((w < 1) & (a < 0))
     keep = ~((value > radius) & outward)
-    return token_mean(-keep.double() * w.clamp(max=20.0).detach() * a * d["logp"], d["mask"])
+    return constant(-keep.double() * w.clamp(max=20.0).detach() * a * d["logp"], d["mask"])
 
 
 def dppo_tv(d: Data) -> torch.Tensor:
-    return dppo(d, (d["logp"].exp() - d["logp_old"].exp()).abs().detach(), 0.15)
+    return dppo(d, (d["logp"].exp() - d["logp_sampler"].exp()).abs().detach(), 0.15)
 
 
 def dppo_kl(d: Data) -> torch.Tensor:
-    p, b = d["logp"].exp().detach(), d["logp_old"].exp()
+    p, b = d["logp"].exp().detach(), d["logp_sampler"].exp()
     return dppo(d, b * (b / p).log() + (1 - b) * ((1 - b) / (1 - p)).log(), 0.05)
 
 
@@ -114,6 +117,48 @@ def fipo(d: Data) -> torch.Tensor:
     return token_mean(-torch.where(a < 0, torch.max(gain, 10.0 * a), gain), d["mask"])
 
 
+def spo(d: Data) -> torch.Tensor:
+    w, a = ratio_and_advantage(d)
+    return token_mean(-w * a + a.abs() / (2 * 0.2) * (w - 1) ** 2, d["mask"])  # arXiv 2401.16025
+
+
+def drpo(d: Data) -> torch.Tensor:
+    w, a = ratio_and_advantage(d)
+    return constant(-w * a + a.abs() / (2 * 12.5) * d["logp_old"].exp() * (w - 1) ** 2, d["mask"])
+
+
+def dcpo(d: Data) -> torch.Tensor:
+    w, a = ratio_and_advantage(d)
+    b = d["logp_old"].exp()
+    low = 0.5 + 0.5 * (1 - 4 * 0.16 / b).clamp(min=0).sqrt()  # arXiv 2509.02333
+    high = 0.5 + 0.5 * (1 + 4 * 0.2 / b).sqrt()
+    return token_mean(-torch.min(w * a, torch.max(torch.min(w, high), low) * a), d["mask"])
+
+
+def icepop(d: Data) -> torch.Tensor:
+    # arXiv 2510.18855: M(old / sampler) min(r A, clip(r) A) with M(k) = k inside [0.5, 5], else 0
+    r, a = ratio_and_advantage(d)
+    k = (d["logp_old"] - d["logp_sampler"]).exp()
+    kept = ((k >= 0.5) & (k <= 5.0)).double() * k
+    return sequence_mean(-kept * torch.min(r * a, r.clamp(0.8, 1.2) * a), d["mask"])
+
+
+def opsm(d: Data) -> torch.Tensor:
+    # arXiv 2512.02556: out where A < 0 and the mean of log sampler / policy exceeds the threshold; the penalty is kept
+    drift = ((d["logp_sampler"] - d["logp"]).detach() * d["mask"]).sum(-1) / d["mask"].sum(-1)
+    kept = ~((d["advantages"] < 0) & (drift > 0.1)).unsqueeze(1)
+    w, _ = ratio_and_advantage(d)
+    return sequence_mean(clipped(d, 0.8, 1.2) * kept.double() + 0.04 * w * k3(d), d["mask"])
+
+
+def opd(d: Data) -> torch.Tensor:
+    # the value of k3 with the gradient of log p - log teacher as a reward, both weighted by p / b
+    r = d["logp_teacher"] - d["logp"]
+    w = (d["logp"] - d["logp_old"]).exp().detach()
+    gradient = w * -r.detach() * (d["logp"] - d["logp"].detach())
+    return token_mean((r.exp() - r - 1).detach() + gradient, d["mask"])
+
+
 def kl3_bounds() -> tuple[float, float]:
     """w - 1 - log w = 0.03, by bisection on each side."""
     found = []
@@ -141,6 +186,12 @@ LOSSES: dict[str, Callable[[Data], torch.Tensor]] = {
     "sapo": sapo,
     "gmpo": gmpo,
     "fipo": fipo,
+    "spo": spo,
+    "drpo": drpo,
+    "dcpo": dcpo,
+    "icepop": icepop,
+    "opsm": opsm,
+    "opd": opd,
 }
 # the learned maps have a test file of their own
 NEURAL = {"nm_grpo", "nm_gspo", "nm_grpo_es", "nm_gspo_es"}
@@ -176,8 +227,10 @@ def test_a_preset_is_its_papers_loss(name: str, scale: float) -> None:
 
 
 ADVANTAGES = {
-    "dr_grpo": ("dr_grpo", "prob_l2_grpo", "prob_l2_gspo", "prob_l2_kl_grpo", "log_l2_grpo"),
-    "grpo": ("grpo", "dapo", "gspo", "atr_grpo", "dppo_tv", "dppo_kl", "cispo", "sapo", "gmpo", "fipo"),
+    "dr_grpo": (
+        *("dr_grpo", "prob_l2_grpo", "prob_l2_gspo", "prob_l2_kl_grpo", "log_l2_grpo", "dppo_tv", "dppo_kl", "drpo"),
+    ),
+    "grpo": (*("grpo", "dapo", "gspo", "atr_grpo", "cispo", "sapo", "gmpo", "fipo", "spo", "dcpo", "icepop", "opsm"),),
 }
 
 
@@ -309,8 +362,8 @@ BAD = [
     ("gmpo", {"level": "sequence"}, ("level 'sequence'", "'geometric'")),
     ("gmpo", {"region": "exact", "radius": 0.1}, ("'geometric'", "bounds", "'exact'")),
     ("sapo", {"region": "kl3", "radius": 0.1}, ("'kl3'", "no effect", "'sigmoid'")),
-    ("grpo", {"surrogate": "json:nothing"}, ("surrogate 'json:nothing'", "no attribute")),
-    ("grpo", {"surrogate": "json:__name__"}, ("surrogate must be a name", "json:__name__")),
+    ("grpo", {"surrogate": "naive:nothing"}, ("surrogate 'naive:nothing'", "no attribute")),
+    ("grpo", {"surrogate": "naive:BETAS"}, ("surrogate must be a name", "naive:BETAS")),
     ("grpo", {"surrogate": 3}, ("surrogate must be a name", "3")),
 ]
 

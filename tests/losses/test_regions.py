@@ -70,6 +70,25 @@ def test_closed_form_bounds(name: str, radius: float) -> None:
     assert got[0] == pytest.approx(max(low, 0.0), rel=RELATIVE, abs=1e-15)
 
 
+@pytest.mark.parametrize("epsilon", [1e-3, 0.16, 0.2, 3.0])
+def test_dcpo_meets_its_radius_at_both_bounds_of_every_token(epsilon: float) -> None:
+    b = torch.tensor(PROBABILITIES, dtype=torch.float64)
+    low, high = bounds("dcpo", b.log(), epsilon_low=epsilon, epsilon_high=epsilon)
+    torch.testing.assert_close(b * high * (high - 1), torch.full_like(b, epsilon), rtol=1e-9, atol=0)
+    # b w (w - 1) has its minimum -b/4 at w = 1/2: beyond it no ratio leaves the region, and 1/2 is the bound
+    reached = b / 4 > epsilon
+    torch.testing.assert_close((b * low * (low - 1))[reached], torch.full_like(b, -epsilon)[reached], rtol=1e-9, atol=0)
+    assert (low[~reached] == 0.5).all()
+
+
+def test_log_ratio_bounds_the_side_that_it_is_given() -> None:
+    assert pair("log_ratio", epsilon_low=0.1) == pytest.approx((math.exp(-0.1), math.inf))
+    assert pair("log_ratio", epsilon_high=0.1) == pytest.approx((0.0, math.exp(0.1)))
+    assert pair("log_ratio", epsilon_low=0.4, epsilon_high=0.4) == pytest.approx(pair("kl2", radius=0.08))
+    with pytest.raises(ValueError, match="needs epsilon_low or epsilon_high"):
+        mirrorpo.trust_region("log_ratio")
+
+
 def test_ratio_and_none_are_what_they_say() -> None:
     assert pair("ratio", epsilon_low=0.2, epsilon_high=0.28) == pytest.approx((0.8, 1.28))
     assert pair("ratio", epsilon_low=0.3) == pytest.approx((0.7, 1.3))
@@ -195,14 +214,21 @@ def test_an_estimators_name_is_no_region_and_the_regions_that_it_may_mean_are_na
         mirrorpo.trust_region(spec, radius=0.02)  # pyright: ignore[reportArgumentType]
 
 
-OPTIONS_OF = {"beta": {"beta": 0.7}, "alpha": {"alpha": 0.3}, "ratio": {"epsilon_low": 0.2}, "none": {}}
+OPTIONS_OF = {
+    "beta": {"beta": 0.7},
+    "alpha": {"alpha": 0.3},
+    "ratio": {"epsilon_low": 0.2},
+    "log_ratio": {"epsilon_low": 0.2, "epsilon_high": 0.1},
+    "dcpo": {},
+    "none": {},
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", sorted({*REGIONS, *DIVERGENCE_REGIONS} - {"exact", "top_k", "neural"}))
 def test_bounds_enclose_one_and_broadcast_in_the_dtype_of_the_tokens(name: str, dtype: torch.dtype) -> None:
     options = dict(OPTIONS_OF.get(name, {}))
-    if name not in ("ratio", "none"):
+    if name not in ("ratio", "none", "log_ratio", "dcpo"):
         options["radius"] = 0.03
     logp_old = torch.tensor([[0.9, 0.5, 1e-3], [0.2, 0.1, 0.4]], dtype=torch.float64).log().to(dtype)
     low, high = bounds(name, logp_old, **options)

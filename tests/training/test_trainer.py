@@ -32,7 +32,7 @@ def lora() -> Any:
     return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "opd"])
 def test_every_preset_trains_the_embedded_model_for_20_steps(preset: str, tmp_path: Path) -> None:
     built = build(tmp_path, preset, max_steps=20, steps_per_generation=2, logging_steps=20)
     start = torch.cat([p.detach().reshape(-1).clone() for p in built.model.parameters()])
@@ -41,6 +41,36 @@ def test_every_preset_trains_the_embedded_model_for_20_steps(preset: str, tmp_pa
     assert built.state.global_step == 20
     assert torch.isfinite(end).all()
     assert (end - start).abs().max() > 1e-4
+
+
+def test_a_policy_that_generates_by_itself_is_its_own_sampler(tmp_path: Path) -> None:
+    for preset, rules in (("dppo_tv", ["old"]), ("icepop", ["old"]), ("opsm", ["old", "old"])):
+        found = build(tmp_path, preset).policy_objective
+        assert found.behaviour == "old"
+        assert [rule.anchor for rule in found.rules] == rules
+        assert "sampler" not in found.needs
+
+
+def test_what_the_trainer_does_not_carry_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the trainer has no anchor 'teacher' yet"):
+        build(tmp_path, "opd")
+
+
+@pytest.mark.parametrize("fast", ["auto", "off"])
+def test_penalties_toward_old_and_uniform_and_in_the_advantage_train(fast: str, tmp_path: Path) -> None:
+    penalties = [
+        {"divergence": "kl", "coefficient": 0.1, "anchor": "uniform", "estimator": "score"},
+        {"divergence": "js", "coefficient": 0.1, "anchor": "old"},
+        {"divergence": "reverse_kl", "coefficient": 0.1, "placement": "advantage"},
+    ]
+    mask = {"name": "kl3", "radius": 1e-6, "act": "mask", "level": "sequence"}
+    spec = {"preset": "dr_grpo", "penalties": penalties, "regions": [{"name": "ratio"}, mask]}
+    built = build(tmp_path, spec, max_steps=3, steps_per_generation=3, fast=fast)
+    built.train()
+    logged = [line for line in built.state.log_history if "divergence/js_old/mean" in line]
+    assert logged[-1]["divergence/js_old/mean"] > 0
+    assert logged[-1]["divergence/kl_uniform/mean"] > 0
+    assert logged[-1]["mask/kl3_old_sequence/frac"] > 0
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "weighted", "score", "exact", "top_k"])

@@ -77,13 +77,11 @@ def _objectives() -> Rows:
 
     rows = []
     for name, preset in PRESETS.items():
-        region, options = preset.region
-        numbers = ", ".join(f"{key.removeprefix('epsilon_')} {value:g}" for key, value in options.items())
         rows.append(
             {
                 "name": name,
-                "region": f"{region} ({numbers})" if numbers else region,
-                "penalty": " + ".join(f"{c:g} {_divergence_name(d)}" for d, c in preset.penalties) or "none",
+                "region": " + ".join(map(_region_name, preset.regions)) or "none",
+                "penalty": " + ".join(map(_penalty_name, preset.penalties)) or "none",
                 "surrogate": preset.surrogate,
                 "level": preset.level,
                 "advantage": preset.advantage,
@@ -92,6 +90,20 @@ def _objectives() -> Rows:
             }
         )
     return rows
+
+
+def _region_name(spec: Mapping[str, Any]) -> str:
+    numbers = {key.removeprefix("epsilon_"): value for key, value in spec.items() if isinstance(value, float)}
+    words = [str(value) for key, value in spec.items() if key in ("act", "level")]
+    words += [f"{key} {spec[key]}" for key in ("of", "anchor", "side") if key in spec]
+    shown = ", ".join([f"{key} {value:g}" for key, value in numbers.items()] + words)
+    return f"{spec['name']} ({shown})"
+
+
+def _penalty_name(spec: Mapping[str, Any]) -> str:
+    words = [str(spec[key]) for key in ("estimator", "anchor") if key in spec]
+    shown = f" ({', '.join(words)})" if words else ""
+    return f"{spec['coefficient']:g} {_divergence_name(spec['divergence'])}{shown}"
 
 
 def _divergence_name(chosen: str | Mapping[str, Any]) -> str:
@@ -123,7 +135,7 @@ def _estimators() -> Rows:
 def _surrogates() -> Rows:
     from mirrorpo.losses.surrogates import SURROGATES
 
-    return [{"name": name, "loss of a token": _first_line(function)} for name, function in SURROGATES.items()]
+    return [{"name": name, "loss of a token": _first_line(entry.fn)} for name, entry in SURROGATES.items()]
 
 
 def _advantages() -> Rows:
@@ -147,6 +159,7 @@ def _tasks() -> Rows:
 _ADVANTAGES = {
     "grpo": "(r - mean) / (standard deviation + eps) of the group; GRPO, arXiv 2402.03300",
     "dr_grpo": "r - mean of the group; Dr. GRPO, arXiv 2503.20783",
+    "maxrl": "(r - mean) / mean of the group, for rewards >= 0; MaxRL, arXiv 2602.02710",
     "rloo": "r - mean of the others in the group; RLOO, arXiv 2402.14740",
 }
 _AGGREGATIONS = {

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from mirrorpo._checks import call_with_options, check_number, unknown_name
 from mirrorpo.divergences import bregman, fdivergence
-from mirrorpo.divergences.base import ESTIMATORS, LOGITS_ESTIMATORS, Divergence, Estimator
+from mirrorpo.divergences.base import ESTIMATORS, LOGITS_ESTIMATORS, SUPPORTS, Divergence, Estimator
 from mirrorpo.divergences.bregman import BregmanDivergence, beta_divergence
 from mirrorpo.divergences.custom import Generator, bregman_from, f_divergence_from
 from mirrorpo.divergences.fdivergence import LogRatioPenalty, RatioDivergence, alpha_divergence
@@ -146,7 +146,7 @@ def divergence(name: str | Generator | Divergence, /, **options: Any) -> Diverge
             function is a generator h(x) on (0, 1]) or ``family="f"`` (it is f(t), with f(1) = 0).
 
     Returns:
-        A ``Divergence``: ``sampled``, ``weighted``, ``score``, ``exact``, ``top_k``.
+        A ``Divergence``: ``sampled``, ``weighted``, ``score``, ``exact``, ``top_k``, ``top_k_sparse``.
 
     Raises:
         ValueError: an unknown name (the nearest valid one is named) or option, an option out of range, a function that
@@ -202,6 +202,7 @@ __all__ = [
     "DIVERGENCES",
     "ESTIMATORS",
     "LOGITS_ESTIMATORS",
+    "SUPPORTS",
     "BregmanDivergence",
     "Divergence",
     "Estimator",

@@ -37,12 +37,14 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
-from mirrorpo._checks import check_logps, unknown_name
+from mirrorpo._checks import LOGP_TOLERANCE, check_logps, unknown_name
 from mirrorpo._shapes import Float, Shaped, Tensor
 
 Estimator = Literal["sampled", "weighted", "score", "exact", "top_k"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 LOGITS_ESTIMATORS = ("exact", "top_k")
+# Whose K likeliest tokens `top_k` takes.
+SUPPORTS = ("anchor", "policy", "union")
 
 # Log-probabilities below this are treated as this: exp(-700) = 1e-304 is the edge of float64. Only a probability of
 # exactly 0 (a masked vocabulary entry) ever meets it, and there p * slope, the gradient, is 0 anyway.
@@ -57,6 +59,9 @@ MAX_MAGNITUDE = 1e38
 MAX_ORDINARY = 80.0
 # Stands for log 0 = -inf, so that a difference of two of them is 0 and not NaN; its exp is exactly 0, as for -inf.
 LOG_ZERO = -1e30
+# What K entries of an anchor leave over is known as 1 minus their sum, which rounding can bring to 0 or below. The rest
+# is at least this: a policy with mass there then pays log(p_rest / 1e-7), not log(p_rest / 0).
+SMALLEST_REST = 1e-7
 # Vocabulary entries that `exact` holds in float64 at once (three to five temporaries of this size).
 EXACT_CHUNK = 1 << 21
 
@@ -122,6 +127,34 @@ def _raise_on_second_derivative() -> None:
 
 def _held(x: Tensor) -> Tensor:
     return x.clamp(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+
+
+def _check_entries(
+    logits: Tensor, indices: Tensor, logp_anchor: Tensor, tokens: Tensor | None, logp_anchor_tokens: Tensor | None
+) -> None:
+    lead, width = tuple(logits.shape[:-1]), logits.shape[-1]
+    if indices.shape != logp_anchor.shape or tuple(indices.shape[:-1]) != lead:
+        raise ValueError(
+            f"indices and logp_anchor must have the same shape {(*lead, 'K')}, got {tuple(indices.shape)} and "
+            f"{tuple(logp_anchor.shape)}"
+        )
+    if (tokens is None) != (logp_anchor_tokens is None):
+        missing = "tokens" if tokens is None else "logp_anchor_tokens"
+        raise ValueError(f"tokens and logp_anchor_tokens go together, got None for {missing}")
+    checked = [("indices", indices)]
+    if tokens is not None and logp_anchor_tokens is not None:
+        for name, x in (("tokens", tokens), ("logp_anchor_tokens", logp_anchor_tokens)):
+            if tuple(x.shape) != lead:
+                raise ValueError(f"{name} has shape {tuple(x.shape)}, legal: {lead}")
+        checked.append(("tokens", tokens))
+    if logits.device.type != "cpu" or logits.numel() == 0:
+        return
+    for name, x in checked:
+        if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < width:
+            raise ValueError(f"{name} must be in [0, {width}), got {int(x.min())} to {int(x.max())}")
+    highest = logp_anchor.nan_to_num(nan=-torch.inf).amax().item() if logp_anchor.numel() else 0.0
+    if highest > LOGP_TOLERANCE:
+        raise ValueError(f"logp_anchor must hold log-probabilities (legal: -inf to 0), got {highest}")
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -320,6 +353,7 @@ class Divergence(ABC):
         logits_ref: Float[Tensor, "... V"],
         tokens: Shaped[Tensor, ...],
         k: int = 64,
+        support: str = "anchor",
     ) -> Float[Tensor, ...]:
         """A lower bound of ``exact`` from the K most likely tokens of the anchor and the sampled token.
 
@@ -331,21 +365,81 @@ class Divergence(ABC):
             logits_ref: of the reference, the same shape; constant. Its K largest entries are chosen.
             tokens: the sampled tokens, (...), integers in [0, V).
             k: K, at least 1.
+            support: the K likeliest tokens of the ``anchor``, of the ``policy``, or the ``union`` of both.
 
         Returns:
             Values in nats, (...), differentiable once in ``logits``.
 
         Raises:
-            ValueError: vocabularies or shapes that differ, k < 1.
+            ValueError: vocabularies or shapes that differ, k < 1, an unknown support.
         """
+        if support not in SUPPORTS:
+            raise unknown_name("support", support, SUPPORTS)
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be an integer >= 1, got {k!r}")
         if tokens.shape != logits.shape[:-1]:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}, legal: {tuple(logits.shape[:-1])}")
         flat, flat_ref = self._flatten(logits, logits_ref)
-        rest = flat_ref.topk(min(k, flat_ref.shape[-1]), dim=-1).indices
-        chosen = torch.cat([rest, tokens.reshape(-1, 1).long()], dim=-1)
+        sources = {"anchor": (flat_ref,), "policy": (flat.detach(),), "union": (flat_ref, flat.detach())}[support]
+        likeliest = (x.topk(min(k, x.shape[-1]), dim=-1).indices for x in sources)
+        chosen = torch.cat([*likeliest, tokens.reshape(-1, 1).long()], dim=-1)
         return _OverVocabulary.apply(self._top_k_rows, flat, flat_ref, chosen).view(logits.shape[:-1])
+
+    def top_k_sparse(
+        self,
+        logits: Float[Tensor, "... V"],
+        indices: Shaped[Tensor, "... K"],
+        logp_anchor: Float[Tensor, "... K"],
+        tokens: Shaped[Tensor, ...] | None = None,
+        logp_anchor_tokens: Float[Tensor, ...] | None = None,
+    ) -> Float[Tensor, ...]:
+        """``top_k`` toward an anchor that is known at K entries per position only, as a server reports it.
+
+        The terms of the K entries and of the sampled token; for an f-divergence one bucket holds the rest, whose mass
+        under the anchor is 1 minus that of its entries. Entries with a log-probability of -inf or NaN are padding: they
+        belong to the rest. A token that is listed twice counts once.
+
+        Args:
+            logits: of the policy, (..., V).
+            indices: the tokens of the entries, (..., K), integers in [0, V).
+            logp_anchor: their log-probabilities under the anchor, normalised over the whole vocabulary; constant.
+            tokens: the sampled tokens, (...); None: the entries alone.
+            logp_anchor_tokens: their log-probabilities under the anchor, (...); needed with ``tokens``.
+
+        Returns:
+            Values in nats, (...), differentiable once in ``logits``; a lower bound of ``exact``.
+
+        Raises:
+            ValueError: shapes that differ, tokens without their log-probabilities, an index out of range, a
+                log-probability above 0 (looked at on a CPU only).
+
+        Example:
+            >>> import torch, mirrorpo
+            >>> d, logits = mirrorpo.divergence("tv"), torch.tensor([0.0, 0.0, 0.0])
+            >>> logq = torch.tensor([0.0, 1.0, 2.0]).log_softmax(-1)
+            >>> round(d.top_k_sparse(logits, torch.tensor([2]), logq[[2]]).item(), 4)  # |1/3 - 0.6652|
+            0.3319
+        """
+        _check_entries(logits, indices, logp_anchor, tokens, logp_anchor_tokens)
+        if tokens is not None and logp_anchor_tokens is not None:
+            indices = torch.cat([indices.long(), tokens.long().unsqueeze(-1)], dim=-1)
+            logp_anchor = torch.cat([logp_anchor, logp_anchor_tokens.to(logp_anchor.dtype).unsqueeze(-1)], dim=-1)
+        rows = logits[..., 0].numel()
+        flat = upcast(logits).reshape(rows, -1)
+        entries = logp_anchor.detach().double().reshape(rows, -1)
+        return _OverVocabulary.apply(
+            self._sparse_rows, flat, flat.detach(), indices.long().reshape(rows, -1), entries
+        ).view(logits.shape[:-1])
+
+    def _sparse_rows(self, logits: Tensor, _: Tensor, indices: Tensor, entries: Tensor) -> Term:
+        known = entries > -torch.inf  # false for NaN
+        # The scatter keeps the likeliest of a token's entries, so padding never hides a real one.
+        logz = torch.full_like(logits, -torch.inf).scatter_reduce_(
+            -1, indices, torch.where(known, entries, -torch.inf), "amax"
+        )
+        inside = logz > -torch.inf
+        rest = 1.0 - torch.where(inside, logz, -torch.inf).exp().sum(-1, keepdim=True)
+        return self._bucketed(logits.log_softmax(-1), logz, inside, rest.clamp(min=SMALLEST_REST).log())
 
     def estimate(self, estimator: str, logp: Tensor, logp_ref: Tensor, logp_old: Tensor) -> Tensor:
         """The estimator of that name for tokens sampled from the policy of ``logp_old``; shapes as in ``weighted``.
@@ -386,14 +480,19 @@ class Divergence(ABC):
         logx_all = logits.log_softmax(-1)
         logz_all = logits_ref.log_softmax(-1)
         inside = torch.zeros_like(logx_all, dtype=torch.bool).scatter_(-1, chosen, True)
+        rest = logz_all.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True) if self.bucket_rest else None
+        return self._bucketed(logx_all, logz_all, inside, rest)
+
+    def _bucketed(self, logx_all: Tensor, logz_all: Tensor, inside: Tensor, rest_z: Tensor | None) -> Term:
+        """The terms inside, and one bucket for what is outside, whose log-mass under the anchor is ``rest_z``."""
         logx, logz = logx_all.clamp(min=LOG_PROB_FLOOR), logz_all.clamp(min=LOG_PROB_FLOOR)
         value, slope = (_held(part).masked_fill(~inside, 0.0) for part in self.term(logx, logz))
         value = value.sum(-1)
-        if self.bucket_rest:
+        if self.bucket_rest and rest_z is not None:
             rest_x = logx_all.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True)
-            rest_z = logz_all.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True)
             rest_x, rest_z = rest_x.clamp(min=LOG_PROB_FLOOR), rest_z.clamp(min=LOG_PROB_FLOOR)
-            rest_value, rest_slope = (_held(part) for part in self.term(rest_x, rest_z))
+            everything = inside.all(-1, keepdim=True)  # then there is no rest
+            rest_value, rest_slope = (_held(part).masked_fill(everything, 0.0) for part in self.term(rest_x, rest_z))
             value = value + rest_value.squeeze(-1)
             # d log p_rest / d logit_k = p_k / p_rest - p_k for k in the rest: the first part here, the second below
             slope = slope + (rest_slope * (logx - rest_x).exp()).masked_fill(inside, 0.0)

@@ -1,4 +1,4 @@
-"""How does prime-rl optimise an objective of this library? As its custom loss, called once for each sequence.
+"""prime-rl: an objective of this library as its custom loss, called once for each sequence.
 
 .. code-block:: toml
 
@@ -26,6 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from mirrorpo.config.objective_file import read_objective
+from mirrorpo.errors import InputError
 from mirrorpo.integrations.shared import Reach, check_expressible
 from mirrorpo.losses.objective import Objective
 
@@ -33,7 +34,10 @@ REACH = Reach(
     framework="prime-rl",
     aggregations={"token_mean": "its only denominator"},
     advantages={"dr_grpo": "orchestrator.train.algo.type = grpo: the reward minus the group's mean"},
-    reward_placement=False,
+    placements=frozenset({"loss", "advantage"}),
+    behaviours=frozenset({"old", "sampler"}),  # inference_logprobs are both: it hands no other
+    region_anchors=frozenset({"old", "sampler", "reference"}),
+    penalty_anchors=frozenset({"old", "sampler", "reference"}),
 )
 _NEEDED = ("trainer_logprobs", "inference_logprobs", "advantages", "loss_mask")
 _OPTIONAL = ("ref_logprobs", "loss_weights")
@@ -70,6 +74,7 @@ def loss(inputs: Any, objective: str | Mapping[str, Any]) -> Any:
     terms = chosen.terms(
         logp=_row(given["trainer_logprobs"]),
         logp_old=_row(given["inference_logprobs"]),
+        logp_sampler=_row(given["inference_logprobs"]),
         logp_ref=None if ref is None else _row(ref),
         advantages=_row(given["advantages"]),
         mask=_row(given["loss_mask"]),
@@ -99,7 +104,17 @@ def _row(x: Tensor | None) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _objective(source: str) -> Objective:
-    return check_expressible(read_objective(source), REACH)
+    return _checked(read_objective(source))
+
+
+def _checked(objective: Objective) -> Objective:
+    for rule in check_expressible(objective, REACH).rules:
+        if rule.of == "old":
+            raise InputError(
+                f"prime-rl cannot express region {rule.region.name!r} of 'old': inference_logprobs are the only "
+                "log-probabilities of the rollouts that it hands. Legal: of policy"
+            )
+    return objective
 
 
 def settings(source: str, objective: Objective) -> str:
@@ -108,7 +123,7 @@ def settings(source: str, objective: Objective) -> str:
     Raises:
         InputError: what prime-rl cannot express.
     """
-    check_expressible(objective, REACH)
+    _checked(objective)
     lines = [
         "[trainer.loss]",
         'type = "custom"',

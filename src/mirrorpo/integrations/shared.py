@@ -1,8 +1,8 @@
-"""What do the adapters have in common? What a hook can express, and rows of unequal length as one (B, T) batch."""
+"""What the adapters have in common: what a hook can express, and rows of unequal length as one (B, T) batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,19 @@ class Reach:
         framework: its name, for messages.
         aggregations: our aggregation to the framework's setting that has the same denominator.
         advantages: our advantage to the framework's settings that compute it.
-        reward_placement: whether a penalty can be subtracted from the rewards.
+        placements: of penalties that it has a place for.
+        behaviours: policies whose log-probabilities it hands to the policy loss as those of the rollouts.
+        region_anchors: anchors whose log-probabilities it hands to the policy loss.
+        penalty_anchors: the same for penalties.
     """
 
     framework: str
     aggregations: Mapping[str, str]
     advantages: Mapping[str, str]
-    reward_placement: bool
+    placements: frozenset[str]
+    behaviours: frozenset[str]
+    region_anchors: frozenset[str]
+    penalty_anchors: frozenset[str]
 
 
 def check_expressible(objective: Objective, reach: Reach) -> Objective:
@@ -38,12 +44,20 @@ def check_expressible(objective: Objective, reach: Reach) -> Objective:
     """
     name = reach.framework
     logits = "its hook gets the log-probabilities of the sampled tokens, no logits"
-    if objective.region.needs_logits:
+    if objective.behaviour not in reach.behaviours:
         raise InputError(
-            f"{name} cannot express region {objective.region.name!r}: {logits}. Legal: a region at the sampled token, "
-            "such as ratio, kl3, binary_tv, binary_kl or any divergence; or train with TRL"
+            f"{name} cannot express behaviour {objective.behaviour!r}: its hook does not get those log-probabilities. "
+            f"Legal: behaviour {' or '.join(sorted(reach.behaviours))}"
         )
+    for rule in objective.rules:
+        if rule.region.needs_logits:
+            raise InputError(
+                f"{name} cannot express region {rule.region.name!r}: {logits}. Legal: a region at the sampled token, "
+                "such as ratio, kl3, binary_tv, binary_kl or any divergence; or train with TRL"
+            )
+        _check_anchors(name, f"region {rule.region.name!r}", rule.anchors, reach.region_anchors)
     for p in objective.penalties:
+        _check_anchors(name, f"penalty {p.divergence.name!r}", {p.anchor}, reach.penalty_anchors)
         if p.estimator in ("exact", "top_k"):
             raise InputError(
                 f"{name} cannot express estimator {p.estimator!r} of divergence {p.divergence.name!r}: {logits}. "
@@ -54,11 +68,12 @@ def check_expressible(objective: Objective, reach: Reach) -> Objective:
             f"{name} cannot express control {objective.control.kind!r}: its hook is not told the step. "
             "Legal: a constant coefficient; or train with TRL"
         )
-    if objective.placement == "reward" and not reach.reward_placement:
-        raise InputError(
-            f"{name} cannot express placement 'reward': its hook sees no rewards. Legal: placement 'loss'; "
-            "or train with TRL or verl"
-        )
+    for p in objective.penalties:
+        if p.placement not in reach.placements:
+            raise InputError(
+                f"{name} cannot express placement {p.placement!r}: its hook for penalties sees no {p.placement}s. "
+                f"Legal: placement {', '.join(sorted(reach.placements))}; or train with TRL"
+            )
     for key, value, legal in (
         ("aggregation", objective.aggregation, reach.aggregations),
         ("advantage", objective.advantage, reach.advantages),
@@ -69,6 +84,14 @@ def check_expressible(objective: Objective, reach: Reach) -> Objective:
                 + ", ".join(f"{ours} ({theirs})" for ours, theirs in legal.items())
             )
     return objective
+
+
+def _check_anchors(name: str, what: str, anchors: Set[str], legal: Set[str]) -> None:
+    for anchor in sorted(set(anchors) - set(legal)):
+        raise InputError(
+            f"{name} cannot express {what} with anchor {anchor!r}: its hook does not get those log-probabilities. "
+            f"Legal: {', '.join(sorted(legal))}"
+        )
 
 
 def pad_rows(rows: Sequence[Tensor]) -> Tensor:

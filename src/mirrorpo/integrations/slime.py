@@ -1,4 +1,4 @@
-"""How does slime optimise an objective of this library? As its custom loss, called once for each micro-batch.
+"""slime: an objective of this library as its custom loss, called once for each micro-batch.
 
 .. code-block:: text
 
@@ -44,7 +44,10 @@ REACH = Reach(
         "constant": "the default, and --rollout-max-response-len as its constant",
     },
     advantages={"grpo": "--advantage-estimator grpo", "dr_grpo": "the same, --disable-grpo-std-normalization"},
-    reward_placement=False,
+    placements=frozenset({"loss", "advantage"}),
+    behaviours=frozenset({"old", "sampler"}),
+    region_anchors=frozenset({"old", "sampler", "reference"}),
+    penalty_anchors=frozenset({"old", "sampler", "reference"}),
 )
 
 
@@ -157,7 +160,12 @@ _MEANS = ("/mean", "/frac")
 
 def _terms(objective: Objective, args: Any, batch: dict[str, Any], found: dict[str, list[Tensor]]) -> TokenTerms:
     old = batch["rollout_log_probs"] if args.use_rollout_logprobs else batch.get("log_probs")
-    ref = batch.get("ref_log_probs")
+    ref, sampler = batch.get("ref_log_probs"), batch.get("rollout_log_probs")
+    if "sampler" in objective.needs and not sampler:
+        raise ValueError(
+            f"objective {objective.name!r} needs the sampler's log-probabilities and slime sent no rollout_log_probs: "
+            "let the engine report them (--use-tis or --use-rollout-logprobs), or set behaviour and anchors to 'old'"
+        )
     if objective.needs_reference and not ref:
         raise ValueError(
             f"objective {objective.name!r} has a penalty and slime sent no ref_log_probs: give --use-kl-loss and "
@@ -167,6 +175,7 @@ def _terms(objective: Objective, args: Any, batch: dict[str, Any], found: dict[s
         logp=pad_rows(found["log_probs"]),
         logp_old=pad_rows(old) if old else None,
         logp_ref=pad_rows(ref) if ref else None,
+        logp_sampler=pad_rows(sampler) if sampler else None,
         advantages=pad_rows(batch["advantages"]),
         mask=pad_rows(batch["loss_masks"]),
     )

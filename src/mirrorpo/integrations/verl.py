@@ -1,4 +1,4 @@
-"""How does verl optimise an objective of this library? As a policy loss and a KL penalty, by names in verl's own YAML.
+"""verl: an objective of this library as a policy loss and a KL penalty, by names in verl's own YAML.
 
 .. code-block:: yaml
 
@@ -84,7 +84,7 @@ def policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
 
     Reference: ``compute_policy_loss_vanilla`` in verl/trainer/ppo/core_algos.py, verl 0.9.1.
     """
-    objective = replace(check_expressible(loss_objective(name), REACH), penalties=(), placement="loss")
+    objective = replace(check_expressible(loss_objective(name), REACH), penalties=())
 
     def loss(
         old_log_prob: Tensor,
@@ -115,7 +115,7 @@ def policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
 def _metrics(ours: dict[str, Tensor], log_prob: Tensor, old_log_prob: Tensor, mask: Tensor) -> dict[str, float]:
     """Python numbers with one transfer; verl's names for the numbers that its dashboards show."""
     shown = {name: value for name, value in ours.items() if name.endswith(("/mean", "/frac"))}
-    kept = mask.bool()
+    kept = mask.bool() & old_log_prob.isfinite()
     moved = torch.where(kept, old_log_prob - log_prob.detach(), 0.0).sum() / kept.sum().clamp(min=1)
     values = torch.stack([*(v.detach().double() for v in shown.values()), moved.double()]).tolist()
     named = dict(zip((f"mirrorpo/{name}" for name in shown), values, strict=False))

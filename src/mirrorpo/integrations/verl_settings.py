@@ -1,4 +1,7 @@
-"""Which of verl's settings say the same as an objective? And what does a ``mirrorpo:`` name mean? Needs no verl."""
+"""Names and settings for verl: what a ``mirrorpo:`` name means, and which settings say the same as an objective.
+
+Needs no verl.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ REACH = Reach(
         "dr_grpo": "adv_estimator=grpo, norm_adv_by_std_in_grpo=False",
         "rloo": "adv_estimator=rloo",
     },
-    reward_placement=True,
+    placements=frozenset({"loss", "reward"}),
+    behaviours=frozenset({"old"}),
+    region_anchors=frozenset({"old"}),
+    penalty_anchors=frozenset({"reference"}),
 )
 _HOOK_ESTIMATORS = ("sampled", "weighted", "score")
 

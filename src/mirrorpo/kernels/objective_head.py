@@ -1,4 +1,4 @@
-"""What is an objective's loss, from hidden states? That of ``Objective.__call__``, without logits in memory.
+"""An objective's loss from hidden states: that of ``Objective.__call__``, without logits in memory.
 
 Objectives whose tokens are separable (``Objective.token_separable``) take one sweep, the others two. Regularisers and
 regions over the vocabulary (``exact``, ``top_k``) ride on the same sweep: the policy's logits are there already.
@@ -6,20 +6,21 @@ regions over the vocabulary (``exact``, ``top_k``) ride on the same sweep: the p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from mirrorpo._shapes import Float, Num, Shaped, Tensor
-from mirrorpo.divergences import LOGITS_ESTIMATORS
 from mirrorpo.kernels.fused import PerToken, measure_from_hidden, single_pass
 from mirrorpo.kernels.head import Head, check_inputs, work_dtype
 from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm
 from mirrorpo.losses.aggregation import aggregation_weights
-from mirrorpo.losses.objective import Objective, Output
+from mirrorpo.losses.objective import Objective, Output, Penalty
 from mirrorpo.losses.regions import OverVocabulary
+from mirrorpo.losses.rules import Rule
 
 Weight = Tensor | Callable[[Tensor, Tensor], Tensor | None]
 
@@ -34,8 +35,11 @@ def objective_from_hidden(
     mask: Shaped[Tensor, "B T"],
     logp_old: Float[Tensor, "B T"] | None = None,
     logp_ref: Float[Tensor, "B T"] | None = None,
+    logp_sampler: Float[Tensor, "B T"] | None = None,
+    logp_teacher: Float[Tensor, "B T"] | None = None,
     reference: Anchor | None = None,
     rollout: Anchor | None = None,
+    teacher: Anchor | None = None,
     max_completion_length: int | None = None,
     num_tokens: Num[Tensor, ""] | float | int | None = None,
     weight: Weight | None = None,
@@ -56,8 +60,12 @@ def objective_from_hidden(
         mask: (B, T), with N true entries.
         logp_old: (B, T) or None.
         logp_ref: (B, T) or None; with a ``reference`` it is not needed for ``exact`` and ``top_k`` penalties.
-        reference: hidden states (N, H') and head of the reference; needed by ``exact`` and ``top_k`` penalties.
-        rollout: the same of the rollout policy; needed by such a region.
+        logp_sampler: (B, T) or None.
+        logp_teacher: (B, T) or None; as ``logp_ref``.
+        reference: hidden states (N, H') and head of the reference; needed by ``exact`` and ``top_k`` penalties and
+            regions around it.
+        rollout: the same of the old policy.
+        teacher: the same of the teacher.
         max_completion_length: tokens.
         num_tokens: see ``mirrorpo.aggregate``.
         weight: (B, T) or (B, 1), detached factor on the policy term; or a function of the detached (B, T)
@@ -90,11 +98,14 @@ def objective_from_hidden(
     check_inputs(hidden, head, tokens, chunk)
     if int(keep.sum()) != hidden.shape[0]:
         raise ValueError(f"mask keeps {int(keep.sum())} tokens, hidden has {hidden.shape[0]} rows: they must agree")
-    terms = _vocabulary_terms(objective, reference, rollout)
+    terms = _vocabulary_terms(objective, {"reference": reference, "old": rollout, "teacher": teacher})
     given: dict[str, Any] = {
         "advantages": advantages,
         "mask": mask,
         "logp_old": logp_old,
+        "logp_sampler": logp_sampler,
+        "logp_teacher": logp_teacher,
+        "vocabulary": head.vocabulary,
         "penalty_scale": penalty_scale,
     }
     shared = {"max_completion_length": max_completion_length, "num_tokens": num_tokens}
@@ -104,7 +115,8 @@ def objective_from_hidden(
         padded, padded_entropy = layout.scatter(logp), layout.scatter(entropy)
         if callable(weight):
             weight = weight(padded.detach(), padded_entropy.detach())
-        logp_ref = layout.reference(logp_ref, refs)
+        given["logp_teacher"] = layout.anchor_logp("teacher", logp_teacher, refs)
+        logp_ref = layout.anchor_logp("reference", logp_ref, refs)
         given |= layout.over_vocabulary(values)
         out = objective.evaluate(
             logp=padded, logp_ref=logp_ref, weight=weight, entropy=padded_entropy.detach(), **given, **shared
@@ -132,10 +144,10 @@ def objective_from_hidden(
     with torch.no_grad():
         out = objective.evaluate(
             logp=logp,
-            logp_ref=layout.reference(logp_ref, done.anchor_logps),
+            logp_ref=layout.anchor_logp("reference", logp_ref, done.anchor_logps),
             weight=weight,
             entropy=entropy,
-            **given,
+            **given | {"logp_teacher": layout.anchor_logp("teacher", logp_teacher, done.anchor_logps)},
             **shared,
             **layout.over_vocabulary(done.values),
         )
@@ -148,27 +160,30 @@ def _entropy_mean(entropy: Tensor, entropy_weight: float | Tensor) -> Tensor | f
     return entropy.sum() / max(1, entropy.shape[0]) * entropy_weight
 
 
-def _vocabulary_terms(
-    objective: Objective, reference: Anchor | None, rollout: Anchor | None
-) -> tuple[VocabularyTerm, ...]:
-    """The region's first, then those of the penalties, in their order."""
+def _vocabulary_terms(objective: Objective, anchors: Mapping[str, Anchor | None]) -> tuple[VocabularyTerm, ...]:
+    """Those of the regions first, then those of the penalties, in their order."""
     terms = []
-    if isinstance(objective.region, OverVocabulary):
-        anchor = _needed(rollout, f"region {objective.region.name!r}", "rollout")
-        terms.append(VocabularyTerm(divergence=objective.region.divergence, anchor=anchor, k=objective.region.k))
+    for rule in objective.rules:
+        if isinstance(rule.region, OverVocabulary):
+            anchor = _needed(anchors, rule.anchor, f"region {rule.region.name!r}")
+            terms.append(VocabularyTerm(divergence=rule.region.divergence, anchor=anchor, k=rule.region.k))
     for p in objective.penalties:
-        if p.estimator in LOGITS_ESTIMATORS:
-            what = f"penalty {p.divergence.name!r} with estimator {p.estimator!r}"
-            anchor = _needed(reference, what, "reference")
-            terms.append(
-                VocabularyTerm(divergence=p.divergence, anchor=anchor, k=p.k if p.estimator == "top_k" else None)
-            )
+        if p.needs_logits:
+            if p.anchor == "uniform" or p.support != "anchor":
+                raise ValueError(
+                    f"{p.what} and support {p.support!r} is not supported from hidden states yet: use the objective "
+                    "itself, with logits"
+                )
+            k = p.k if p.estimator == "top_k" else None
+            terms.append(VocabularyTerm(divergence=p.divergence, anchor=_needed(anchors, p.anchor, p.what), k=k))
     return tuple(terms)
 
 
-def _needed(anchor: Anchor | None, what: str, name: str) -> Anchor:
+def _needed(anchors: Mapping[str, Anchor | None], name: str, what: str) -> Anchor:
+    anchor = anchors[name]
     if anchor is None:
-        raise ValueError(f"{what} needs {name}, got None: pass Anchor(hidden, head) of that model")
+        argument = {"old": "rollout"}.get(name, name)
+        raise ValueError(f"{what} needs {argument}, got None: pass Anchor(hidden, head) of that model")
     return Anchor(hidden=anchor.hidden.detach(), head=anchor.head.detached())
 
 
@@ -179,60 +194,70 @@ class _Layout:
     objective: Objective
     keep: Tensor
 
-    @property
-    def _first_penalty(self) -> int:
-        return int(self.objective.region.needs_logits)
+    @cached_property
+    def _rules(self) -> tuple[Rule, ...]:
+        """Those over the vocabulary, in the order of their terms."""
+        return tuple(rule for rule in self.objective.rules if rule.region.needs_logits)
+
+    @cached_property
+    def _penalties(self) -> tuple[Penalty, ...]:
+        """The same of the penalties."""
+        return tuple(p for p in self.objective.penalties if p.needs_logits)
 
     def scatter(self, x: Tensor) -> Tensor:
         return x.new_zeros(self.keep.shape).masked_scatter(self.keep, x)
 
-    def reference(self, logp_ref: Tensor | None, anchor_logps: tuple[Tensor, ...]) -> Tensor | None:
-        """The reference's log-probabilities, from a penalty's anchor if they were not given."""
-        if logp_ref is not None or len(anchor_logps) == self._first_penalty:
-            return logp_ref
-        return self.scatter(anchor_logps[-1])
+    def anchor_logp(self, anchor: str, logp: Tensor | None, anchor_logps: tuple[Tensor, ...]) -> Tensor | None:
+        """An anchor's log-probabilities of the sampled tokens, from a term toward it if they were not given."""
+        if logp is not None:
+            return logp
+        names = [part.anchor for part in (*self._rules, *self._penalties)]
+        return self.scatter(anchor_logps[names.index(anchor)]) if anchor in names else None
+
+    def outside(self, values: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """For each rule, whether its region over the vocabulary is left, in the shape of the values."""
+        rest = iter(values)
+        found: list[Tensor | None] = []
+        for rule in self.objective.rules:
+            value = next(rest) if rule.region.needs_logits else None
+            assert value is None or rule.region.radius is not None
+            found.append(None if value is None else value.detach() > rule.region.radius)
+        return tuple(found)
 
     def over_vocabulary(self, values: tuple[Tensor, ...]) -> dict[str, Any]:
         """What ``Objective.terms`` takes in place of logits."""
-        region = self.objective.region
-        outside = self.scatter(values[0].detach() > region.radius) if isinstance(region, OverVocabulary) else None
-        rest = iter(values[self._first_penalty :])
-        of_penalties = (
-            self.scatter(next(rest)) if p.estimator in LOGITS_ESTIMATORS else None for p in self.objective.penalties
-        )
-        return {"outside": outside, "over_vocabulary": tuple(of_penalties)}
+        count = len(self._rules)
+        outside = (None if x is None else self.scatter(x) for x in self.outside(values[:count]))
+        rest = iter(values[count:])
+        of_penalties = (self.scatter(next(rest)) if p.needs_logits else None for p in self.objective.penalties)
+        return {"outside": tuple(outside), "over_vocabulary": tuple(of_penalties)}
 
     def term_weights(self, token_weights: Tensor, penalty_scale: float) -> tuple[Tensor | None, ...]:
-        """d loss / d value of each vocabulary term; a region has none, a penalty in the reward neither."""
-        in_loss = self.objective.placement == "loss"
-        return (None,) * self._first_penalty + tuple(
-            token_weights * (p.coefficient * penalty_scale) if in_loss else None
-            for p in self.objective.penalties
-            if p.estimator in LOGITS_ESTIMATORS
+        """d loss / d value of each vocabulary term; a region has none, a penalty that is not in the loss neither."""
+        return (None,) * len(self._rules) + tuple(
+            token_weights * (p.coefficient * penalty_scale) if p.placement == "loss" else None for p in self._penalties
         )
 
     def per_token(self, token_weights: Tensor, given: dict[str, Any]) -> PerToken:
         """The objective's terms of a chunk, as a batch of one-token completions."""
-        region = self.objective.region
-        penalties = tuple(p for p in self.objective.penalties if p.estimator not in LOGITS_ESTIMATORS)
-        sampled = replace(self.objective, penalties=penalties if self.objective.placement == "loss" else ())
-        penalty_scale, mask = given["penalty_scale"], self.keep[self.keep].unsqueeze(-1)
+        # What is in the loss by itself, and what moves the advantages; exact and top_k ride on the sweep.
+        penalties = tuple(p for p in self.objective.penalties if not p.needs_logits and p.placement != "reward")
+        sampled = replace(self.objective, penalties=penalties)
+        mask = self.keep[self.keep].unsqueeze(-1)
+        plain = {name: given[name] for name in ("penalty_scale", "vocabulary")}
         columns: dict[str, Any] = {
             name: self._column(given[name], name)
-            for name in ("advantages", "logp_old", "logp_ref", "weight")
+            for name in ("advantages", "logp_old", "logp_ref", "logp_sampler", "logp_teacher", "weight")
             if given[name] is not None
         }
+        count = len(self._rules)
 
         def terms(logp: Tensor, part: slice, values: tuple[Tensor | None, ...]) -> Tensor:
-            outside = None
-            if isinstance(region, OverVocabulary):
-                assert values[0] is not None
-                outside = (values[0] > region.radius).unsqueeze(-1)
             found = sampled.terms(
                 logp=logp.unsqueeze(-1),
                 mask=mask[part],
-                outside=outside,
-                penalty_scale=penalty_scale,
+                outside=tuple(None if x is None else x.unsqueeze(-1) for x in self.outside(values[:count])),
+                **plain,
                 **{name: column[part] for name, column in columns.items()},
             )
             total = found.policy if found.penalty is None else found.policy + found.penalty

@@ -1,8 +1,9 @@
-r"""How much better was a completion than its group? Group-relative advantages from rewards.
+r"""Group-relative advantages: how much better a completion was than its group.
 
 ``grpo`` (arXiv 2402.03300, Eq. 3 ff.): (r - mean) / (std + eps) with the sample standard deviation; ``dr_grpo`` (Dr.
 GRPO, arXiv 2503.20783): r - mean, without the division that favours easy and hard prompts; ``rloo`` (arXiv
-2402.14740): r minus the mean of the OTHERS, which is ``dr_grpo`` times n / (n - 1).
+2402.14740): r minus the mean of the OTHERS, which is ``dr_grpo`` times n / (n - 1); ``maxrl`` (arXiv 2602.02710):
+(r - mean) / mean, 0 where the mean is 0, for rewards >= 0: a lower success rate weighs more.
 
 A NaN reward marks a completion that could not be scored: it leaves its group's mean and deviation, and its own
 advantage is 0.
@@ -21,21 +22,33 @@ from mirrorpo._shapes import Float, Tensor
 STD_EPS = 1e-4
 
 
-def _grpo(centred: Tensor, count: Tensor) -> Tensor:
+def _grpo(centred: Tensor, mean: Tensor, count: Tensor) -> Tensor:
     variance = (centred * centred).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
     return centred / (variance.sqrt() + STD_EPS)
 
 
-def _dr_grpo(centred: Tensor, count: Tensor) -> Tensor:
+def _dr_grpo(centred: Tensor, mean: Tensor, count: Tensor) -> Tensor:
     return centred
 
 
-def _rloo(centred: Tensor, count: Tensor) -> Tensor:
+def _rloo(centred: Tensor, mean: Tensor, count: Tensor) -> Tensor:
     return centred * count / (count - 1).clamp(min=1)
 
 
-# Each maps the centred rewards of the groups and the number of scored completions to advantages.
-ADVANTAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"grpo": _grpo, "dr_grpo": _dr_grpo, "rloo": _rloo}
+def _maxrl(centred: Tensor, mean: Tensor, count: Tensor) -> Tensor:
+    lowest = (centred + mean).amin().item() if centred.numel() else 0.0  # an unscored completion stands at the mean
+    if lowest < 0.0:
+        raise ValueError(f"advantage 'maxrl' divides by the mean reward and needs rewards >= 0, got {lowest:g}")
+    return torch.where(mean > 0, centred / torch.where(mean > 0, mean, 1.0), 0.0)
+
+
+# Each maps the centred rewards of the groups, their means and numbers of scored completions to advantages.
+ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "grpo": _grpo,
+    "dr_grpo": _dr_grpo,
+    "rloo": _rloo,
+    "maxrl": _maxrl,
+}
 
 
 @torch.no_grad()
@@ -45,13 +58,14 @@ def advantages(rewards: Float[Tensor, B], group_size: int, kind: str = "grpo") -
     Args:
         rewards: (B,), the completions of a prompt side by side; NaN where a completion could not be scored.
         group_size: G, completions per prompt; divides B, at least 2.
-        kind: ``grpo``, ``dr_grpo`` or ``rloo``.
+        kind: ``grpo``, ``dr_grpo``, ``rloo`` or ``maxrl``.
 
     Returns:
         (B,), float32 (float64 for float64 rewards), 0 where the reward is NaN.
 
     Raises:
-        ValueError: an unknown kind, a group size below 2 or one that does not divide B.
+        ValueError: an unknown kind, a group size below 2 or one that does not divide B; a reward below 0 with
+            ``maxrl``.
 
     Example:
         >>> import torch
@@ -73,4 +87,4 @@ def advantages(rewards: Float[Tensor, B], group_size: int, kind: str = "grpo") -
     count = scored.sum(-1, keepdim=True)
     mean = grouped.nansum(-1, keepdim=True) / count.clamp(min=1)
     centred = torch.where(scored, grouped - mean, 0.0)
-    return ADVANTAGES[kind](centred, count).reshape(-1)
+    return ADVANTAGES[kind](centred, mean, count).reshape(-1)

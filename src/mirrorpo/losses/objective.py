@@ -1,31 +1,36 @@
-r"""What does one batch of completions contribute to the loss? Trust region + regulariser + aggregation.
+r"""The loss of a batch of completions: policy term, regions, penalties, aggregation.
 
 .. math::
-    L = \mathrm{agg}\Big(\text{surrogate}(w_t, A_t) \cdot c_t + \sum_j \beta_j\, \hat D_j(p_t, q_t)\Big)
+    L = \mathrm{agg}\Big(\text{surrogate}(w_t, A_t) \cdot c_t + \sum_j \beta_j\, \hat D_j(p_t, q_{jt})\Big)
 
-with w = p/b the ratio to the rollout policy, A the advantage, c an optional weight on the policy term (importance
-correction for the sampler's mismatch), and :math:`\hat D_j` an estimator of a divergence from the reference q.
-A pure function of tensors: no state, no I/O, no host synchronisation on a GPU.
+with w = p/b the ratio to the behaviour policy, A the advantage, c an optional weight on the policy term and the masks
+of the regions, and :math:`\hat D_j` an estimator of a divergence from the anchor q_j. A pure function of tensors: no
+state, no I/O, no host synchronisation on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from mirrorpo._checks import check_logps
 from mirrorpo._shapes import Float, Num, Shaped, Tensor
-from mirrorpo.divergences import LOGITS_ESTIMATORS
 from mirrorpo.divergences.base import upcast
 from mirrorpo.losses.aggregation import aggregate
+from mirrorpo.losses.anchors import AnchorLogps, read_anchors
 from mirrorpo.losses.coefficient import Control
 from mirrorpo.losses.future_kl import FutureKL, future_kl_weight
-from mirrorpo.losses.penalties import Output, Penalty, TokenTerms
-from mirrorpo.losses.regions import OverVocabulary, TrustRegion
+from mirrorpo.losses.metrics import Output, TokenTerms
+from mirrorpo.losses.penalties import Penalty
+from mirrorpo.losses.regions import TrustRegion, trust_region
+from mirrorpo.losses.rules import Rule, bounds_of, dropped_by, over_sequence, soft_term
 from mirrorpo.losses.surrogates import SURROGATES, Surrogate, Tokens
+from mirrorpo.losses.vocabulary import Vocabulary, divergence_over, kept_entries, outside_of
+
+_NO_REGION = trust_region("none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,73 +39,129 @@ class Objective:
 
     Attributes:
         name: of the preset it came from.
-        region: the trust region around the rollout policy.
-        penalties: regularisers toward the reference; empty for none.
+        rules: trust regions with their anchors and effects; empty for none.
+        penalties: divergences from an anchor; empty for none.
         surrogate: what is maximised inside the region: an entry of ``mirrorpo.losses.surrogates``.
-        level: ``token``, or ``sequence`` for w = exp(mean_t log w_t) (GSPO).
+        level: of the ratio w: ``token``, ``sequence`` for exp(mean_t log w_t) (GSPO), ``product`` for exp(sum_t
+            log w_t).
+        behaviour: b, the policy that the tokens count as drawn from: ``old`` or ``sampler``.
         advantage: how rewards become advantages (``mirrorpo.advantages``); not used in the call.
         aggregation: how tokens become a loss (``mirrorpo.aggregate``).
         options: of the surrogate, all of them, by name.
         future_kl: future-KL weighting of the advantages, or None.
-        placement: ``loss``, or ``reward``: the penalty is subtracted from the rewards (``reward_penalty``) and is no
-            part of the loss.
-        control: how the coefficient moves over the run, or None; whoever trains applies it as ``penalty_scale``.
+        control: how the coefficients move over the run, or None; whoever trains applies it as ``penalty_scale``.
     """
 
     name: str
-    region: TrustRegion
+    rules: tuple[Rule, ...] = ()
     penalties: tuple[Penalty, ...] = ()
     surrogate: Surrogate = SURROGATES["clip"]
     level: str = "token"
+    behaviour: str = "old"
     advantage: str = "grpo"
     aggregation: str = "sequence_mean"
     options: Mapping[str, float | None] = field(default_factory=dict)
     future_kl: FutureKL | None = None
-    placement: str = "loss"
     control: Control | None = None
     # What `mirrorpo.objective` was asked for; None for an objective that was put together or changed by hand.
     spec: Mapping[str, Any] | None = field(default=None, init=False, compare=False, repr=False)
 
+    # Parts
+
+    @cached_property
+    def bound(self) -> Rule | None:
+        """The rule with act ``clip`` or ``soft``, of which there is at most one."""
+        return next((rule for rule in self.rules if rule.act != "mask"), None)
+
+    @property
+    def region(self) -> TrustRegion:
+        """The region of ``bound``; ``none`` without one."""
+        return _NO_REGION if self.bound is None else self.bound.region
+
+    @cached_property
+    def masks(self) -> tuple[Rule, ...]:
+        """The rules with act ``mask``."""
+        return tuple(rule for rule in self.rules if rule.act == "mask")
+
+    def placed(self, placement: str) -> tuple[Penalty, ...]:
+        """The penalties with this placement."""
+        return tuple(p for p in self.penalties if p.placement == placement)
+
+    @property
+    def placement(self) -> str:
+        """The penalties' placement where they have one in common; ``loss`` if any is in the loss, or there is none."""
+        found = {p.placement for p in self.penalties} or {"loss"}
+        return next(name for name in ("loss", "advantage", "reward") if name in found)
+
+    @cached_property
+    def penalty_labels(self) -> tuple[str, ...]:
+        """The penalties' names in the metrics: divergence and anchor, numbered from the second of one name on."""
+        names = [p.divergence.name + ("" if p.anchor == "reference" else f"_{p.anchor}") for p in self.penalties]
+        return tuple(_numbered(names))
+
+    # What a call needs
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """The anchors that a batch must bring, as log-probabilities or (``needs_logits_of``) as logits."""
+        found = {p.anchor for p in self.penalties} | {anchor for rule in self.rules for anchor in rule.anchors}
+        if self.surrogate.has_policy_term or any(p.reads_behaviour for p in self.penalties):
+            found.add(self.behaviour)
+        return frozenset(found)
+
+    @cached_property
+    def needs_logits_of(self) -> frozenset[str]:
+        """The anchors whose next-token logits are needed, beside the policy's own."""
+        of_rules = {rule.anchor for rule in self.rules if rule.region.needs_logits}
+        return frozenset(of_rules | {p.anchor for p in self.penalties if p.needs_logits})
+
     @property
     def needs_reference(self) -> bool:
-        """Whether ``logp_ref`` must be given."""
-        return bool(self.penalties)
+        """Whether there must be a reference model."""
+        return "reference" in self.needs
+
+    @property
+    def reference_coefficient(self) -> float:
+        """The coefficient of the first penalty toward the reference; 1 if only a region needs it; 0 if nothing does."""
+        found = [p.coefficient for p in self.penalties if p.anchor == "reference"]
+        return found[0] if found else float(self.needs_reference)
 
     @property
     def needs_logits(self) -> bool:
-        """Whether ``logits`` (and ``logits_ref``, ``logits_old``) must be given."""
-        return self.region.needs_logits or any(p.estimator in LOGITS_ESTIMATORS for p in self.penalties)
-
-    @property
-    def penalty_labels(self) -> tuple[str, ...]:
-        """The penalties' names in the metrics: the divergence's, numbered from the second of one name on."""
-        names = [p.divergence.name for p in self.penalties]
-        counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
-        return tuple(name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True))
+        """Whether ``logits`` (and those of ``needs_logits_of``) must be given."""
+        return bool(self.needs_logits_of)
 
     @property
     def token_separable(self) -> bool:
         """Whether a token's term depends on no other token: then loss and gradient need one sweep over the tokens."""
-        return self.level == "token" and not self.surrogate.couples_tokens and self.future_kl is None
+        coupled = self.surrogate.couples_tokens or any(rule.couples_tokens for rule in self.rules)
+        return self.level == "token" and not coupled and self.future_kl is None
+
+    def drawn_by_policy(self) -> Objective:
+        """The same where the old policy generated the tokens itself, so that the sampler is the old policy.
+
+        Raises:
+            ValueError: a penalty in the reward toward the sampler: it would be 0.
+        """
+
+        def placed(part: Any) -> Any:
+            return replace(part, anchor="old") if part.anchor == "sampler" else part
+
+        # Of the old policy around itself nothing is ever outside.
+        rules = tuple(placed(rule) for rule in self.rules if not (rule.of == "old" and rule.anchor == "sampler"))
+        return replace(self, behaviour="old", rules=rules, penalties=tuple(placed(p) for p in self.penalties))
 
     def describe(self) -> str:
-        """One line: region, penalties with estimator and coefficient, level, advantage, aggregation."""
-        region = vars(self.region)
-        bounds = ", ".join(f"{key} {region[key]:.5g}" for key in ("low", "high", "radius") if key in region)
-        parts = [
-            f"{self.name}: {self.surrogate.name} surrogate, region {self.region.name}"
-            + (f" ({bounds})" if bounds else "")
-        ]
-        for p in self.penalties:
-            parts.append(f"penalty {p.coefficient:g} * {p.divergence.name} ({p.estimator})")
-        if not self.penalties:
-            parts.append("no penalty")
-        elif self.placement == "reward":
-            parts.append("subtracted from the reward")
+        """One line: regions, penalties with estimator and coefficient, level, advantage, aggregation."""
+        rules = [rule.describe(self.behaviour) for rule in self.rules] or ["no region"]
+        parts = [", ".join([f"{self.name}: {self.surrogate.name} surrogate", *rules])]
+        parts += [p.describe() for p in self.penalties] or ["no penalty"]
         if self.control is not None:
             parts.append(f"{self.control.kind} coefficient")
         if self.future_kl is not None:
             parts.append(f"future-KL weights (half life {self.future_kl.half_life:g})")
+        if self.behaviour != "old":
+            parts.append(f"behaviour {self.behaviour}")
         parts.append(f"{self.level} level, {self.advantage} advantages, {self.aggregation} aggregation")
         return "; ".join(parts)
 
@@ -108,17 +169,22 @@ class Objective:
         self,
         *,
         logp: Float[Tensor, "B T"],
-        advantages: Float[Tensor, ...],
         mask: Shaped[Tensor, "B T"],
+        advantages: Float[Tensor, ...] | None = None,
         logp_old: Float[Tensor, "B T"] | None = None,
         logp_ref: Float[Tensor, "B T"] | None = None,
+        logp_sampler: Float[Tensor, "B T"] | None = None,
+        logp_teacher: Float[Tensor, "B T"] | None = None,
         max_completion_length: int | None = None,
         num_tokens: Num[Tensor, ""] | float | int | None = None,
         weight: Float[Tensor, ...] | None = None,
         logits: Float[Tensor, "B T V"] | None = None,
         logits_ref: Float[Tensor, "B T V"] | None = None,
         logits_old: Float[Tensor, "B T V"] | None = None,
+        logits_teacher: Float[Tensor, "B T V"] | None = None,
+        teacher_top: tuple[Tensor, Tensor] | None = None,
         tokens: Shaped[Tensor, "B T"] | None = None,
+        vocabulary: int | None = None,
         entropy: Float[Tensor, "B T"] | None = None,
         penalty_scale: float = 1.0,
     ) -> Output:
@@ -126,17 +192,23 @@ class Objective:
 
         Args:
             logp: (B, T), log-probabilities of the sampled tokens under the policy; differentiable.
-            advantages: (B,), (B, 1) or (B, T).
             mask: (B, T), 0 drops a token; what stands there (even NaN) has no effect.
-            logp_old: the same under the rollout policy; None: the policy itself (one update per batch).
-            logp_ref: the same under the reference; needed with a penalty.
+            advantages: (B,), (B, 1) or (B, T); None with surrogate ``none`` only.
+            logp_old: the same as ``logp`` under the old policy; None: the policy itself (one update per batch).
+            logp_ref: under the reference.
+            logp_sampler: as the inference engine reported them; NaN and -inf mark what it could not score.
+            logp_teacher: under the teacher. ``needs`` says which of these the objective reads.
             max_completion_length: tokens; needed by ``constant`` aggregation.
             num_tokens: see ``mirrorpo.aggregate``.
-            weight: (B, T) or (B, 1), detached factor on the policy term only.
+            weight: (B, T) or (B, 1), detached factor on the policy term only; one that is not finite counts as 0.
             logits: (B, T, V) of the policy, differentiable; needed by ``exact`` and ``top_k``.
-            logits_ref: of the reference; needed by such a penalty.
-            logits_old: of the rollout policy; needed by such a region.
+            logits_ref: of the reference, likewise of the others: see ``needs_logits_of``.
+            logits_old: of the old policy.
+            logits_teacher: of the teacher.
+            teacher_top: (B, T, K) tokens and (B, T, K) log-probabilities: a teacher known at K entries per position,
+                for ``top_k``.
             tokens: (B, T), the sampled tokens; needed by ``top_k``.
+            vocabulary: V; needed by a penalty toward ``uniform`` where there are no logits.
             entropy: (B, T), of the policy's next-token distributions; adds the entropy metrics.
             penalty_scale: factor on all coefficients (a schedule's or controller's).
 
@@ -157,9 +229,15 @@ class Objective:
             >>> out.loss.item()
             -1.0
         """
-        self._check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref, tokens=tokens)
+        _check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref, tokens=tokens)
         keep = mask.bool()
-        tokens = None if tokens is None else torch.where(keep, tokens, 0)
+        over = Vocabulary(
+            logits=logits,
+            anchors={"reference": logits_ref, "old": logits_old, "teacher": logits_teacher},
+            teacher_top=None if teacher_top is None else kept_entries(teacher_top, keep),
+            tokens=None if tokens is None else torch.where(keep, tokens, 0),
+            logp_teacher=None if logp_teacher is None else torch.where(keep, logp_teacher, 0.0),
+        )
         return self.evaluate(
             logp=logp,
             mask=mask,
@@ -168,11 +246,14 @@ class Objective:
             num_tokens=num_tokens,
             entropy=entropy,
             logp_old=logp_old,
+            logp_sampler=logp_sampler,
+            logp_teacher=logp_teacher,
+            vocabulary=vocabulary if logits is None else logits.shape[-1],
             advantages=advantages,
             weight=weight,
             penalty_scale=penalty_scale,
-            outside=self._outside(logits, logits_old, tokens),
-            over_vocabulary=tuple(self._over_vocabulary(p, logits, logits_ref, tokens) for p in self.penalties),
+            outside=tuple(outside_of(rule, over) for rule in self.rules),
+            over_vocabulary=tuple(divergence_over(p, over) for p in self.penalties),
         )
 
     def evaluate(
@@ -180,7 +261,6 @@ class Objective:
         *,
         logp: Float[Tensor, "B T"],
         mask: Shaped[Tensor, "B T"],
-        logp_ref: Float[Tensor, "B T"] | None = None,
         max_completion_length: int | None = None,
         num_tokens: Num[Tensor, ""] | float | int | None = None,
         entropy: Float[Tensor, "B T"] | None = None,
@@ -190,7 +270,7 @@ class Objective:
 
         Arguments, result and errors as in the call; ``given`` are the other arguments of ``terms``.
         """
-        terms = self.terms(logp=logp, mask=mask, logp_ref=logp_ref, **given)
+        terms = self.terms(logp=logp, mask=mask, **given)
 
         def average(x: Tensor) -> Tensor:
             return aggregate(
@@ -210,13 +290,16 @@ class Objective:
         self,
         *,
         logp: Float[Tensor, "B T"],
-        advantages: Float[Tensor, ...],
         mask: Shaped[Tensor, "B T"],
+        advantages: Float[Tensor, ...] | None = None,
         logp_old: Float[Tensor, "B T"] | None = None,
         logp_ref: Float[Tensor, "B T"] | None = None,
+        logp_sampler: Float[Tensor, "B T"] | None = None,
+        logp_teacher: Float[Tensor, "B T"] | None = None,
+        vocabulary: int | None = None,
         weight: Float[Tensor, ...] | None = None,
         penalty_scale: float = 1.0,
-        outside: Shaped[Tensor, "B T"] | None = None,
+        outside: tuple[Tensor | None, ...] = (),
         over_vocabulary: tuple[Tensor | None, ...] = (),
     ) -> TokenTerms:
         """What each token contributes before aggregation.
@@ -224,68 +307,148 @@ class Objective:
         Where ``token_separable`` holds, a token's terms depend on that token's arguments alone.
 
         Args:
-            logp, advantages, mask, logp_old, logp_ref, weight, penalty_scale: as in the call.
-            outside: (B, T), bool: where a region over the vocabulary is left.
+            logp, mask, advantages, logp_old, logp_ref, logp_sampler, logp_teacher, vocabulary, weight, penalty_scale:
+                as in the call.
+            outside: one entry for each rule: (B, T), bool, where a region over the vocabulary is left; None for others.
             over_vocabulary: one entry for each penalty: (B, T), the divergence of an ``exact`` or ``top_k`` one,
                 differentiable; None for the others.
         """
-        self._check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref)
+        given = {"reference": logp_ref, "old": logp_old, "sampler": logp_sampler, "teacher": logp_teacher}
+        shapes = {"logp_ref": logp_ref, "logp_old": logp_old}
+        _check_shapes(logp, advantages, mask, **shapes, logp_sampler=logp_sampler, logp_teacher=logp_teacher)
         if weight is not None and weight.shape not in ((logp.shape[0], 1), logp.shape):
             raise ValueError(f"weight must have shape (B, 1) or (B, T), got {tuple(weight.shape)}")
         keep = mask.bool()
         # Masked positions are replaced on the way in, not multiplied by 0 on the way out: 0 * NaN is NaN.
         logp = torch.where(keep, upcast(logp), 0.0)
-        logp_old = logp.detach() if logp_old is None else torch.where(keep, upcast(logp_old), 0.0).detach()
-        logp_ref = None if logp_ref is None else torch.where(keep, upcast(logp_ref), 0.0).detach()
-        given = {"logp": logp.detach(), "logp_old": logp_old} | ({} if logp_ref is None else {"logp_ref": logp_ref})
-        check_logps(tuple(given), *given.values())
+        anchors = read_anchors(logp, keep, given, vocabulary)
+        state, log_ratio, fractions = self._state(logp, advantages, keep, anchors, penalty_scale, outside)
+        penalty, values = self._penalty(logp, keep, anchors, penalty_scale, over_vocabulary)
+        return TokenTerms(
+            policy=self._policy(state, anchors, weight),
+            penalty=penalty,
+            values=values,
+            state=state,
+            log_ratio=log_ratio,
+            logp_ref=anchors.by_name.get("reference"),
+            fractions=fractions,
+        )
 
-        token_log_ratio = logp - logp_old
-        log_ratio = token_log_ratio
-        if self.level == "sequence":
-            log_ratio = token_log_ratio.sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp(min=1)
+    def _state(
+        self,
+        logp: Tensor,
+        advantages: Tensor | None,
+        keep: Tensor,
+        anchors: AnchorLogps,
+        penalty_scale: float,
+        outside: tuple[Tensor | None, ...],
+    ) -> tuple[Tokens, Tensor, dict[str, Tensor]]:
+        """What the surrogate sees, log w of every token, and what is counted."""
+        needed = self.behaviour in self.needs
+        behaviour = anchors.of(self.behaviour if needed else "old", f"behaviour {self.behaviour!r}")
+        token_log_ratio = logp - behaviour
+        log_ratio = over_sequence(token_log_ratio, keep, self.level)
+        advantage = self._advantage(logp, advantages, keep, anchors, token_log_ratio, penalty_scale)
+
+        left_by_rule = list(outside) + [None] * (len(self.rules) - len(outside))
+        absent = anchors.missing.get(self.behaviour if needed else "old")
+        dropped, fractions = absent, {}
+        if absent is not None:
+            fractions["behaviour/missing/frac"] = absent
+        low, high = logp.new_zeros(()), logp.new_full((), torch.inf)
+        left, drift = None, None
+        labels = iter(_numbered([rule.label for rule in self.masks]))
+        for rule, over in zip(self.rules, left_by_rule, strict=True):
+            if rule.region.needs_logits and over is None:
+                raise ValueError(f"region {rule.region.name!r} needs outside, got None")
+            if rule.act == "mask":
+                found = dropped_by(rule, logp.detach(), anchors, advantage, keep, over)
+                fractions[f"mask/{next(labels)}/frac"] = found
+                dropped = found if dropped is None else dropped | found
+            elif rule.act == "clip":
+                low, high, shift = bounds_of(rule, anchors, behaviour, advantage, keep)
+                left = None if over is None else over & keep
+                drift = None if shift is None else log_ratio - shift
+        state = Tokens(
+            log_ratio=log_ratio,
+            logp=logp,
+            advantage=advantage,
+            mask=keep,
+            low=low,
+            high=high,
+            outside=left,
+            dropped=dropped,
+            drift=drift,
+        )
+        return state, token_log_ratio, fractions
+
+    def _advantage(
+        self,
+        logp: Tensor,
+        advantages: Tensor | None,
+        keep: Tensor,
+        anchors: AnchorLogps,
+        log_ratio: Tensor,
+        penalty_scale: float,
+    ) -> Tensor:
+        if advantages is None:
+            if self.surrogate.has_policy_term:
+                raise ValueError("advantages must be given, got None: only surrogate 'none' does without")
+            return torch.zeros_like(logp)
         advantage = torch.where(keep, advantages.unsqueeze(1) if advantages.dim() == 1 else advantages, 0.0)
         if self.future_kl is not None:
-            advantage = advantage * future_kl_weight(self.future_kl, token_log_ratio.detach(), advantage, keep)
+            advantage = advantage * future_kl_weight(self.future_kl, log_ratio.detach(), advantage, keep)
+        for p in self.placed("advantage"):
+            shift = torch.where(keep, p.advantage_shift(logp, anchors), 0.0)
+            advantage = advantage - p.coefficient * penalty_scale * shift
+        return advantage
 
-        if self.region.needs_logits:
-            outside = _given({"outside": outside}, f"region {self.region.name!r}")["outside"] & keep
-            low = high = torch.ones((), dtype=logp.dtype, device=logp.device)
-        else:
-            low, high = self.region.ratio_bounds(logp_old)
-        state = Tokens(
-            log_ratio=log_ratio, logp=logp, advantage=advantage, mask=keep, low=low, high=high, outside=outside
-        )
+    def _policy(self, state: Tokens, anchors: AnchorLogps, weight: Tensor | None) -> Tensor:
+        """The surrogate's term of each token, (B, T)."""
         policy = self.surrogate.fn(state, **self.options)
+        rule = self.bound
+        if rule is not None and rule.act == "soft":
+            behaviour = anchors.of(self.behaviour, "act 'soft'")
+            policy = policy + soft_term(rule, state.logp, anchors, behaviour, state.advantage, state.mask)
         if weight is not None:
-            policy = policy * torch.where(keep, weight, 0.0).detach()
+            # A weight that is not finite belongs to a token that the sampler could not score.
+            policy = policy * torch.where(state.mask & weight.isfinite(), weight, 0.0).detach()
+        if state.dropped is not None:
+            policy = torch.where(state.dropped, 0.0, policy)
+        return policy.expand_as(state.logp)
+
+    def _penalty(
+        self,
+        logp: Tensor,
+        keep: Tensor,
+        anchors: AnchorLogps,
+        penalty_scale: float,
+        over_vocabulary: tuple[Tensor | None, ...],
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The penalties' part of each token's loss, and their values by label."""
         penalty, values = None, {}
         for index, (label, p) in enumerate(zip(self.penalty_labels, self.penalties, strict=True)):
             value = over_vocabulary[index] if index < len(over_vocabulary) else None
             if value is None:
-                needed = _given({"logp_ref": logp_ref}, _name_of(p))
-                value = p.divergence.estimate(p.estimator, logp, needed["logp_ref"], logp_old)
+                value = p.estimate(logp, anchors, self.behaviour if p.reads_behaviour else "old")
             value = torch.where(keep, value, 0.0)
             values[label] = value.detach()
-            if self.placement == "loss":
+            if p.placement == "loss":
                 term = p.coefficient * penalty_scale * value
                 penalty = term if penalty is None else penalty + term
-        return TokenTerms(
-            policy=policy.expand_as(logp),
-            penalty=penalty,
-            values=values,
-            state=state,
-            log_ratio=token_log_ratio,
-            logp_ref=logp_ref,
-        )
+        return penalty, values
 
     @torch.no_grad()
     def reward_penalty(
         self,
         logp: Float[Tensor, "B T"],
-        logp_ref: Float[Tensor, "B T"],
+        logp_ref: Float[Tensor, "B T"] | None,
         mask: Shaped[Tensor, "B T"],
         penalty_scale: float = 1.0,
+        *,
+        logp_sampler: Float[Tensor, "B T"] | None = None,
+        logp_teacher: Float[Tensor, "B T"] | None = None,
+        vocabulary: int | None = None,
     ) -> Float[Tensor, B]:
         """What ``placement: reward`` subtracts from each completion's reward.
 
@@ -294,69 +457,44 @@ class Objective:
 
         Args:
             logp: (B, T), log-probabilities under the policy that sampled them.
-            logp_ref: (B, T), the same under the reference.
+            logp_ref: (B, T), the same under the reference, or None where no penalty needs it.
             mask: (B, T), 0 drops a token.
             penalty_scale: factor on all coefficients.
+            logp_sampler: as in the call.
+            logp_teacher: as in the call.
+            vocabulary: as in the call.
 
         Returns:
             (B,), detached.
         """
         keep = mask.bool()
-        logp, logp_ref = torch.where(keep, upcast(logp), 0.0), torch.where(keep, upcast(logp_ref), 0.0)
+        logp = torch.where(keep, upcast(logp), 0.0)
+        given = {"reference": logp_ref, "sampler": logp_sampler, "teacher": logp_teacher}
+        anchors = read_anchors(logp, keep, given, vocabulary)
         total = torch.zeros_like(logp)
-        for p in self.penalties:
-            value = p.divergence.estimate(p.estimator, logp, logp_ref, logp)
+        for p in self.placed("reward"):
+            value = p.estimate(logp, anchors, "old")  # which is the policy of logp here
             total = total + p.coefficient * penalty_scale * torch.where(keep, value, 0.0)
         return total.sum(-1)
 
-    def _check_shapes(self, logp: Tensor, advantages: Tensor, mask: Tensor, **others: Tensor | None) -> None:
-        if logp.dim() != 2 or mask.shape != logp.shape:
-            raise ValueError(
-                f"logp and mask must have the same shape (B, T), got {tuple(logp.shape)} and {tuple(mask.shape)}"
-            )
-        for name, other in others.items():
-            if other is not None and other.shape != logp.shape:
-                raise ValueError(f"{name} must have the shape of logp, {tuple(logp.shape)}, got {tuple(other.shape)}")
-        rows = logp.shape[0]
-        if advantages.shape not in ((rows,), (rows, 1), tuple(logp.shape)):
-            raise ValueError(f"advantages must have shape (B,), (B, 1) or (B, T), got {tuple(advantages.shape)}")
 
-    def _outside(self, logits: Tensor | None, logits_old: Tensor | None, tokens: Tensor | None) -> Tensor | None:
-        if not isinstance(self.region, OverVocabulary):
-            return None
-        given = _given({"logits": logits, "logits_old": logits_old, "tokens": tokens}, f"region {self.region.name!r}")
-        return self.region.outside(given["logits"], given["logits_old"], given["tokens"])
-
-    def _over_vocabulary(
-        self, p: Penalty, logits: Tensor | None, logits_ref: Tensor | None, tokens: Tensor | None
-    ) -> Tensor | None:
-        if p.estimator == "exact":
-            given = _given({"logits": logits, "logits_ref": logits_ref}, _name_of(p))
-            return p.divergence.exact(given["logits"], given["logits_ref"])
-        if p.estimator == "top_k":
-            given = _given({"logits": logits, "logits_ref": logits_ref, "tokens": tokens}, _name_of(p))
-            return p.divergence.top_k(given["logits"], given["logits_ref"], given["tokens"], p.k)
-        return None
+def _numbered(names: list[str]) -> list[str]:
+    """Names with a number from the second of one name on."""
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
 
 
-def _name_of(p: Penalty) -> str:
-    return f"penalty {p.divergence.name!r} with estimator {p.estimator!r}"
-
-
-def _given(needed: Mapping[str, Tensor | None], what: str) -> dict[str, Tensor]:
-    missing = [name for name, value in needed.items() if value is None]
-    if missing:
-        raise ValueError(f"{what} needs {missing[0]}, got None{_HOW_TO_GET.get(missing[0], '')}")
-    return {name: value for name, value in needed.items() if value is not None}
-
-
-_HOW_TO_GET = {
-    "logp_ref": ": compute the reference's log-probabilities of the sampled tokens (in the trainer: a coefficient > 0)",
-    "logits": ": keep the policy's next-token logits, (B, T, V)",
-    "logits_ref": ": keep the reference's next-token logits, (B, T, V)",
-    "logits_old": ": keep the rollout policy's next-token logits, (B, T, V)",
-    "tokens": ": pass the sampled tokens, (B, T)",
-}
+def _check_shapes(logp: Tensor, advantages: Tensor | None, mask: Tensor, **others: Tensor | None) -> None:
+    if logp.dim() != 2 or mask.shape != logp.shape:
+        raise ValueError(
+            f"logp and mask must have the same shape (B, T), got {tuple(logp.shape)} and {tuple(mask.shape)}"
+        )
+    for name, other in others.items():
+        if other is not None and other.shape != logp.shape:
+            raise ValueError(f"{name} must have the shape of logp, {tuple(logp.shape)}, got {tuple(other.shape)}")
+    rows = logp.shape[0]
+    if advantages is not None and advantages.shape not in ((rows,), (rows, 1), tuple(logp.shape)):
+        raise ValueError(f"advantages must have shape (B,), (B, 1) or (B, T), got {tuple(advantages.shape)}")
 
 
 __all__ = ["Objective", "Output", "Penalty", "TokenTerms"]

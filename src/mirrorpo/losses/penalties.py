@@ -1,83 +1,174 @@
-"""What goes into an objective, and what comes out? Penalties; per-token terms; a loss with its metrics."""
+r"""Penalties: a divergence from an anchor, its estimator, its coefficient, and where it goes.
+
+=============  ========================================================================================================
+``placement``  what happens to coefficient * D(p, anchor)
+=============  ========================================================================================================
+``loss``       it is added to the loss
+``reward``     its sum over the completion is subtracted from the reward, before the advantages are computed
+``advantage``  coefficient * g is subtracted from the token's advantage, with g of ``Divergence.score``: then the trust
+               region applies to it too
+=============  ========================================================================================================
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from mirrorpo._shapes import Tensor
-from mirrorpo.divergences import Divergence
-from mirrorpo.losses.metrics import batch_metrics
-from mirrorpo.losses.surrogates import Tokens
+import torch
+from torch import Tensor
+
+from mirrorpo._checks import check_number, unknown_name
+from mirrorpo.divergences import ESTIMATORS, LOGITS_ESTIMATORS, SUPPORTS, Divergence
+from mirrorpo.losses.anchors import ANCHORS, AnchorLogps
+from mirrorpo.losses.regions import resolve_divergence
+
+PLACEMENTS = ("loss", "reward", "advantage")
+PENALTY_KEYS = ("divergence", "coefficient", "estimator", "k", "anchor", "placement", "support")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Penalty:
-    """One regulariser: ``coefficient * D(p, q)``.
+    """One regulariser: ``coefficient * D(p, anchor)``.
 
     Attributes:
         divergence: D.
         estimator: ``sampled``, ``weighted``, ``score``, ``exact`` or ``top_k``.
         coefficient: > 0, in loss units per nat.
         k: K of ``top_k``.
+        anchor: ``reference``, ``old``, ``sampler``, ``teacher`` or ``uniform``.
+        placement: ``loss``, ``reward`` or ``advantage``.
+        support: of ``top_k``: whose K likeliest tokens: the ``anchor``'s, the ``policy``'s, or their ``union``.
+
+    Raises:
+        ValueError: a combination that means nothing.
     """
 
     divergence: Divergence
     estimator: str
     coefficient: float
     k: int = 64
+    anchor: str = "reference"
+    placement: str = "loss"
+    support: str = "anchor"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """What an objective returns.
-
-    Attributes:
-        loss: scalar, differentiable; the sum of the next two.
-        policy_loss: the surrogate's part, differentiable.
-        penalty_loss: the regularisers' part, differentiable; None without a penalty in the loss.
-        metrics: detached scalars; the suffix says how to reduce them over ranks: ``/mean`` and ``/frac`` over tokens,
-            ``/max`` and ``/min`` as they say.
-    """
-
-    loss: Tensor
-    policy_loss: Tensor
-    penalty_loss: Tensor | None
-    metrics: dict[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenTerms:
-    """The loss before it is aggregated; (B, T), 0 or without meaning where the mask drops a token.
-
-    Attributes:
-        policy: the surrogate's term of each token, differentiable.
-        penalty: the regularisers' with their coefficients, differentiable; None without a penalty in the loss.
-        values: the penalties' estimates by divergence, detached.
-        state: what the surrogate saw.
-        log_ratio: log w of every token, whatever the level.
-        logp_ref: under the reference, detached, or None.
-    """
-
-    policy: Tensor
-    penalty: Tensor | None
-    values: dict[str, Tensor]
-    state: Tokens
-    log_ratio: Tensor
-    logp_ref: Tensor | None
+    def __post_init__(self) -> None:
+        legal = {"estimator": ESTIMATORS, "anchor": ANCHORS, "placement": PLACEMENTS, "support": SUPPORTS}
+        for key, names in legal.items():
+            if getattr(self, key) not in names:
+                raise unknown_name(key, getattr(self, key), names)
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k must be an integer >= 1, got {self.k!r}")
+        if self.needs_logits and self.anchor == "sampler":
+            raise ValueError(
+                f"estimator {self.estimator!r} needs the anchor's next-token logits, and the sampler reports sampled "
+                "tokens only. Legal: sampled, weighted, score"
+            )
+        if self.estimator == "top_k" and self.anchor == "uniform":
+            raise ValueError(
+                "estimator 'top_k' takes the anchor's likeliest tokens, and under 'uniform' all are alike. "
+                "Legal: exact, sampled, weighted, score"
+            )
+        if self.support != "anchor" and self.estimator != "top_k":
+            raise ValueError(f"support {self.support!r} has no effect: it belongs to estimator 'top_k'")
+        if self.placement == "reward" and self.estimator not in ("sampled", "weighted"):
+            raise ValueError(
+                "placement 'reward' uses the value of the estimate, so estimator must be 'sampled' or 'weighted', "
+                f"got {self.estimator!r}"
+            )
+        if self.placement == "reward" and self.anchor == "old":
+            raise ValueError(
+                "placement 'reward' with anchor 'old' has no effect: rewards are computed before the policy has moved "
+                "from it. Legal: reference, sampler, teacher, uniform"
+            )
+        if self.placement == "advantage" and self.estimator != "score":
+            raise ValueError(
+                f"placement 'advantage' uses the weight g, so estimator must be 'score', got {self.estimator!r}"
+            )
 
     @property
-    def mask(self) -> Tensor:
-        """(B, T), bool, the tokens that count."""
-        return self.state.mask
+    def needs_logits(self) -> bool:
+        """Whether both models' next-token logits are needed, and not only the sampled tokens' log-probabilities."""
+        return self.estimator in LOGITS_ESTIMATORS
 
     @property
-    def loss(self) -> Tensor:
-        """(B, T), policy term and penalty: for a framework that averages by itself."""
-        return self.policy if self.penalty is None else self.policy + self.penalty
+    def reads_behaviour(self) -> bool:
+        """Whether its estimate weighs tokens by p / b."""
+        return self.estimator in ("weighted", "score") and self.placement == "loss"
 
-    def metrics(self, entropy: Tensor | None = None) -> dict[str, Tensor]:
-        """The metrics of ``Output``, without the two that need an average."""
-        return batch_metrics(self.state, self.log_ratio, self.logp_ref, self.values, entropy)
+    @property
+    def what(self) -> str:
+        """Its name in messages."""
+        toward = "" if self.anchor == "reference" else f" toward {self.anchor!r}"
+        return f"penalty {self.divergence.name!r}{toward} with estimator {self.estimator!r}"
+
+    def describe(self) -> str:
+        """A few words; what is the default is not said."""
+        details = [self.estimator]
+        if self.anchor != "reference":
+            details.append(f"toward {self.anchor}")
+        if self.placement != "loss":
+            details.append(f"subtracted from the {self.placement}")
+        return f"penalty {self.coefficient:g} * {self.divergence.name} ({', '.join(details)})"
+
+    def estimate(self, logp: Tensor, anchors: AnchorLogps, behaviour: str) -> Tensor:
+        """D at the sampled tokens, (B, T), differentiable; 0 where the anchor or b could not be scored.
+
+        Args:
+            logp: (B, T), of the policy.
+            anchors: of the batch.
+            behaviour: the anchor that is b.
+        """
+        q, b = anchors.of(self.anchor, self.what), anchors.of(behaviour, self.what)
+        value = self.divergence.estimate(self.estimator, logp, q, b)
+        for name in {self.anchor, behaviour} if self.reads_behaviour else {self.anchor}:
+            absent = anchors.missing.get(name)
+            if absent is not None:
+                value = torch.where(absent, 0.0, value)
+        return value
+
+    @torch.no_grad()
+    def advantage_shift(self, logp: Tensor, anchors: AnchorLogps) -> Tensor:
+        """What ``placement: advantage`` subtracts from each token's advantage, up to the coefficient: g, (B, T)."""
+        g = self.divergence.score(logp.detach(), anchors.of(self.anchor, self.what)).to(logp.dtype)
+        absent = anchors.missing.get(self.anchor)
+        return g if absent is None else torch.where(absent, 0.0, g)
 
 
-__all__ = ["Output", "Penalty", "TokenTerms"]
+def penalty_from(spec: Any, k: int | None = None) -> Penalty | None:
+    """A penalty from a mapping as recipes have it; None where the coefficient is 0.
+
+    Args:
+        spec: ``{"divergence": ..., "coefficient": ..., "estimator": ..., "anchor": ..., "placement": ..., "k": ...,
+            "support": ...}``; the first two are needed.
+        k: where the mapping has none.
+
+    Raises:
+        ValueError: an unknown key or name, a value out of range, a combination that means nothing.
+
+    Example:
+        >>> penalty_from({"divergence": "js", "coefficient": 0.1, "anchor": "teacher", "estimator": "score"}).anchor
+        'teacher'
+    """
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"a penalty must be a mapping with divergence and coefficient, got {spec!r}")
+    given = {str(key): value for key, value in spec.items() if value is not None}
+    for key in given:
+        if key not in PENALTY_KEYS:
+            raise unknown_name("penalty key", key, PENALTY_KEYS)
+    for key in ("divergence", "coefficient"):
+        if key not in given:
+            raise ValueError(f"a penalty needs {key}, got the keys {sorted(given)}")
+    coefficient = check_number("coefficient", given.pop("coefficient"), 0.0, 1e6)
+    given.setdefault("estimator", "score" if given.get("placement") == "advantage" else "sampled")
+    if "k" in given and given["estimator"] != "top_k":
+        raise ValueError("k has no effect: it belongs to estimator 'top_k'")
+    if k is not None:
+        given.setdefault("k", k)
+    divergence = resolve_divergence(given.pop("divergence"))
+    made = Penalty(divergence=divergence, coefficient=coefficient, **given)
+    return made if coefficient > 0 else None
+
+
+__all__ = ["PENALTY_KEYS", "PLACEMENTS", "Penalty", "penalty_from"]

@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mirrorpo._checks import check_number, unknown_name
-from mirrorpo.divergences import ESTIMATORS, Divergence
+from mirrorpo._checks import unknown_name
 from mirrorpo.losses.advantages import ADVANTAGES
 from mirrorpo.losses.aggregation import AGGREGATIONS
+from mirrorpo.losses.anchors import BEHAVIOURS
 from mirrorpo.losses.coefficient import Control, control_from
 from mirrorpo.losses.future_kl import FutureKL
-from mirrorpo.losses.objective import Objective, Penalty
-from mirrorpo.losses.regions import TrustRegion, resolve_divergence, trust_region
+from mirrorpo.losses.objective import Objective
+from mirrorpo.losses.penalties import Penalty, penalty_from
+from mirrorpo.losses.rules import LEVELS, RULE_KEYS, Rule, check_rules, rule_from
 from mirrorpo.losses.surrogates import SURROGATES, Surrogate, surrogate_from
-
-LEVELS = ("token", "sequence")
-PLACEMENTS = ("loss", "reward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,92 +24,150 @@ class Preset:
 
     Attributes:
         source: the paper.
-        region: name and options of the trust region.
-        penalties: (divergence: a name, or a mapping with options; coefficient), each with the ``sampled`` estimator.
+        regions: name, options, and what differs from a ``clip`` around the behaviour policy; as in ``rule_from``.
+        penalties: as in ``penalty_from``; ``sampled`` toward the reference where nothing is said.
+        behaviour: ``old`` or ``sampler``.
         advantage: name in ``mirrorpo.advantages``.
         aggregation: name in ``mirrorpo.losses.aggregation``.
         level: ``token`` or ``sequence``.
         surrogate: name in ``mirrorpo.losses.surrogates``.
         options: of the surrogate.
         future_kl: future-KL weighting, or None.
+        ours: what the source does not say, for the documentation.
     """
 
     source: str
-    region: tuple[str, Mapping[str, Any]] = ("ratio", {"epsilon_low": 0.2, "epsilon_high": 0.2})
-    penalties: tuple[tuple[str | Mapping[str, Any], float], ...] = ()
+    regions: tuple[Mapping[str, Any], ...] = ({"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.2},)
+    penalties: tuple[Mapping[str, Any], ...] = ()
+    behaviour: str = "old"
     advantage: str = "grpo"
     aggregation: str = "token_mean"
     level: str = "token"
     surrogate: str = "clip"
     options: Mapping[str, float] = field(default_factory=dict)
     future_kl: FutureKL | None = None
+    ours: str = ""
 
 
 _GBMPO = "GBMPO, arXiv 2602.04380"
-_CLIP_HIGHER = ("ratio", {"epsilon_low": 0.2, "epsilon_high": 0.28})
+_RATIO = {"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.2}
+_CLIP_HIGHER = {"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.28}
 _DR_GRPO = Preset(source="Dr. GRPO, arXiv 2503.20783", advantage="dr_grpo", aggregation="constant")
 _GSPO = Preset(
     source="GSPO, arXiv 2507.18071",
-    region=("ratio", {"epsilon_low": 3e-4, "epsilon_high": 4e-4}),
+    regions=({"name": "ratio", "epsilon_low": 3e-4, "epsilon_high": 4e-4},),
     aggregation="sequence_mean",
     level="sequence",
 )
-_PROB_L2 = (("prob_l2", 1e-4),)
-_NEURAL = (("neural", 1e-4),)  # a random map, seed 0
-_EVOLVED = (({"name": "neural", "path": "builtin:embedded"}, 1e-4),)  # docs/evolution.md
+_K3 = {"divergence": "reverse_kl", "coefficient": 0.04}
+_PROB_L2 = {"divergence": "prob_l2", "coefficient": 1e-4}
+_NEURAL = {"divergence": "neural", "coefficient": 1e-4}  # a random map, seed 0
+_EVOLVED = {"divergence": {"name": "neural", "path": "builtin:embedded"}, "coefficient": 1e-4}  # docs/evolution.md
+_DPPO = replace(
+    _DR_GRPO,
+    source="DPPO, arXiv 2602.04879",
+    behaviour="sampler",
+    surrogate="truncated",
+    options={"ratio_cap": 20.0},
+)
+_OTHER_BASE = "everything but the penalty and its coefficient is that of its base"
 
 PRESETS: dict[str, Preset] = {
-    "grpo": Preset(source="GRPO, arXiv 2402.03300", penalties=(("reverse_kl", 0.04),), aggregation="sequence_mean"),
+    "grpo": Preset(source="GRPO, arXiv 2402.03300", penalties=(_K3,), aggregation="sequence_mean"),
     "dr_grpo": _DR_GRPO,
-    "dapo": Preset(source="DAPO, arXiv 2503.14476", region=_CLIP_HIGHER),
+    "dapo": Preset(source="DAPO, arXiv 2503.14476", regions=(_CLIP_HIGHER,)),
     "gspo": _GSPO,
     "atr_grpo": Preset(
-        source="ATR-GRPO, arXiv 2602.05494", region=("kl3", {"radius": 0.03}), aggregation="sequence_mean"
+        source="ATR-GRPO, arXiv 2602.05494",
+        regions=({"name": "kl3", "radius": 0.03},),
+        aggregation="sequence_mean",
+        ours="radius: 0.0231 has the lower bound of ratio 0.2, 0.0331 the upper bound of DAPO's 0.28",
     ),
-    "prob_l2_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=_PROB_L2),
-    "prob_l2_gspo": replace(_GSPO, source=_GBMPO, penalties=_PROB_L2, advantage="dr_grpo"),
-    "prob_l2_kl_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=(*_PROB_L2, ("reverse_kl", 0.04))),
-    "log_l2_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=(("log_l2", 1e-4),)),
-    "nm_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=_NEURAL),
-    "nm_gspo": replace(_GSPO, source=_GBMPO, penalties=_NEURAL, advantage="dr_grpo"),
-    "nm_grpo_es": replace(_DR_GRPO, source=_GBMPO, penalties=_EVOLVED),
-    "nm_gspo_es": replace(_GSPO, source=_GBMPO, penalties=_EVOLVED, advantage="dr_grpo"),
-    "dppo_tv": Preset(
-        source="DPPO, arXiv 2602.04879",
-        region=("binary_tv", {"radius": 0.15}),
-        surrogate="truncated",
-        options={"ratio_cap": 20.0},
+    "prob_l2_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=(_PROB_L2,)),
+    "prob_l2_gspo": replace(_GSPO, source=_GBMPO, penalties=(_PROB_L2,), advantage="dr_grpo", ours=_OTHER_BASE),
+    "prob_l2_kl_grpo": replace(
+        _DR_GRPO, source=_GBMPO, penalties=(_PROB_L2, _K3), ours="the coefficient of the KL, which is GRPO's"
     ),
-    "dppo_kl": Preset(
-        source="DPPO, arXiv 2602.04879",
-        region=("binary_kl", {"radius": 0.05}),
-        surrogate="truncated",
-        options={"ratio_cap": 20.0},
+    "log_l2_grpo": replace(
+        _DR_GRPO, source=_GBMPO, penalties=({"divergence": "log_l2", "coefficient": 1e-4},), ours="coefficient"
     ),
+    "nm_grpo": replace(_DR_GRPO, source=_GBMPO, penalties=(_NEURAL,)),
+    "nm_gspo": replace(_GSPO, source=_GBMPO, penalties=(_NEURAL,), advantage="dr_grpo", ours=_OTHER_BASE),
+    "nm_grpo_es": replace(_DR_GRPO, source=_GBMPO, penalties=(_EVOLVED,), ours="the map, evolved here"),
+    "nm_gspo_es": replace(
+        _GSPO, source=_GBMPO, penalties=(_EVOLVED,), advantage="dr_grpo", ours="the map, evolved here"
+    ),
+    "dppo_tv": replace(_DPPO, regions=({"name": "binary_tv", "radius": 0.15},)),
+    "dppo_kl": replace(_DPPO, regions=({"name": "binary_kl", "radius": 0.05},)),
     "cispo": Preset(
         source="CISPO, arXiv 2506.13585; cap of ScaleRL, arXiv 2510.13786",
-        region=("none", {}),
+        regions=(),
         surrogate="truncated",
         options={"ratio_cap": 5.0},
     ),
-    "sapo": Preset(
-        source="SAPO, arXiv 2511.20347", region=("none", {}), surrogate="sigmoid", aggregation="sequence_mean"
-    ),
+    "sapo": Preset(source="SAPO, arXiv 2511.20347", regions=(), surrogate="sigmoid", aggregation="sequence_mean"),
     "gmpo": Preset(
         source="GMPO, arXiv 2507.20673",
-        region=("kl2", {"radius": 0.08}),  # |log w| <= 0.4
+        regions=({"name": "kl2", "radius": 0.08},),  # |log w| <= 0.4
         aggregation="sequence_mean",
         surrogate="geometric",
     ),
     "fipo": Preset(
         source="FIPO, arXiv 2603.19835",
-        region=_CLIP_HIGHER,
+        regions=(_CLIP_HIGHER,),
         options={"dual_clip": 10.0},
         future_kl=FutureKL(max_ratio=10.0),
+    ),
+    "spo": Preset(
+        source="SPO, arXiv 2401.16025",
+        regions=({"name": "chi2", "radius": 0.2, "act": "soft"},),
+        ours="advantage and aggregation: the paper's experiments are not on language models",
+    ),
+    "drpo": replace(
+        _DR_GRPO, source="DRPO, arXiv 2606.09821", regions=({"name": "prob_l2", "radius": 12.5, "act": "soft"},)
+    ),
+    "dcpo": Preset(
+        source="DCPO, arXiv 2509.02333",
+        regions=({"name": "dcpo", "epsilon_low": 0.16, "epsilon_high": 0.2},),
+        ours="advantage and aggregation: the paper smooths advantages over steps, which is left out",
+    ),
+    "icepop": Preset(
+        source="IcePop, arXiv 2510.18855",
+        behaviour="sampler",
+        regions=(
+            {**_RATIO, "anchor": "old"},
+            {"name": "ratio", "epsilon_low": 0.5, "epsilon_high": 4.0, "act": "mask", "of": "old"},
+        ),
+        aggregation="sequence_mean",
+    ),
+    "opsm": Preset(
+        source="off-policy sequence masking of DeepSeek-V3.2, arXiv 2512.02556",
+        regions=(
+            _RATIO,
+            {
+                "name": "log_ratio",
+                "epsilon_low": 0.1,
+                "anchor": "sampler",
+                "act": "mask",
+                "level": "sequence",
+                "side": "negative",
+            },
+        ),
+        penalties=({**_K3, "estimator": "weighted"},),
+        aggregation="sequence_mean",
+        ours="the threshold 0.1 and the coefficient: the paper has none",
+    ),
+    "opd": Preset(
+        source="on-policy distillation, arXiv 2306.13649",
+        regions=(),
+        surrogate="none",
+        penalties=({"divergence": "reverse_kl", "coefficient": 1.0, "estimator": "score", "anchor": "teacher"},),
+        ours="aggregation",
     ),
 }
 
 _REGION_KEYS = ("radius", "epsilon_low", "epsilon_high")
+_PENALTY_KEYS = ("divergence", "coefficient", "estimator", "k", "placement")
 _OPTION_KEYS = tuple(dict.fromkeys(key for entry in SURROGATES.values() for key in entry.options))
 OVERRIDES = (
     "coefficient",
@@ -119,6 +175,9 @@ OVERRIDES = (
     "estimator",
     "divergence",
     "region",
+    "regions",
+    "penalties",
+    "behaviour",
     "level",
     "advantage",
     "aggregation",
@@ -136,14 +195,19 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
 
     Args:
         preset: a name of the table (``mirrorpo list objectives``).
-        **overrides: ``coefficient`` (a number; a list with one for each penalty; 0 removes the penalty),
-            ``divergence`` (a name, a mapping ``{"name": ..., option: ...}``, your own function or
-            ``"module:attribute"``; None or ``"none"`` removes the penalty), ``estimator``, ``k`` (of ``top_k``),
-            ``region`` (likewise), ``radius``,
-            ``epsilon_low``, ``epsilon_high``, ``level``, ``advantage``, ``aggregation``, ``placement`` (``loss`` or
-            ``reward``), ``control`` (see ``mirrorpo.losses.coefficient``), ``surrogate``, ``dual_clip``,
-            ``ratio_cap``, ``temperature_positive``, ``temperature_negative``, ``future_kl`` (true, false, or a mapping
-            with ``half_life``, ``clip``, ``lower_bound``, ``max_ratio``, ``safety_ratio``).
+        **overrides:
+            The region in short form: ``region`` (a name, a mapping ``{"name": ..., option: ...}``, your own function or
+            ``"module:attribute"``), ``radius``, ``epsilon_low``, ``epsilon_high``. In long form: ``regions``, a list of
+            mappings with ``anchor``, ``act``, ``level``, ``side`` and ``of`` beside the name and the options.
+            The penalty in short form: ``divergence`` (as ``region``; None or ``"none"`` removes the penalty),
+            ``coefficient`` (a number; a list with one for each penalty; 0 removes the penalty), ``estimator``, ``k``
+            (of ``top_k``), ``placement`` (``loss``, ``reward`` or ``advantage``). In long form: ``penalties``, a list
+            of mappings with ``divergence``, ``coefficient``, ``estimator``, ``anchor``, ``placement``, ``k``,
+            ``support``.
+            The rest: ``behaviour`` (``old`` or ``sampler``), ``level``, ``advantage``, ``aggregation``, ``control``
+            (see ``mirrorpo.losses.coefficient``), ``surrogate`` and its options (``dual_clip``, ``ratio_cap``,
+            ``temperature_positive``, ``temperature_negative``), ``future_kl`` (true, false, or a mapping with
+            ``half_life``, ``clip``, ``lower_bound``, ``max_ratio``, ``safety_ratio``).
 
     Returns:
         An ``Objective``: call it with the tensors of a batch.
@@ -170,35 +234,27 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
     unknown = sorted(set(overrides) - set(legal))
     if unknown:
         raise unknown_name("objective key", unknown[0], legal)
-    level = _choice("level", given.get("level", base.level), LEVELS)
-    region = _region(base, surrogate, given)
-    if level == "sequence" and (region.per_token or region.needs_logits):
-        raise ValueError(f"level 'sequence' needs a region with one bound for all tokens, got region {region.name!r}")
-    if level not in surrogate.levels:
-        raise ValueError(
-            f"level {level!r} does not go with surrogate {surrogate.name!r}. Legal: {', '.join(surrogate.levels)}"
-        )
-    if not surrogate.uses_region and region.name != "none":
-        raise ValueError(f"region {region.name!r} has no effect: surrogate {surrogate.name!r} does not look at it")
-    if surrogate.needs_bounds and region.needs_logits:
-        raise ValueError(
-            f"surrogate {surrogate.name!r} needs a region with bounds, not the mask over the vocabulary {region.name!r}"
-        )
+    behaviour = _choice("behaviour", given.get("behaviour", base.behaviour), BEHAVIOURS)
+    level = _level(base, given)
+    rules = _rules(base, surrogate, behaviour, level, given)
     own = {key: value for key, value in given.items() if key in (*_OPTION_KEYS, *surrogate.options)}
     options = surrogate.checked_options({**base.options, **own} if surrogate.name == base.surrogate else own)
     penalties = _penalties(preset, base, given)
+    advantage = _choice("advantage", given.get("advantage", base.advantage), ADVANTAGES)
+    future_kl = _future_kl(base, surrogate, given, options)
+    check_parts(surrogate, level, rules, penalties, advantage, future_kl)
     chosen = Objective(
         name=preset,
-        region=region,
+        rules=rules,
         penalties=penalties,
-        placement=_placement(given, penalties),
         control=_control(given, penalties),
         surrogate=surrogate,
         level=level,
-        advantage=_choice("advantage", given.get("advantage", base.advantage), ADVANTAGES),
+        behaviour=behaviour,
+        advantage=advantage,
         aggregation=_choice("aggregation", given.get("aggregation", base.aggregation), AGGREGATIONS),
         options=options,
-        future_kl=_future_kl(base, given, options),
+        future_kl=future_kl,
     )
     object.__setattr__(chosen, "spec", {"preset": preset, **overrides})
     return chosen
@@ -236,24 +292,57 @@ def _choice(key: str, value: Any, legal: Any) -> str:
     return value
 
 
-def _region(base: Preset, surrogate: Surrogate, given: Mapping[str, Any]) -> TrustRegion:
+def _level(base: Preset, given: Mapping[str, Any]) -> str:
+    """The level of the ratio: as given, else that of a bound in ``regions``, else the preset's."""
+    specs = given["regions"] if isinstance(given.get("regions"), list | tuple) else ()
+    placed = [
+        spec["level"]
+        for spec in specs
+        if isinstance(spec, Mapping) and "level" in spec and spec.get("act", "clip") == "clip"
+    ]
+    level = _choice("level", given.get("level", placed[0] if placed else base.level), LEVELS)
+    if placed and placed[0] != level:
+        raise ValueError(
+            f"level {level!r} differs from level {placed[0]!r} of the region with act 'clip': the ratio that is "
+            "clipped is the one in the loss. Give one of them"
+        )
+    return level
+
+
+def _rules(
+    base: Preset, surrogate: Surrogate, behaviour: str, level: str, given: Mapping[str, Any]
+) -> tuple[Rule, ...]:
     own = {key: given[key] for key in _REGION_KEYS if key in given}
+    if "regions" in given:
+        beside = [key for key in ("region", *own) if key in given]
+        if beside:
+            raise ValueError(f"{beside[0]} is given beside regions: put it into the entry of its region")
+        specs = given["regions"]
+        if not isinstance(specs, list | tuple):
+            raise ValueError(f"regions must be a list of regions, got {specs!r}")
+        rules = [rule_from(spec, behaviour, level) for spec in specs]
+        return tuple(rule for rule in rules if rule.region.name != "none")
+    masks = [dict(spec) for spec in base.regions if spec.get("act") == "mask"]
+    bounds = [dict(spec) for spec in base.regions if spec.get("act") != "mask"]
     chosen = given.get("region")
-    if isinstance(chosen, Mapping):
-        options = {str(key): value for key, value in chosen.items()}
-        if "name" not in options:
-            raise ValueError(f"region as a mapping needs the key 'name', got {sorted(options)}")
-        twice = sorted(set(options) & set(own))
-        if twice:
-            key = twice[0]
-            raise ValueError(f"{key} is given twice: {options[key]!r} in region and {own[key]!r} beside it")
-        return trust_region(options.pop("name"), **options, **own)
     if chosen is not None:
-        return trust_region(chosen, **own)
-    if not surrogate.uses_region and not own:
-        return trust_region("none")
-    name, options = base.region
-    return trust_region(name, **{**options, **own})
+        placed = {key: bounds[0][key] for key in RULE_KEYS if bounds and key in bounds[0]}
+        spec = {str(key): value for key, value in chosen.items()} if isinstance(chosen, Mapping) else {"name": chosen}
+        if spec.get("name") == "none" and not own:
+            placed = {}
+        bounds = [placed | spec]
+    elif bounds and own:
+        bounds, own = [{**bounds[0], **own}], {}
+    elif own:
+        bounds = [{"name": "none"}]
+    elif not surrogate.uses_region:
+        bounds = []
+    if not surrogate.has_policy_term:
+        masks = []
+    rules = [rule_from(spec, behaviour, level, **own) for spec in bounds] + [
+        rule_from(spec, behaviour) for spec in masks
+    ]
+    return tuple(rule for rule in rules if rule.region.name != "none")
 
 
 def _as_list(key: str, value: Any, count: int) -> list[Any]:
@@ -268,54 +357,81 @@ def _as_list(key: str, value: Any, count: int) -> list[Any]:
 
 
 def _penalties(preset: str, base: Preset, given: Mapping[str, Any]) -> tuple[Penalty, ...]:
-    defaults: list[float | None]
+    if "penalties" in given:
+        beside = [key for key in _PENALTY_KEYS if key in given]
+        if beside:
+            raise ValueError(f"{beside[0]} is given beside penalties: put it into the entry of its penalty")
+        if not isinstance(given["penalties"], list | tuple):
+            raise ValueError(f"penalties must be a list of mappings, got {given['penalties']!r}")
+        return tuple(p for p in map(penalty_from, given["penalties"]) if p is not None)
+    specs = [dict(spec) for spec in base.penalties]
     if "divergence" in given:
         chosen = given["divergence"]
-        specs: list[Any] = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
-        defaults = list[float | None](coefficient for _, coefficient in base.penalties)[: len(specs)]
-        defaults += [None] * (len(specs) - len(defaults))
-    else:
-        specs = [name for name, _ in base.penalties]
-        defaults = list[float | None](coefficient for _, coefficient in base.penalties)
+        chosen = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+        # The preset's coefficient, estimator and anchor stay where it has a penalty at that place.
+        specs = [{**(specs[i] if i < len(specs) else {}), "divergence": d} for i, d in enumerate(chosen)]
     if not specs:
-        for key in ("coefficient", "estimator", "k"):
+        for key in ("coefficient", "estimator", "k", "placement"):
             if key in given and not (key == "coefficient" and given[key] == 0):
                 raise ValueError(
                     f"objective {preset!r} has no penalty, so {key} has no effect: give divergence as well"
                 )
         return ()
-    coefficients = _as_list("coefficient", given["coefficient"], len(specs)) if "coefficient" in given else defaults
-    estimators = _as_list("estimator", given.get("estimator", "sampled"), len(specs))
-    k = given.get("k", 64)
+    for key in ("coefficient", "estimator", "placement"):
+        if key in given:
+            for spec, value in zip(specs, _as_list(key, given[key], len(specs)), strict=True):
+                spec[key] = value
+    estimators = [
+        spec.get("estimator", "score" if spec.get("placement") == "advantage" else "sampled") for spec in specs
+    ]
     if "k" in given and "top_k" not in estimators:
         raise ValueError("k has no effect: it belongs to estimator 'top_k'")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be an integer >= 1, got {k!r}")
-    penalties = []
-    for spec, coefficient, estimator in zip(specs, coefficients, estimators, strict=True):
-        if coefficient is None:
+    for spec in specs:
+        if "coefficient" not in spec:
             raise ValueError(f"objective {preset!r} has no coefficient of its own: give coefficient with divergence")
-        number = check_number("coefficient", coefficient, 0.0, 1e6)
-        _choice("estimator", estimator, ESTIMATORS)
-        d: Divergence = resolve_divergence(spec)
-        if number > 0:
-            penalties.append(Penalty(divergence=d, estimator=estimator, coefficient=number, k=k))
-    return tuple(penalties)
+    return tuple(p for p in (penalty_from(spec, given.get("k")) for spec in specs) if p is not None)
 
 
-def _placement(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> str:
-    placement = _choice("placement", given.get("placement", "loss"), PLACEMENTS)
-    if placement == "loss":
-        return placement
-    if not penalties:
-        raise ValueError("placement has no effect without a penalty: give divergence and coefficient")
-    for p in penalties:
-        if p.estimator not in ("sampled", "weighted"):
+def check_parts(
+    surrogate: Surrogate,
+    level: str,
+    rules: tuple[Rule, ...],
+    penalties: tuple[Penalty, ...],
+    advantage: str,
+    future_kl: FutureKL | None,
+) -> None:
+    """Raises ``ValueError`` for parts that do not go together."""
+    check_rules(rules)
+    name = f"surrogate {surrogate.name!r}"
+    if level not in surrogate.levels:
+        raise ValueError(f"level {level!r} does not go with {name}. Legal: {', '.join(surrogate.levels)}")
+    for rule in rules:
+        region = f"region {rule.region.name!r} with act {rule.act!r}"
+        if not surrogate.has_policy_term or (not surrogate.uses_region and rule.act == "clip"):
+            raise ValueError(f"{region} has no effect: {name} does not look at it")
+        if rule.act == "soft" and not surrogate.soft:
+            legal = ", ".join(entry.name for entry in SURROGATES.values() if entry.soft)
+            raise ValueError(f"{region} does not go with {name}. Legal: {legal}")
+        if rule.act == "soft" and level != "token":
+            raise ValueError(f"{region} does not go with level {level!r}. Legal: token")
+        if rule.act == "clip" and rule.level != level:
+            raise ValueError(f"{region} is at level {rule.level!r}, but the ratio in the loss at level {level!r}")
+        if rule.act == "clip" and surrogate.needs_bounds and rule.region.needs_logits:
             raise ValueError(
-                "placement 'reward' uses the value of the estimate, so estimator must be 'sampled' or 'weighted', "
-                f"got {p.estimator!r}"
+                f"{name} needs a region with bounds, not the mask over the vocabulary {rule.region.name!r}"
             )
-    return placement
+    if not surrogate.has_policy_term:
+        if not any(p.placement == "loss" for p in penalties):
+            raise ValueError(
+                f"{name} has no policy term, so a penalty with placement 'loss' is needed: give divergence"
+            )
+        if future_kl is not None:
+            raise ValueError(f"future_kl has no effect: {name} has no policy term")
+        for p in penalties:
+            if p.placement != "loss":
+                raise ValueError(f"placement {p.placement!r} has no effect: {name} does not look at advantages")
+    if advantage == "maxrl" and any(p.placement == "reward" for p in penalties):
+        raise ValueError("advantage 'maxrl' needs rewards >= 0, which placement 'reward' does not keep. Legal: loss")
 
 
 def _control(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> Control | None:
@@ -324,8 +440,10 @@ def _control(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> Contro
     return control_from(given.get("control"))
 
 
-def _future_kl(base: Preset, given: Mapping[str, Any], options: Mapping[str, float | None]) -> FutureKL | None:
-    chosen = given.get("future_kl", base.future_kl is not None)
+def _future_kl(
+    base: Preset, surrogate: Surrogate, given: Mapping[str, Any], options: Mapping[str, float | None]
+) -> FutureKL | None:
+    chosen = given.get("future_kl", base.future_kl is not None and surrogate.has_policy_term)
     if not isinstance(chosen, bool | Mapping):
         raise ValueError(f"future_kl must be true, false or a mapping, got {chosen!r}")
     if chosen is False:

@@ -1,4 +1,4 @@
-r"""Where may the policy move? Bounds on the likelihood ratio w = p_y / b_y, and masks where there is no interval.
+r"""Trust regions: bounds on the likelihood ratio w = p_y / b_y, and masks where there is no interval.
 
 A trust region says when a token stops contributing policy gradient: once the divergence from the rollout policy
 exceeds a radius, in the direction that the advantage pushes. For a constraint on the sampled token that is an interval
@@ -11,6 +11,8 @@ region                          which classical method it is
 ``ratio``                       PPO and GRPO (arXiv 1707.06347, 2402.03300); DAPO with low != high (2503.14476)
 ``kl3``                         ATR-GRPO (arXiv 2602.05494)
 ``binary_tv``, ``binary_kl``    DPPO (arXiv 2602.04879)
+``dcpo``                        DCPO (arXiv 2509.02333)
+``log_ratio``                   GMPO (arXiv 2507.20673); as a mask, off-policy sequence masking (arXiv 2512.02556)
 ``exact``, ``top_k``            DPPO's full and top-K variants, for any divergence
 ``none``                        unclipped importance-weighted policy gradient
 any divergence                  the unified clipping framework (arXiv 2602.05494)
@@ -19,6 +21,7 @@ any divergence                  the unified clipping framework (arXiv 2602.05494
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +32,7 @@ import torch
 
 from mirrorpo._checks import call_with_options, check_number, unknown_name
 from mirrorpo._shapes import Bool, Float, Tensor
-from mirrorpo.divergences import DIVERGENCES, Divergence, LogRatioPenalty, divergence
+from mirrorpo.divergences import DIVERGENCES, Divergence, divergence
 from mirrorpo.divergences.power import k
 from mirrorpo.losses.solver import LOG_RATIO_LIMIT, solve_log_bounds
 
@@ -44,9 +47,13 @@ class TrustRegion(ABC):
 
     Attributes:
         name: the name in the table.
+        divergence: whose ball it is; None: it is none.
+        radius: of that ball.
     """
 
     name: str
+    divergence: Divergence | None = field(default=None, kw_only=True)
+    radius: float | None = field(default=None, kw_only=True)
 
     # Whether the bounds differ from token to token (then ``level: sequence`` has no meaning).
     per_token: ClassVar[bool] = False
@@ -126,6 +133,23 @@ class BinaryTV(TrustRegion):
 
 
 @dataclass(frozen=True)
+class DCPO(TrustRegion):
+    """-epsilon_low <= b_y w (w - 1) <= epsilon_high (DCPO): wider for rare tokens, in closed form."""
+
+    epsilon_low: float = field(kw_only=True)
+    epsilon_high: float = field(kw_only=True)
+
+    per_token: ClassVar[bool] = True
+
+    def ratio_bounds(self, logp_old: Float[Tensor, ...]) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
+        dtype = _dtype_of(logp_old)
+        inverse = logp_old.detach().double().clamp(max=0.0, min=-LOG_RATIO_LIMIT).neg().exp()
+        low = 0.5 + 0.5 * (1.0 - 4.0 * self.epsilon_low * inverse).clamp(min=0.0).sqrt()
+        high = 0.5 + 0.5 * (1.0 + 4.0 * self.epsilon_high * inverse).sqrt()
+        return low.to(dtype), high.to(dtype)
+
+
+@dataclass(frozen=True)
 class OverVocabulary(TrustRegion):
     """D(p, b) <= radius over the vocabulary: a mask, not an interval.
 
@@ -171,10 +195,10 @@ def binary_kl(log_ratio: Tensor, logb: Tensor) -> Tensor:
     return b * k(log_ratio) + rest_term
 
 
-def _interval_from(name: str, constraint: Constraint, radius: float, limit: float = LOG_RATIO_LIMIT) -> Interval:
-    end = torch.tensor(limit, dtype=torch.float64)
-    low, high = solve_log_bounds(lambda s: constraint(s, torch.zeros_like(s)), radius, -end, end)
-    return Interval(name, low=low.exp().item(), high=high.exp().item())
+def _interval_from(name: str, d: Divergence, radius: float) -> Interval:
+    end = torch.tensor(LOG_RATIO_LIMIT / max(1.0, d.growth), dtype=torch.float64)
+    low, high = solve_log_bounds(lambda s: d.constraint(s, torch.zeros_like(s)), radius, -end, end)
+    return Interval(name, low=low.exp().item(), high=high.exp().item(), divergence=d, radius=radius)
 
 
 def _radius(radius: object) -> float:
@@ -187,6 +211,21 @@ def _ratio(epsilon_low: object = 0.2, epsilon_high: object = None) -> TrustRegio
     return Interval("ratio", low=1.0 - low, high=1.0 + high)
 
 
+def _log_ratio(epsilon_low: object = None, epsilon_high: object = None) -> TrustRegion:
+    if epsilon_low is None and epsilon_high is None:
+        raise ValueError("region 'log_ratio' needs epsilon_low or epsilon_high, numbers in [0, 20]")
+    low, high = (
+        math.inf if value is None else check_number(name, value, 0.0, 20.0)
+        for name, value in (("epsilon_low", epsilon_low), ("epsilon_high", epsilon_high))
+    )
+    return Interval("log_ratio", low=math.exp(-low), high=math.exp(high))
+
+
+def _dcpo(epsilon_low: object = 0.16, epsilon_high: object = 0.2) -> TrustRegion:
+    low, high = (check_number(k, v, 0.0) for k, v in (("epsilon_low", epsilon_low), ("epsilon_high", epsilon_high)))
+    return DCPO("dcpo", epsilon_low=low, epsilon_high=high)
+
+
 def _none() -> TrustRegion:
     return Interval("none", low=0.0, high=float("inf"))
 
@@ -196,8 +235,8 @@ def _of_divergence(region: str, d: Divergence, radius: object) -> TrustRegion:
     if region in _REFUSED:
         raise ValueError(f"region {region!r} does not exist: {_REFUSED[region]}")
     if d.depends_on_token:
-        return PerToken(region, constraint=d.constraint, radius=_radius(radius))
-    return _interval_from(region, d.constraint, _radius(radius), LOG_RATIO_LIMIT / max(1.0, d.growth))
+        return PerToken(region, constraint=d.constraint, radius=_radius(radius), divergence=d)
+    return _interval_from(region, d, _radius(radius))
 
 
 def _alias(region: str, name: str, radius: object) -> TrustRegion:
@@ -253,6 +292,18 @@ REGIONS: dict[str, Entry] = {
     "kl2": Entry(build=partial(_alias, "kl2", "k2"), constraint="(log w)^2 / 2 <= radius", source=UNIFIED),
     "binary_tv": Entry(build=_binary_tv, constraint="|p_y - b_y| <= radius", source=DPPO),
     "binary_kl": Entry(build=_binary_kl, constraint="KL(Bernoulli(b_y) || Bernoulli(p_y)) <= radius", source=DPPO),
+    "log_ratio": Entry(
+        build=_log_ratio,
+        constraint="-epsilon_low <= log w <= epsilon_high; one may be left out",
+        source="GMPO, arXiv 2507.20673; DeepSeek-V3.2, arXiv 2512.02556",
+        options=("epsilon_low", "epsilon_high"),
+    ),
+    "dcpo": Entry(
+        build=_dcpo,
+        constraint="-epsilon_low <= b_y w (w - 1) <= epsilon_high",
+        source="DCPO, arXiv 2509.02333",
+        options=("epsilon_low", "epsilon_high"),
+    ),
     "exact": Entry(
         build=partial(_over_vocabulary, "exact"),
         constraint="D(p, b) <= radius over the vocabulary",
@@ -284,8 +335,9 @@ def trust_region(name: str | Divergence | Callable[..., Any], /, **options: Any)
     Args:
         name: a name of the table (``mirrorpo list regions``), the name of any divergence, your own function or
             ``"module:attribute"`` as in ``mirrorpo.divergence``.
-        **options: ``radius`` (all but ``ratio`` and ``none``), ``epsilon_low`` and ``epsilon_high`` (``ratio``),
-            ``divergence`` and ``k`` (``exact``, ``top_k``), and the divergence's own (``alpha``, ``beta``, ``family``).
+        **options: ``radius`` (divergences and the ``binary`` ones), ``epsilon_low`` and ``epsilon_high`` (``ratio``,
+            ``log_ratio``, ``dcpo``), ``divergence`` and ``k`` (``exact``, ``top_k``), and the divergence's own
+            (``alpha``, ``beta``, ``family``).
 
     Returns:
         A ``TrustRegion``; ``ratio_bounds(logp_old)`` gives ``(low, high)``.
@@ -320,19 +372,9 @@ def trust_region(name: str | Divergence | Callable[..., Any], /, **options: Any)
     return _of_divergence(d.name, d, options.get("radius"))
 
 
-def is_outside(
-    log_ratio: Float[Tensor, ...], low: Float[Tensor, ...], high: Float[Tensor, ...]
-) -> tuple[Bool[Tensor, ...], Bool[Tensor, ...]]:
-    """Whether a ratio is below the low and above the high bound."""
-    ratio = log_ratio.detach().exp()
-    return ratio < low, ratio > high
-
-
 __all__ = [
     "DIVERGENCE_REGIONS",
     "REGIONS",
-    "LogRatioPenalty",
     "TrustRegion",
-    "is_outside",
     "trust_region",
 ]

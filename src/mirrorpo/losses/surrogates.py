@@ -7,6 +7,7 @@ surrogate      per-token loss                                       who uses it
 ``truncated``  -sg(min(w, cap)) A log p, outside the region 0       CISPO (no region), DPPO (binary regions, cap 20)
 ``sigmoid``    -(4 / tau) sigmoid(tau (w - 1)) A                    SAPO (arXiv 2511.20347)
 ``geometric``  -exp(mean_t clipped log w_t) A, per sequence         GMPO (arXiv 2507.20673)
+``none``       0                                                    distillation by penalties alone
 =============  ===================================================  ====================================================
 
 ``clip`` has the gradient of a hard mask: -w A grad log p inside the region and where the advantage pushes back towards
@@ -51,6 +52,9 @@ class Tokens:
         low: smallest ratio inside the region.
         high: largest ratio inside the region.
         outside: for a region that is a mask over the vocabulary: whether it is left (then low and high are not used).
+        dropped: bool, (B, T) or (B, 1): tokens whose term is dropped afterwards, by a mask or for want of their b;
+            None: no token.
+        drift: log p/a of the region's anchor a where that is not b; None: it is b, and this is ``log_ratio``.
     """
 
     log_ratio: Tensor
@@ -60,6 +64,8 @@ class Tokens:
     low: Tensor
     high: Tensor
     outside: Tensor | None = None
+    dropped: Tensor | None = None
+    drift: Tensor | None = None
 
     def ratio(self) -> Tensor:
         """w, held at exp(MAX_LOG_RATIO) with the slope that it has there."""
@@ -74,7 +80,7 @@ class Tokens:
 
     def blocked(self) -> tuple[Tensor, Tensor]:
         """Whether the policy gradient is stopped: below the region with A < 0, above it with A > 0."""
-        log_ratio = self.log_ratio.detach()
+        log_ratio = (self.log_ratio if self.outside is None or self.drift is None else self.drift).detach()
         if self.outside is None:
             ratio = log_ratio.exp()
             return (ratio < self.low) & (self.advantage < 0), (ratio > self.high) & (self.advantage > 0)
@@ -124,9 +130,16 @@ def geometric(tokens: Tokens) -> Tensor:
         torch.minimum(tokens.log_ratio, tokens.high.log()),
         torch.maximum(tokens.log_ratio, tokens.low.clamp(min=0.0).log()),
     )
+    if tokens.dropped is not None:
+        held = held.masked_fill(tokens.dropped, 0.0)  # a ratio of 1: no part in the product
     lengths = tokens.mask.sum(-1, keepdim=True).clamp(min=1)
     mean = torch.where(tokens.mask, held, 0.0).sum(-1, keepdim=True) / lengths
     return -held_exp(mean) * tokens.advantage
+
+
+def none(tokens: Tokens) -> Tensor:
+    """0: no policy term, for distillation by penalties alone."""
+    return tokens.logp.masked_fill(torch.ones_like(tokens.mask), 0.0)  # attached to the graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +170,8 @@ class Surrogate:
         levels: levels of the ratio that it is defined for.
         uses_region: whether ``fn`` looks at the region (``low``, ``high``, ``outside``).
         needs_bounds: whether it can do with bounds only, not with a region that is a mask over the vocabulary.
+        has_policy_term: whether it reads the advantages; if not, the loss is the penalties'.
+        soft: whether a ``soft`` region may stand in place of its bounds.
         formula: for people.
     """
 
@@ -167,6 +182,8 @@ class Surrogate:
     levels: tuple[str, ...] = ("token", "sequence", "product")
     uses_region: bool = True
     needs_bounds: bool = False
+    has_policy_term: bool = True
+    soft: bool = False
     formula: str = ""
 
     def checked_options(self, given: Mapping[str, Any]) -> Mapping[str, float | None]:
@@ -193,6 +210,7 @@ _ALL = (
         fn=clip,
         options={"dual_clip": Option(low=1.0)},
         couples_tokens=False,
+        soft=True,
         formula="-min(w A, clip(w, low, high) A)",
     ),
     Surrogate(
@@ -201,6 +219,7 @@ _ALL = (
         options={"ratio_cap": Option(low=1.0)},
         couples_tokens=False,
         levels=("token",),
+        soft=True,
         formula="-sg(min(w, ratio_cap)) A log p; outside the region 0",
     ),
     Surrogate(
@@ -218,6 +237,15 @@ _ALL = (
         levels=("token",),
         needs_bounds=True,
         formula="-exp(mean_t clipped log w_t) A, per sequence",
+    ),
+    Surrogate(
+        name="none",
+        fn=none,
+        couples_tokens=False,
+        levels=("token",),
+        uses_region=False,
+        has_policy_term=False,
+        formula="0",
     ),
 )
 SURROGATES: dict[str, Surrogate] = {entry.name: entry for entry in _ALL}

@@ -250,7 +250,7 @@ def _is_plain(value: Any) -> bool:
 
 def _with_coefficient(chosen: Objective, beta: float) -> Objective:
     """The objective with another coefficient of its penalty."""
-    if beta == (chosen.penalties[0].coefficient if chosen.penalties else 0.0):
+    if beta == chosen.reference_coefficient:
         return chosen
     if chosen.spec is not None:
         return objective_from({**chosen.spec, "coefficient": beta})

@@ -20,7 +20,7 @@ _EARLY_LOOK = 5
 def share_is_due(trainer: MirrorTrainer) -> bool:
     """Whether this micro-batch is one to measure the penalty's share of the gradient on."""
     objective, every = trainer.policy_objective, trainer.args.gradient_share_every
-    if not objective.penalties or objective.placement != "loss":
+    if not objective.placed("loss"):
         return False
     if trainer.accelerator.distributed_type not in UNSHARDED:
         return False  # sharded gradients have no norm of their own

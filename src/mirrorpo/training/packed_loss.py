@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import use_adapter
 
-from mirrorpo.divergences import LOGITS_ESTIMATORS
 from mirrorpo.kernels import Anchor, Packing, objective_from_hidden
 from mirrorpo.losses.objective import Output
 from mirrorpo.training.gradient_share import share_is_due
@@ -49,7 +48,7 @@ def packed_loss(
     if isinstance(kept, Tensor) and not bool(kept.any()):
         return None  # nothing counts: a zero with a gradient, as the padded path gives it
     reference = None
-    if any(p.estimator in LOGITS_ESTIMATORS for p in objective.penalties):
+    if "reference" in objective.needs_logits_of:
         reference = _reference(trainer, packing, kept)
         if reference is None:
             return None
@@ -63,6 +62,7 @@ def packed_loss(
         mask=mask,
         logp_old=inputs.get("old_per_token_logps"),
         logp_ref=inputs.get("ref_per_token_logps"),
+        logp_sampler=inputs.get("sampling_per_token_logps"),
         reference=reference,
         max_completion_length=trainer.max_completion_length,
         num_tokens=trainer._num_tokens(inputs, training),

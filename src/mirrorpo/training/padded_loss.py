@@ -34,6 +34,8 @@ def padded_loss(
         logp=scored.logp,
         logp_old=old,
         logp_ref=inputs.get("ref_per_token_logps"),
+        logp_sampler=inputs.get("sampling_per_token_logps"),
+        vocabulary=trainer.vocabulary,
         advantages=inputs["advantages"],
         mask=mask,
         max_completion_length=trainer.max_completion_length,
@@ -77,7 +79,7 @@ def logits_of(trainer: MirrorTrainer, model: Any, ids: Tensor, attention: Tensor
 
 @torch.no_grad()
 def _reference_logits(trainer: MirrorTrainer, inputs: dict[str, Any]) -> Tensor | None:
-    if not any(p.estimator in ("exact", "top_k") for p in trainer.policy_objective.penalties):
+    if "reference" not in trainer.policy_objective.needs_logits_of:
         return None
     ids, attention, keep = gather_ids(inputs)
     if trainer.ref_model is not None:

@@ -396,8 +396,8 @@ def memory(recipe: Recipe, model: ModelFacts, longest_prompt: int) -> dict[str, 
     layer = 2 * (4 + w + c) * model.hidden + (4 + c) * (model.query + model.key) + 4 * c * model.query
     layer += 4 * c * model.inner
     kept = model.layers * 4 * model.hidden + layer if train.gradient_checkpointing else model.layers * layer
-    over_vocabulary = sum(p.estimator in ("exact", "top_k") for p in objective.penalties[:1])
-    logits = (3 + over_vocabulary + objective.region.needs_logits) if objective.needs_logits else 0
+    over_vocabulary = sum(p.needs_logits for p in objective.penalties[:1])
+    logits = (3 + over_vocabulary + ("old" in objective.needs_logits_of)) if objective.needs_logits else 0
     parts = {
         "weights": w * model.parameters + (w1 * model.trained if lora else 0),
         "gradients": w1 * model.trained,

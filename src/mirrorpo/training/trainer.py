@@ -20,6 +20,7 @@ from mirrorpo.models import resolve_model
 from mirrorpo.models.generation import bare_generation, say_what_is_ignored
 from mirrorpo.models.thresholds import forget_lengths
 from mirrorpo.training.batching import regroup
+from mirrorpo.training.carried import carried, needs_padding
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
 from mirrorpo.training.gradient_share import penalty_share, share_is_due
@@ -86,7 +87,9 @@ class MirrorTrainer(ResumableTrainer):
             raise ValueError(f"args must be a MirrorConfig, got {type(args).__name__}")
         if objective is not None:
             args.adopt(objective)
-        self.policy_objective = args.resolved_objective()
+        self.policy_objective = carried(
+            args.resolved_objective(), args, drawn_here=not args.use_vllm and "rollout_func" not in kwargs
+        )
         self._paper = paper_of(self.policy_objective)
         model = resolve_model(model) if isinstance(model, str) else model
         self._rewards_per_func: Tensor | None = None
@@ -107,8 +110,7 @@ class MirrorTrainer(ResumableTrainer):
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
         say_what_is_ignored(self.accelerator.unwrap_model(self.model))
-        region = self.policy_objective.region
-        needs_logits = f"region {region.name!r}" if region.needs_logits else None
+        needs_logits = needs_padding(self.policy_objective)
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
@@ -165,7 +167,8 @@ class MirrorTrainer(ResumableTrainer):
         """
         distance, self._step_distance = self._step_distance, 0.0
         objective = self.policy_objective
-        judged = objective.penalties and objective.placement == "loss" and objective.needs_reference
+        # Toward another anchor there is a gradient at the start, too.
+        judged = objective.placed("loss") and all(p.anchor == "reference" for p in objective.penalties)
         if not judged or not self._flat or distance > ROUNDING or self._other_terms():
             return
         if self.accelerator.distributed_type not in UNSHARDED:
@@ -180,7 +183,7 @@ class MirrorTrainer(ResumableTrainer):
 
     def _distance(self, metrics: dict[str, Any]) -> Any:
         """How far the policy is from its reference, by the measure at hand."""
-        first = f"divergence/{self.policy_objective.penalties[0].divergence.name}/mean"
+        first = f"divergence/{self.policy_objective.penalty_labels[0]}/mean"
         return metrics.get("divergence/reverse_kl/mean", metrics.get(first, 1.0))
 
     def _progress(self) -> dict[str, Any]:
@@ -242,9 +245,9 @@ class MirrorTrainer(ResumableTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
         output = super()._generate_and_score_completions(inputs)
-        penalty = self._reward_penalty(output) if self.policy_objective.placement == "reward" else None
+        penalty = self._reward_penalty(output) if self.policy_objective.placed("reward") else None
         output["advantages"] = self._advantages(output["advantages"], penalty)
-        if self.policy_objective.region.needs_logits:
+        if "old" in self.policy_objective.needs_logits_of:
             with torch.no_grad():
                 ids, attention, keep = gather_ids(output)
                 size = self.args.per_device_train_batch_size
@@ -287,7 +290,12 @@ class MirrorTrainer(ResumableTrainer):
         if "tool_mask" in output:
             mask = mask * output["tool_mask"]
         penalty = self.policy_objective.reward_penalty(
-            logp, output["ref_per_token_logps"], mask, self.penalty_state.factor
+            logp,
+            output.get("ref_per_token_logps"),
+            mask,
+            self.penalty_state.factor,
+            logp_sampler=output.get("sampling_per_token_logps"),
+            vocabulary=self.vocabulary,
         )
         everyone: Tensor = self.accelerator.gather(penalty)  # pyright: ignore[reportAssignmentType]
         self._metrics["train" if self.model.training else "eval"]["reward_penalty"].append(everyone.mean().item())
@@ -384,6 +392,14 @@ class MirrorTrainer(ResumableTrainer):
         return tokens
 
     @property
+    def vocabulary(self) -> int | None:
+        """V where a penalty toward ``uniform`` needs it."""
+        if "uniform" not in self.policy_objective.needs:
+            return None
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        return policy.get_output_embeddings().weight.shape[0]
+
+    @property
     def weighs_by_scores(self) -> bool:
         """Whether ``_policy_weight`` looks at log-probabilities or entropies."""
         return self.top_entropy_quantile < 1.0 or self.off_policy_mask_threshold is not None
@@ -431,10 +447,10 @@ class MirrorTrainer(ResumableTrainer):
         if old is not None and self.accelerator.num_processes > 1:
             values |= quantiles_over_ranks(self.accelerator, scored.logp - old, mask)
         if self.policy_objective.penalties:
-            first = self.policy_objective.penalties[0]
+            first, label = self.policy_objective.penalties[0], self.policy_objective.penalty_labels[0]
             values["coefficient"] = first.coefficient * self.penalty_state.factor
             if mode == "train":
-                self.penalty_state.observe(values[f"divergence/{first.divergence.name}/mean"])
+                self.penalty_state.observe(values[f"divergence/{label}/mean"])
                 self._step_distance = max(self._step_distance, abs(self._distance(values)))
         # TRL's names for the same numbers, so that dashboards and callbacks keep working.
         values["entropy"] = values["entropy/mean"]

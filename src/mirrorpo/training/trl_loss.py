@@ -167,8 +167,8 @@ def trl_settings(chosen: Objective) -> dict[str, Any]:
     scale = {advantage: name for name, advantage in _ADVANTAGE.items()}.get(chosen.advantage)
     found: dict[str, Any] = {
         "loss_type": _loss_type(chosen),
-        "beta": chosen.penalties[0].coefficient if chosen.penalties else 0.0,
-        "importance_sampling_level": chosen.level,
+        "beta": chosen.reference_coefficient,
+        "importance_sampling_level": "token" if chosen.level == "token" else "sequence",
         "use_bias_correction_kl": any(p.estimator == "weighted" for p in chosen.penalties),
     }
     if scale is not None:
