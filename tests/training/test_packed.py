@@ -15,9 +15,8 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from mirrorpo.training import MirrorConfig, MirrorTrainer, model_adapter
 from mirrorpo.training.batching import regroup
-from mirrorpo.training.logits import gather_ids
+from mirrorpo.training.loss import gather_ids, packed_loss
 from mirrorpo.training.model_adapter import install, probe
-from mirrorpo.training.packed_loss import packed_loss
 from mirrorpo.training.packed_scoring import PackedPath
 from trl_pair import MAX_COMPLETION, TINY, fill, loss_and_gradient, settings, trainer
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 import mirrorpo
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.training import MirrorConfig, MirrorTrainer, NonFiniteError
+from mirrorpo.training.loss import score
 from mirrorpo.training.model_adapter import ReferenceMismatchError, check_reference
-from mirrorpo.training.padded_loss import score
 from mirrorpo.training.resuming import load_state
 from trl_pair import MAX_COMPLETION, TINY, batch, fill, loss_and_gradient, settings, trainer
 

@@ -37,7 +37,7 @@ def test_the_overridden_methods_have_the_signatures_that_are_overridden() -> Non
 def test_log_probabilities_come_with_entropies_and_auxiliary_loss() -> None:
     names = parameters(GRPOTrainer._get_per_token_logps_and_entropies)
     assert names[:6] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
-    from mirrorpo.training.logits import FORWARD_KEYS
+    from mirrorpo.training.loss import FORWARD_KEYS
 
     assert {"compute_entropy", "compute_aux_loss", *FORWARD_KEYS} <= set(names)
 

@@ -20,18 +20,26 @@ from mirrorpo.models import resolve_model
 from mirrorpo.models.generation import bare_generation, say_what_is_ignored
 from mirrorpo.models.thresholds import forget_lengths
 from mirrorpo.training.batching import regroup
-from mirrorpo.training.carried import carried, needs_padding
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
-from mirrorpo.training.gradient_share import penalty_share, share_is_due
-from mirrorpo.training.logits import FORWARD_KEYS, Scored, gather_ids
+from mirrorpo.training.loss import (
+    FORWARD_KEYS,
+    Scored,
+    carried,
+    gather_ids,
+    logits_of,
+    needs_padding,
+    packed_loss,
+    padded_loss,
+    penalty_share,
+    share_is_due,
+    with_bonuses,
+)
 from mirrorpo.training.model_adapter import check_reference
 from mirrorpo.training.model_card import add_objective, paper_of
 from mirrorpo.training.monitors import ROUNDING, Watch
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
-from mirrorpo.training.packed_loss import packed_loss
 from mirrorpo.training.packed_scoring import PackedPath, budget_advice
-from mirrorpo.training.padded_loss import logits_of, padded_loss, with_bonuses
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, holds_optimizer, load_state, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
 
