@@ -5,9 +5,14 @@ from __future__ import annotations
 import inspect
 from importlib.metadata import version
 
+import pytest
 from packaging.version import Version
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+
+from mirrorpo.training.resuming import ResumableTrainer
+from mirrorpo.training.seams import SEAMS
+from mirrorpo.training.trainer import MirrorTrainer
 
 
 def parameters(function: object) -> list[str]:
@@ -18,20 +23,19 @@ def test_the_version_is_one_that_was_read() -> None:
     assert Version("1.16") <= Version(version("trl")) < Version("1.17")
 
 
-def test_the_overridden_methods_have_the_signatures_that_are_overridden() -> None:
-    assert parameters(GRPOTrainer._compute_loss) == ["self", "model", "inputs"]
-    assert parameters(GRPOTrainer._generate_and_score_completions) == ["self", "inputs"]
-    assert parameters(GRPOTrainer._calculate_rewards) == [
-        "self",
-        "inputs",
-        "prompts",
-        "completions",
-        "completion_ids_list",
-    ]
-    assert parameters(GRPOTrainer._generate) == ["self", "prompts"]
-    assert parameters(GRPOTrainer._get_grad_norm) == ["self", "model", "grad_norm"]
-    assert parameters(GRPOTrainer._save_checkpoint) == ["self", "model", "trial"]
-    assert parameters(GRPOTrainer._load_optimizer_and_scheduler) == ["self", "checkpoint"]
+def test_every_private_method_that_is_overridden_stands_in_the_table() -> None:
+    ours = {name for kind in (MirrorTrainer, ResumableTrainer) for name in vars(kind)}
+    private = {name for name in ours if name.startswith("_") and not name.startswith("__")}
+    functions = {name for name in private if inspect.isfunction(getattr(GRPOTrainer, name, None))}
+    assert functions == set(SEAMS)
+
+
+@pytest.mark.parametrize("name", SEAMS)
+def test_the_overridden_methods_have_the_signatures_that_are_overridden(name: str) -> None:
+    found = parameters(getattr(GRPOTrainer, name))[1:]
+    expected = list(SEAMS[name])
+    # Only its first parameters are passed on by position; the others are checked below.
+    assert (found[: len(expected)] if name == "_get_per_token_logps_and_entropies" else found) == expected
 
 
 def test_log_probabilities_come_with_entropies_and_auxiliary_loss() -> None:
