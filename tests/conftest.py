@@ -20,6 +20,7 @@ CORE = (
     "losses.objective",
     "losses.optimum",
     "losses.penalties",
+    "losses.preference",
     "losses.regions",
     "losses.rules",
     "losses.solver",

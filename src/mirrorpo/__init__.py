@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mirrorpo.losses.objective import Objective, Output, Penalty
     from mirrorpo.losses.optimum import optimum
     from mirrorpo.losses.presets import objective, objective_from
+    from mirrorpo.losses.preference import preference_loss
     from mirrorpo.losses.regions import TrustRegion, trust_region
 
     __version__: str
@@ -39,6 +40,7 @@ _HOME = {
     "objective": "mirrorpo.losses.presets",
     "objective_from": "mirrorpo.losses.presets",
     "optimum": "mirrorpo.losses.optimum",
+    "preference_loss": "mirrorpo.losses.preference",
 }
 
 
@@ -84,6 +86,7 @@ __all__ = [
     "Penalty",
     "objective",
     "objective_from",
-    # optimum: what a penalised reward aims at
+    # optimum, preference: what a penalised reward aims at, and the loss that aims there from preferences
     "optimum",
+    "preference_loss",
 ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mirrorpo.divergences.base import LOG_PROB_FLOOR, Divergence
+from mirrorpo.divergences.bregman import BregmanDivergence
 
 # Where the ends are probed: three log-ratios with equal steps, all inside the range in which every divergence (custom
 # ones included) evaluates its formula and not a limit.
@@ -36,14 +37,18 @@ def score(d: Divergence, logx: Tensor, logz: Tensor) -> Tensor:
 
 def score_and_slope(d: Divergence, logx: Tensor, logz: Tensor) -> tuple[Tensor, Tensor]:
     """g(x, z) and its derivative in log x; as ``score``."""
+    logx, logz = torch.broadcast_tensors(logx.detach(), logz.detach())
+    # h'(x) - h'(z) has a slope that does not depend on z. It is taken away from x = z, where a table has an absolute
+    # value in its formula.
+    beside = logx - 1.0 if isinstance(d, BregmanDivergence) else logz
     # The formulas work in place, which autograd allows where it may keep a copy.
     with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-        at = logx.detach().expand(torch.broadcast_shapes(logx.shape, logz.shape)).clone().requires_grad_()
-        g = score(d, at, logz)
-        if not g.requires_grad:
-            return g, torch.zeros_like(g)
-        (slope,) = torch.autograd.grad(g.sum(), at, materialize_grads=True)
-    return g.detach(), slope
+        at = logx.clone().requires_grad_()
+        g = score(d, at, beside)
+        slope = torch.zeros_like(at)
+        if g.requires_grad:
+            (slope,) = torch.autograd.grad(g.sum(), at, materialize_grads=True)
+    return score(d, logx, logz), slope
 
 
 def require_convex(d: Divergence, what: str) -> None:
