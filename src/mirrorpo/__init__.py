@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mirrorpo.losses.future_kl import FutureKL
     from mirrorpo.losses.objective import Objective, Output, Penalty
     from mirrorpo.losses.optimum import optimum
-    from mirrorpo.losses.presets import objective, objective_from
     from mirrorpo.losses.preference import preference_loss
+    from mirrorpo.losses.presets import objective, objective_from
     from mirrorpo.losses.regions import TrustRegion, trust_region
 
     __version__: str
