@@ -388,8 +388,8 @@ class Divergence(ABC):
     def top_k_sparse(
         self,
         logits: Float[Tensor, "... V"],
-        indices: Shaped[Tensor, "... K"],
-        logp_anchor: Float[Tensor, "... K"],
+        indices: Shaped[Tensor, ...],
+        logp_anchor: Float[Tensor, ...],
         tokens: Shaped[Tensor, ...] | None = None,
         logp_anchor_tokens: Float[Tensor, ...] | None = None,
     ) -> Float[Tensor, ...]:

@@ -1,4 +1,4 @@
-r"""Which one function carries KL, Itakura-Saito, ProbL2, chi2, Hellinger and everything between? The power gap
+r"""The power gap, the one function behind KL, Itakura-Saito, ProbL2, chi2, Hellinger and everything between
 
 .. math:: B_a(\delta) = \frac{t^a - 1 - a (t - 1)}{a (a - 1)}, \quad t = e^\delta,
 

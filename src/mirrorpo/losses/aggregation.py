@@ -3,7 +3,7 @@ r"""How do per-token terms become one loss? Four averages that differ in what a 
 ==================  =====================================  =======================================================
 mode                formula                                who uses it
 ==================  =====================================  =======================================================
-``sequence_mean``   mean_i (sum_t x_it m_it / sum_t m_it)  GRPO, GSPO: every completion weighs the same
+``sequence_mean``   mean_i (sum_t x_it m_it / sum_t m_it)  GRPO, GSPO, SAPO: every completion weighs the same
 ``token_mean``      sum x m / sum m                        DAPO (arXiv 2503.14476): every token weighs the same
 ``constant``        sum x m / (B * max_completion_length)  Dr. GRPO (arXiv 2503.20783): no length in the denominator
 ``sequence_sum``    mean_i sum_t x_it m_it                 LUSPO (TRL), verl's seq-mean-token-sum: ``constant`` with 1

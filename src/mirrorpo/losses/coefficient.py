@@ -1,4 +1,4 @@
-r"""How strong is the penalty at this step? A coefficient that is fixed, scheduled, or steered to a target divergence.
+r"""Coefficients over a run: fixed, scheduled, or steered to a target divergence.
 
 The objective's coefficients are multiplied by a factor that starts at 1 (``schedule``: at its first value):
 

@@ -1,4 +1,4 @@
-r"""Which tokens led where the policy is now going? Future-KL weighting of the advantages (FIPO, arXiv 2603.19835).
+r"""Future-KL weighting of the advantages (FIPO, arXiv 2603.19835).
 
 :math:`F_t = \sum_{k \ge t} \gamma^{k-t} m_k \log w_k` with :math:`\gamma = 2^{-1/\text{half life}}` says whether the
 update so far makes the rest of the completion more likely; the advantage of token t is multiplied by
@@ -27,7 +27,7 @@ class FutureKL:
         clip: the weight stays within [1, 1 + clip], or [1 - clip, 1 + clip] with ``lower_bound``.
         lower_bound: whether weights below 1 are allowed.
         max_ratio: tokens with w above this (the dual-clip bound) do not enter F.
-        safety_ratio: where A < 0 and w is above this, the weight is held in [1 - clip, 1].
+        safety_ratio: where A < 0 and w is above this, the weight is clamped to [1 - clip, 1].
     """
 
     half_life: float = 32.0

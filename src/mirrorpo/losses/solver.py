@@ -1,4 +1,4 @@
-r"""At which ratios does a divergence reach its radius? One vectorised solver for every divergence.
+r"""Ratios at which a divergence reaches its radius: one vectorised solver for every divergence.
 
 A trust-region constraint c(w) has its minimum 0 at w = 1 and grows on both sides. The bounds are the two solutions of
 c(w) = radius, found by bisection in log w: a fixed number of halvings, no derivative, no starting value, no

@@ -1,4 +1,4 @@
-r"""How is a map of 126 units evaluated at the price of a few? As a table in one number, the probability.
+r"""The table that evaluates a map of 126 units at the price of a few: closed forms in one number, the probability.
 
 **Every mirror map is, locally, a mixture of KL and ProbL2.** On each of some ten thousand segments of (0, 1] the
 curvature is replaced by

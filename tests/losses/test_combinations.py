@@ -1,0 +1,70 @@
+"""Combinations of parts that mean nothing: each is refused by name, in one line."""
+
+from typing import Any
+
+import pytest
+
+import mirrorpo
+
+RATIO = {"name": "ratio", "epsilon_low": 0.2}
+JS = {"divergence": "js", "coefficient": 0.1}
+REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"regions": [RATIO, {"name": "kl3", "radius": 0.1}]}, ("one entry with act 'clip' or 'soft'", "'ratio'", "'kl3'")),
+    ({"regions": [RATIO, {"name": "chi2", "radius": 0.1, "act": "soft"}]}, ("one entry", "(clip)", "(soft)")),
+    ({"regions": [{**RATIO, "act": "soft"}]}, ("act 'soft' needs a divergence", "'ratio'")),
+    ({"regions": [{"name": "exact", "radius": 0.1, "act": "soft"}]}, ("act 'soft' needs a divergence", "'exact'")),
+    ({"regions": [{"name": "chi2", "radius": 0.1, "act": "soft", "level": "sequence"}]}, ("act 'soft'", "'sequence'")),
+    ({"regions": [{**RATIO, "act": "hard"}]}, ("unknown act 'hard'", "clip, mask, soft")),
+    ({"regions": [{**RATIO, "anchor": "uniform"}]}, ("anchor 'uniform' is for penalties",)),
+    ({"regions": [{**RATIO, "anchor": "samplr"}]}, ("unknown anchor 'samplr'", "did you mean 'sampler'")),
+    ({"regions": [{**RATIO, "side": "left"}]}, ("unknown side 'left'",)),
+    (
+        {"regions": [{"name": "exact", "radius": 0.1, "anchor": "sampler"}]},
+        ("'exact'", "next-token logits", "'sampler'"),
+    ),
+    ({"regions": [{"name": "kl", "radius": 0.1, "act": "mask", "level": "product"}]}, ("level 'product'", "'kl'")),
+    ({"regions": [{**RATIO, "of": "old"}]}, ("of 'old' is for masks",)),
+    ({"regions": [{**RATIO, "of": "old", "act": "mask"}]}, ("of 'old' is for masks", "around 'old'")),
+    ({"regions": [{"epsilon_low": 0.2}]}, ("needs the key 'name'",)),
+    ({"regions": "ratio"}, ("regions must be a list",)),
+    ({"regions": [RATIO], "radius": 0.1}, ("radius is given beside regions",)),
+    ({"regions": [RATIO], "region": "kl3"}, ("region is given beside regions",)),
+    ({"regions": [{**RATIO, "level": "sequence"}], "level": "token"}, ("level 'token' differs from level 'sequence'",)),
+    ({"region": {**RATIO, "level": "sequence"}}, ("at level 'sequence'", "level 'token'")),
+    ({"surrogate": "sigmoid", "regions": [RATIO]}, ("no effect", "'sigmoid'")),
+    ({"surrogate": "geometric", "regions": [{"name": "chi2", "radius": 1, "act": "soft"}]}, ("'geometric'", "clip")),
+    ({"surrogate": "none"}, ("'none' has no policy term", "give divergence")),
+    ({"surrogate": "none", "penalties": [JS], "regions": [RATIO]}, ("no effect", "'none'")),
+    ({"surrogate": "none", "penalties": [JS], "future_kl": True}, ("future_kl has no effect",)),
+    (
+        {"surrogate": "none", "penalties": [JS, {**JS, "placement": "advantage"}]},
+        ("placement 'advantage' has no effect",),
+    ),
+    ({"surrogate": "none", "penalties": [JS], "level": "sequence"}, ("level 'sequence'", "'none'")),
+    ({"behaviour": "teacher"}, ("unknown behaviour 'teacher'", "old, sampler")),
+    ({"penalties": [{**JS, "anchor": "sampler", "estimator": "exact"}]}, ("'exact'", "sampler reports sampled tokens")),
+    ({"penalties": [{**JS, "anchor": "uniform", "estimator": "top_k"}]}, ("'top_k'", "'uniform'")),
+    ({"penalties": [{**JS, "placement": "advantage", "estimator": "sampled"}]}, ("'advantage'", "'score'")),
+    # the same for every token of the vocabulary: its gradient has expectation 0
+    ({"penalties": [{**JS, "placement": "advantage", "estimator": "top_k"}]}, ("'advantage'", "'score'", "'top_k'")),
+    ({"penalties": [{**JS, "placement": "reward", "anchor": "old"}]}, ("'reward'", "'old'", "no effect")),
+    ({"penalties": [{**JS, "placement": "rewards"}]}, ("unknown placement 'rewards'", "did you mean 'reward'")),
+    ({"penalties": [{**JS, "support": "union"}]}, ("support 'union' has no effect",)),
+    ({"penalties": [{**JS, "k": 3}]}, ("k has no effect",)),
+    ({"penalties": [{**JS, "coeficient": 3}]}, ("unknown penalty key 'coeficient'", "did you mean 'coefficient'")),
+    ({"penalties": [{"divergence": "js"}]}, ("a penalty needs coefficient",)),
+    ({"penalties": ["js"]}, ("a penalty must be a mapping", "'js'")),
+    ({"penalties": JS}, ("penalties must be a list",)),
+    ({"penalties": [JS], "estimator": "score"}, ("estimator is given beside penalties",)),
+    ({"penalties": [{**JS, "placement": "reward"}], "advantage": "maxrl"}, ("'maxrl'", "rewards >= 0")),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSED, ids=[str(row[0]) for row in REFUSED])
+def test_what_means_nothing_is_refused_by_name_in_one_line(overrides: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        mirrorpo.objective("dapo", **overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
