@@ -1,4 +1,4 @@
-"""How much may one program use? Limits, and how the kernel is told of them.
+"""Limits of one program, and how the kernel is told of them.
 
 Standard library only: the isolated side imports this file as well.
 """
@@ -17,7 +17,8 @@ class Limits:
     """What one program may use.
 
     Attributes:
-        wall_seconds: time on the clock, from start to kill.
+        wall_seconds: time on the clock, from start to kill, for a program that has a core for itself; longer where
+            several programs share the cores.
         cpu_seconds: processor time.
         memory_mb: address space.
         open_files: descriptors.

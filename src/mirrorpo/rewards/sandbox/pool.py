@@ -1,4 +1,4 @@
-"""How are tens of programs run at once without the caller waiting for one? An asyncio pool over a template process."""
+"""An asyncio pool over a template process: tens of programs at once, and the caller waits for none of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from mirrorpo.rewards.sandbox.template import Reached, SandboxError, Template
 
 # What the judge may use beyond the candidate, whose answers it waits for.
 _JUDGE_GRACE_SECONDS = 1.0
+# The template process ends what is late, and says that it lives. If it does not (a program stopped it), it is replaced.
+_SILENCE_SECONDS = 20.0
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,8 @@ class Pool:
         self._numbers = itertools.count(1)
         self._ends: dict[int, asyncio.Future[Ended]] = {}
         self._slots = asyncio.Semaphore(self.in_flight)
+        self._alone = asyncio.Lock()
+        self._heard = 0.0
 
     async def __aenter__(self) -> Pool:
         self.start()
@@ -141,9 +147,20 @@ class Pool:
                 template.close()
                 return
             report = json.loads(data)
+            self._heard = asyncio.get_running_loop().time()
+            if "alive" in report:
+                continue
             future = self._ends.pop(report["id"], None)
             if future is not None and not future.done():
                 future.set_result(Ended(status=report["status"], timeout=report["timeout"], cpu_seconds=report["cpu"]))
+
+    def _replace(self, template: Template) -> None:
+        """Ends a template process that does not do its work."""
+        template.end_now()
+        if self._template is template:
+            self._template = None
+            self._lose(template)
+            template.close()
 
     def _lose(self, template: Template) -> None:
         """The template process is gone: so are its copies."""
@@ -171,15 +188,18 @@ class Pool:
             return await self._again(self._two, job, judge)
 
     async def _again(self, function: Any, *jobs: dict[str, Any]) -> Any:
-        """A template process that was killed from outside (the kernel, short of memory) is replaced, once."""
-        for attempt in (1, 2):
-            try:
-                self.start()
-                return await function(*jobs)
-            except ConnectionError as error:
-                if attempt == 2:
-                    raise SandboxError(f"the sandbox was lost twice on one program: {error}") from error
-        raise AssertionError
+        """A template process that was killed (for want of memory; by a program, on a low level) is replaced.
+
+        What was running is run again, one program after the other; the one on which the process is lost again and again
+        has crashed, and takes no other with it.
+        """
+        for attempt in range(_ATTEMPTS):
+            with contextlib.suppress(ConnectionError):
+                async with self._alone if attempt else contextlib.nullcontext():
+                    self.start()
+                    return await function(*jobs)
+        crashed = Outcome(ended=Ended(status=-signal.SIGKILL, timeout=False, cpu_seconds=0.0))
+        return crashed if len(jobs) == 1 else (crashed, Outcome(answer={"status": "gone"}))
 
     async def _one(self, job: dict[str, Any]) -> Outcome:
         return await self._copy(job, self.limits.wall_seconds, None)
@@ -211,16 +231,34 @@ class Pool:
         with ours:
             ours.setblocking(False)
             # The copy alone keeps the far ends: its death is then seen as an end of file.
-            with theirs, rpc or contextlib.nullcontext():
-                descriptors = [theirs.fileno(), *([] if rpc is None else [rpc.fileno()])]
+            with theirs, rpc or contextlib.nullcontext(), open(os.devnull, "r+b", buffering=0) as null:
+                # A null device of its own: flags that a program sets on it are seen by no other.
+                descriptors = [null.fileno(), theirs.fileno(), *([] if rpc is None else [rpc.fileno()])]
                 self._ends[number] = ended
                 await template.fork(number, wall_seconds, descriptors)
+            talk = asyncio.ensure_future(self._converse(ours, {**job, "limits": self.limits.to_dict()}, ended))
             try:
-                return await self._converse(ours, {**job, "limits": self.limits.to_dict()}, ended)
+                await self._watch(talk, template)
+                return await talk
             finally:
+                talk.cancel()
                 await template.kill(number)
                 with contextlib.suppress(ConnectionError):
-                    await asyncio.shield(ended)
+                    await self._watch(ended, template)
+                    await ended
+
+    async def _watch(self, wanted: asyncio.Future[Any], template: Template) -> None:
+        """Waits, as long as the template process gives signs of life.
+
+        Raises:
+            ConnectionError: it does not; it is ended.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while not (await asyncio.wait((wanted,), timeout=_SILENCE_SECONDS / 4))[0]:
+            if loop.time() - max(self._heard, began) > _SILENCE_SECONDS:
+                self._replace(template)
+                raise ConnectionError("the template process does not answer")
 
     async def _converse(self, sock: socket.socket, job: dict[str, Any], ended: asyncio.Future[Ended]) -> Outcome:
         loop = asyncio.get_running_loop()

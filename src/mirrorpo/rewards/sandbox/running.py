@@ -6,7 +6,7 @@ Standard library only; runs in the judge's process.
 from __future__ import annotations
 
 import ast
-import asyncio
+import importlib
 import inspect
 import sys
 import types
@@ -204,7 +204,7 @@ def _call(function: Any) -> None:
     ]
     value = function(*given)
     if inspect.iscoroutine(value):
-        asyncio.run(value)
+        importlib.import_module("asyncio").run(value)
 
 
 def _run_test_case(kind: type[unittest.TestCase]) -> None:

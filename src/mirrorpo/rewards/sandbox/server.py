@@ -5,7 +5,6 @@ Standard library only; runs in the program's process.
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import contextlib
 import copy
@@ -96,6 +95,12 @@ def _exit(value: Any, error: Any) -> bool:
     return bool(type(value).__exit__(value, kind, error, None if error is None else error.__traceback__))
 
 
+def _awaited(value: Any) -> Any:
+    # Imported by those who need it: the size of the template process is part of the price of every copy.
+    asyncio = importlib.import_module("asyncio")
+    return asyncio.run(value) if inspect.iscoroutine(value) else value
+
+
 def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return lambda a, b: function(b, a)
 
@@ -116,7 +121,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "send": lambda value, item: value.send(item),
     "throw": lambda value, error: value.throw(error),
     "close": lambda value: value.close(),
-    "await": lambda value: asyncio.run(value) if inspect.iscoroutine(value) else value,
+    "await": _awaited,
     "equals anything": _equals_anything,
 }
 

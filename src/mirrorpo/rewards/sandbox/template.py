@@ -117,7 +117,7 @@ class Template:
         )
 
     async def fork(self, number: int, wall_seconds: float, descriptors: list[int]) -> None:
-        """Orders a copy; the descriptors become its 3 and 4.
+        """Orders a copy; the descriptors become its standard ones (a null device), 3 and 4.
 
         Raises:
             ConnectionError: the template process is gone.
@@ -142,6 +142,10 @@ class Template:
                 await asyncio.sleep(0.005)
             except OSError as error:
                 raise ConnectionError(f"the template process is gone: {error}") from error
+
+    def end_now(self) -> None:
+        """Ends the process at once, even if it is stopped; its copies end with it."""
+        self.process.kill()
 
     def close(self) -> None:
         """Ends the process and all its copies."""

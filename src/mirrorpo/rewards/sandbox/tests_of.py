@@ -19,12 +19,14 @@ from mirrorpo.rewards.sandbox.assertions import Reach, entries, needs_arguments
 from mirrorpo.rewards.sandbox.plain import Encoder, NotPlain
 from mirrorpo.rewards.sandbox.roles import BUILTINS, Roles, roles, standard_modules
 from mirrorpo.rewards.sandbox.scopes import bound_in, global_loads, parameters, parse
-from mirrorpo.rewards.sandbox.well_known import LIBRARY
+from mirrorpo.rewards.sandbox.well_known import LIBRARY, TOOLS
 
 MAX_TEST_CHARACTERS = 1_000_000
 _MAX_NODES = 200_000
 _REMEMBERED = 4096
 _OWN_NAMES = ("__future__", "unittest")
+
+_NOT_QUICK = BUILTINS | TOOLS | LIBRARY.keys()
 
 Comparison = Literal["==", "!=", "is", "is not", "true", "false"]
 _COMPARISONS: dict[type, Comparison] = {ast.Eq: "==", ast.NotEq: "!=", ast.Is: "is", ast.IsNot: "is not"}
@@ -138,6 +140,9 @@ def _plan(tests: tuple[str, ...], setup: str) -> Plan | str:
 
 
 def _planned(tests: tuple[str, ...], setup: str) -> Plan:
+    quick = None if setup.strip() else _quick(tests)
+    if quick is not None:
+        return quick
     bodies, prelude = [_tree(text) for text in tests], _tree(setup)
     trees = [prelude, *bodies]
     imported = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -171,6 +176,27 @@ def _planned(tests: tuple[str, ...], setup: str) -> Plan:
             stubs=tuple(_stub(node) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)),
         )
     return Plan(**common, calls=calls, checks=checks)
+
+
+def _quick(tests: tuple[str, ...]) -> Plan | None:
+    """The plan of the commonest rows, calls compared with literals; as by the long way, in a tenth of the time."""
+    calls: list[Call] = []
+    checks: list[Check] = []
+    try:
+        statements = [node for text in tests for node in ast.parse(text).body]
+        for statement in statements:
+            if not isinstance(statement, ast.Assert):
+                return None
+            called = [n.func for n in ast.walk(statement.test) if isinstance(n, ast.Call)]
+            names = {node.id for node in called if isinstance(node, ast.Name)}
+            if len(called) != 1 or not names or names & _NOT_QUICK:
+                return None
+            checks.append(_check(statement.test, names, calls))
+    except (SyntaxError, ValueError, _NotSimple):
+        return None
+    if not checks:
+        return None
+    return Plan(imports="", program=tuple(sorted({c.name for c in calls})), calls=tuple(calls), checks=tuple(checks))
 
 
 def _tree(text: str) -> ast.Module:

@@ -1,4 +1,4 @@
-"""Who makes the isolated processes? One template process that isolates itself first, then forks a copy for each job.
+"""The template process: it isolates itself first, then forks a copy for each job.
 
 It is told to fork and to kill, and reports how copies ended. It never reads a program, a test or a result: those travel
 on descriptors that it passes on and closes, so a copy finds nothing of other jobs in its memory.
@@ -16,10 +16,10 @@ import selectors
 import signal
 import socket
 import sys
-import time
 from typing import Any, NoReturn
 
 from mirrorpo.rewards.sandbox import landlock, libc, namespaces, syscalls, worker
+from mirrorpo.rewards.sandbox.fair_clock import TICK_SECONDS, FairClock
 
 # Loaded once, shared by all copies. Those that are missing here and need no further shared library are still found.
 _PRELOADED = [
@@ -98,12 +98,14 @@ def main(control: int, layers: list[str], preload: bool) -> NoReturn:
         layers: which to use of "namespaces", "landlock", "seccomp".
         preload: import much of the standard library first.
     """
+    libc.die_with_parent()
     os.umask(0o022)
     for name in _PRELOADED if preload else ():
         importlib.import_module(name)
     sock = socket.socket(fileno=control)
     reached: dict[str, Any] = {"layers": [], "errors": {}}
-    null = os.open("/dev/null", os.O_RDWR)
+    sys.argv[:] = [""]
+    sys.orig_argv[:] = ["python"]  # the command line names folders of the user
     try:
         if "namespaces" in layers:
             _into_namespaces(reached)
@@ -116,7 +118,7 @@ def main(control: int, layers: list[str], preload: bool) -> NoReturn:
     gc.freeze()
     gc.disable()
     sock.send(json.dumps(reached).encode())
-    Zygote(sock, null, "seccomp" in reached["layers"]).serve()
+    Zygote(sock, "seccomp" in reached["layers"]).serve()
     os._exit(0)
 
 
@@ -127,14 +129,16 @@ def _into_namespaces(reached: dict[str, Any]) -> None:
     child = os.fork()
     if child:
         _wait_as_outer(child)
-    libc.die_with_parent()
     reached["layers"].append("namespaces")
 
 
 def _wait_as_outer(child: int) -> NoReturn:
     """Outside the new process namespace nothing is left to do but to end with it."""
     os.closerange(0, 1024)
+    # The same user as inside: the kernel lets it take the inner process with it only then.
+    namespaces.become_nobody()
     libc.forget_privileges()
+    libc.die_with_parent()
     _, status = os.waitpid(child, 0)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
@@ -162,6 +166,8 @@ def _lock(layers: list[str], reached: dict[str, Any]) -> None:
             reached["errors"]["landlock"] = str(error)
     if "seccomp" in layers:
         _try_filter(reached)
+    # Last: the kernel forgets it when the user changes. A killed trainer takes this process with it, stopped or not.
+    libc.die_with_parent()
 
 
 def _try_filter(reached: dict[str, Any]) -> None:
@@ -187,13 +193,14 @@ def _try_filter(reached: dict[str, Any]) -> None:
 class Zygote:
     """Forks, kills, reports.
 
-    Messages in: ``{"fork": id, "wall": seconds}`` with one or two descriptors, ``{"kill": id}``. Messages out:
-    ``{"id", "status", "timeout", "cpu"}``; a negative status is the signal that ended the copy.
+    Messages in: ``{"fork": id, "wall": seconds}`` with two or three descriptors (a null device, its channel, perhaps
+    one to another copy), ``{"kill": id}``. Messages out: ``{"id", "status", "timeout", "cpu"}``; a negative status is
+    the signal that ended the copy; ``{"alive": true}`` now and then, while copies run.
     """
 
-    def __init__(self, sock: socket.socket, null: int, use_filter: bool) -> None:
+    def __init__(self, sock: socket.socket, use_filter: bool) -> None:
         self._sock = sock
-        self._null = null
+        self._clock = FairClock()
         self._use_filter = use_filter
         self._jobs: dict[int, tuple[int, float]] = {}  # pid: (id, deadline)
         self._late: set[int] = set()
@@ -213,16 +220,16 @@ class Zygote:
                 os.read(self._wake, 4096)
             if self._sock.fileno() in ready and not self._take():
                 break
+            if self._jobs and self._clock.advance(self._jobs):
+                self._say({"alive": True})
             self._kill_late()
             if not self._reap():
                 break
         for pid in self._jobs:
-            os.kill(pid, signal.SIGKILL)
+            _kill(pid)
 
     def _patience(self) -> float | None:
-        if not self._jobs:
-            return None
-        return max(0.0, min(deadline for _, deadline in self._jobs.values()) - time.monotonic())
+        return TICK_SECONDS if self._jobs else None
 
     def _take(self) -> bool:
         """One message; False at the end."""
@@ -236,22 +243,28 @@ class Zygote:
         if "kill" in message:
             for pid, (number, _) in self._jobs.items():
                 if number == message["kill"]:
-                    os.kill(pid, signal.SIGKILL)
+                    _kill(pid)
             return True
+        if not self._jobs:
+            self._clock.start()
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_worker(descriptors)
+            self._become_worker(descriptors, parent)
         for descriptor in descriptors:
             os.close(descriptor)
-        self._jobs[pid] = (message["fork"], time.monotonic() + message["wall"])
+        self._jobs[pid] = (message["fork"], self._clock.now + message["wall"])
         return True
 
-    def _become_worker(self, descriptors: list[int]) -> NoReturn:
-        """The copy: keeps the job's descriptors and the null device, nothing else."""
+    def _become_worker(self, descriptors: list[int], parent: int) -> NoReturn:
+        """The copy: a process group of its own; it keeps the job's descriptors, nothing else."""
         try:
+            os.setpgid(0, 0)
             libc.die_with_parent()
+            if os.getppid() != parent:  # it ended before that
+                os._exit(1)
             signal.set_wakeup_fd(-1)
-            high = [os.dup(d) if d < 16 else d for d in (self._null, *descriptors)]
+            high = [os.dup(d) if d < 16 else d for d in descriptors]
             while min(high) < 16:
                 high = [os.dup(d) if d < 16 else d for d in high]
             null, *rest = high
@@ -263,11 +276,10 @@ class Zygote:
             os._exit(1)
 
     def _kill_late(self) -> None:
-        now = time.monotonic()
         for pid, (_, deadline) in self._jobs.items():
-            if deadline <= now and pid not in self._late:
+            if deadline <= self._clock.now and pid not in self._late:
                 self._late.add(pid)
-                os.kill(pid, signal.SIGKILL)
+                _kill(pid)
 
     def _reap(self) -> bool:
         """Reports copies that ended; False if nobody listens."""
@@ -281,11 +293,26 @@ class Zygote:
             report = {"id": number, "status": os.waitstatus_to_exitcode(status), "timeout": pid in self._late}
             report["cpu"] = usage.ru_utime + usage.ru_stime
             self._late.discard(pid)
-            try:
-                self._sock.send(json.dumps(report).encode())
-            except OSError:
+            if not self._say(report):
                 return False
         return True
+
+    def _say(self, report: dict[str, Any]) -> bool:
+        """Sends a report; False if nobody listens."""
+        try:
+            self._sock.send(json.dumps(report).encode())
+        except OSError:
+            return False
+        return True
+
+
+def _kill(pid: int) -> None:
+    """Ends a copy and its group."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except OSError:  # not yet a group, or gone
+            continue
 
 
 if __name__ == "__main__":
