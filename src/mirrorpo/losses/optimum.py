@@ -63,7 +63,7 @@ def optimum(
         >>> import torch, mirrorpo
         >>> q, r = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.0, 1.0, 0.0])
         >>> mirrorpo.optimum("prob_l2", q, r, coefficient=0.5)  # the projection of q + r on the simplex
-        tensor([0.0500, 0.9500, 0.0000])
+        tensor([0.1000, 0.9000, 0.0000])
     """
     d = resolve_divergence(divergence)
     require_convex(d, "optimum")

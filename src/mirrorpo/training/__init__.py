@@ -12,9 +12,16 @@ from mirrorpo.extras import missing, needs_train
 
 if TYPE_CHECKING:
     from mirrorpo.training.config import MirrorConfig
+    from mirrorpo.training.preference_trainer import MirrorDPOConfig, MirrorDPOTrainer
     from mirrorpo.training.trainer import MirrorTrainer, NonFiniteError
 
-_HOME = {"MirrorConfig": "config", "MirrorTrainer": "trainer", "NonFiniteError": "trainer"}
+_HOME = {
+    "MirrorConfig": "config",
+    "MirrorDPOConfig": "preference_trainer",
+    "MirrorDPOTrainer": "preference_trainer",
+    "MirrorTrainer": "trainer",
+    "NonFiniteError": "trainer",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +33,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
-__all__ = ["MirrorConfig", "MirrorTrainer", "NonFiniteError"]
+__all__ = ["MirrorConfig", "MirrorDPOConfig", "MirrorDPOTrainer", "MirrorTrainer", "NonFiniteError"]
