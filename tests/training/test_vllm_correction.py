@@ -18,6 +18,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.training import MirrorConfig, MirrorTrainer
+from mirrorpo.training.nonfinite import NonFiniteError
 from mirrorpo.training.setup import trainer_config
 from trl_pair import PAIRS, dataset, loss_and_gradient, settings, trainer
 
@@ -119,6 +120,24 @@ def test_the_correction_gives_the_loss_and_gradient_of_trl(name: str, mode: str,
     scale = max(1.0, their_gradient.abs().max().item())
     assert abs(our_loss - their_loss) < TOLERANCE[fast]
     assert (our_gradient - their_gradient).abs().max() < TOLERANCE[fast] * scale
+
+
+@pytest.mark.parametrize("fast", ["auto", "off"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_token_that_the_sampler_calls_impossible_never_makes_the_loss_nan(
+    mode: str, fast: str, tmp_path: Path
+) -> None:
+    _, ours, recorded = pair(tmp_path, "grpo", mode, fast)
+    recorded.logprobs[1][0] = [-math.inf]  # a ratio of infinity: at the upper bound, or left out
+    inputs = generate(ours)
+    weight = inputs["importance_sampling_ratio"].expand_as(inputs["completion_ids"])
+    assert weight[1, 0] == (HIGH if mode.endswith("truncate") else 0.0)
+    loss, gradient = loss_and_gradient(ours, inputs)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    inputs["importance_sampling_ratio"] = inputs["importance_sampling_ratio"] * math.nan
+    with pytest.raises(NonFiniteError, match="importance_sampling_ratio"):
+        loss_and_gradient(ours, inputs)
 
 
 def test_the_weight_is_on_the_policy_term_and_not_on_the_penalty(tmp_path: Path) -> None:

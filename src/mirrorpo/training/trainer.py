@@ -338,7 +338,10 @@ class MirrorTrainer(ResumableTrainer):
         training = self.model.training
         step = self.state.global_step + 1
         old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
-        mask = self.nonfinite.usable({"logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}, mask, step)
+        known = {"logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            known["importance_sampling_ratio"] = inputs["importance_sampling_ratio"]
+        mask = self.nonfinite.usable(known, mask, step)
         num_tokens = self._num_tokens(inputs, training)
         if training:
             self._step_total = (
