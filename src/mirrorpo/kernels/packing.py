@@ -26,7 +26,7 @@ _BUCKET_RATIO = 0.75
 
 
 class RowTooLongError(ValueError):
-    """A prompt with one completion is longer than the token budget or the model's context."""
+    """A prompt with one completion is longer than the token budget."""
 
 
 class UnpackableError(ValueError):
@@ -179,7 +179,6 @@ def pack(
     attention_mask: Tensor,
     num_completion: int,
     token_budget: int | None = None,
-    context: int | None = None,
 ) -> Packing:
     """The packed rows of a padded batch.
 
@@ -188,13 +187,12 @@ def pack(
         attention_mask: (B, P + T), 0 for padding.
         num_completion: T.
         token_budget: most tokens of a row; None: everything in one row.
-        context: most tokens that the model reads; None: not checked.
 
     Returns:
         The plan; its index tensors are on the device of ``ids``.
 
     Raises:
-        RowTooLongError: a prompt with one completion exceeds ``token_budget`` or ``context``.
+        RowTooLongError: a prompt with one completion exceeds ``token_budget``.
         UnpackableError: padding on another side, holes in the mask, an empty prompt.
 
     Example:
@@ -214,7 +212,7 @@ def pack(
     for index, group in enumerate(prompts.unique(dim=0, return_inverse=True)[1].tolist()):
         groups.setdefault(group, []).append(index)
     limit = token_budget if token_budget is not None else int(kept.sum()) + 1
-    _check_lengths(prompt_sizes, sizes, token_budget, context)
+    _check_lengths(prompt_sizes, sizes, token_budget)
     pieces = [piece for members in groups.values() for piece in _cut(members, prompt_sizes, sizes, limit)]
     layout = _Layout(prompt_sizes, sizes, num_prompt, num_completion)
     rows = [layout.row(bin_, ids) for bin_ in _first_fit(pieces, limit)]
@@ -233,15 +231,14 @@ def _sizes(kept: Tensor, num_prompt: int) -> tuple[list[int], list[int]]:
     return prompt_sizes.tolist(), sizes.tolist()
 
 
-def _check_lengths(prompt_sizes: list[int], sizes: list[int], token_budget: int | None, context: int | None) -> None:
+def _check_lengths(prompt_sizes: list[int], sizes: list[int], token_budget: int | None) -> None:
     index = max(range(len(sizes)), key=lambda i: prompt_sizes[i] + sizes[i])
     prompt, completion = prompt_sizes[index], sizes[index]
-    for limit, what in ((token_budget, "token_budget"), (context, "the model's context")):
-        if limit is not None and prompt + completion > limit:
-            raise RowTooLongError(
-                f"a prompt of {prompt} tokens with a completion of {completion} makes a row of {prompt + completion}, "
-                f"longer than {what}, {limit}"
-            )
+    if token_budget is not None and prompt + completion > token_budget:
+        raise RowTooLongError(
+            f"a prompt of {prompt} tokens with a completion of {completion} makes a row of {prompt + completion}, "
+            f"longer than token_budget, {token_budget}"
+        )
 
 
 def _inputs(size: int) -> int:

@@ -280,6 +280,8 @@ def check_head(model: nn.Module, head: Head) -> str | None:
 # rounding of a deep model's forward pass, a factor of ten above what is seen. A feature that takes effect moves it by
 # more than the largest of these (0.3 and above for rotary frequencies of another length).
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.1}
+# Logits in memory at once.
+_NUM_LOGITS = 2**26
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -304,13 +306,13 @@ def disagreement(
         padded = _padded(causal, packing, ids, attention, keep)  # first: an error of the model itself is its own
         try:
             packed = hidden_states(causal, packing).index_select(0, packing.predictors)
+            logp, _ = token_logps(packed, head, packing.tokens)
         # Untrusted: the code of any model somebody wrote for transformers.
         except Exception as error:
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
             return f"packed rows cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
-        logp, _ = token_logps(packed, head, packing.tokens)
-        expected, _ = token_logps(padded, head, packing.tokens)
+        expected = _plain_logps(head, padded, packing.tokens)
     # A model that has diverged has no log-probability to compare with; where only packed rows have none, they differ.
     apart, expected = (torch.where(expected.isfinite(), x, 0.0) for x in (logp - expected, expected))
     worst = _worst(packing.unpack(apart), packing.unpack(expected), packing)
@@ -331,6 +333,17 @@ def _padded(causal: PreTrainedModel, packing: Packing, ids: Tensor, attention: T
         ).last_hidden_state
         parts.append(states[:, -keep - 1 : -1])
     return torch.cat(parts).flatten(0, 1).index_select(0, packing.slots)
+
+
+def _plain_logps(head: Head, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities by plain operations: the sweeps over the vocabulary, too, are compared with something else."""
+    size = max(1, _NUM_LOGITS // head.vocabulary)
+    with torch.autocast(hidden.device.type, enabled=False):
+        parts = [
+            head.logits(states).log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
+            for states, wanted in zip(hidden.split(size), tokens.split(size), strict=True)
+        ]
+    return torch.cat(parts)
 
 
 def _worst(difference: Tensor, expected: Tensor, packing: Packing) -> float:
