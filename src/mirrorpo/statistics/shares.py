@@ -54,7 +54,10 @@ def wilson_interval(num_right: float, num_total: float, level: float = LEVEL) ->
     scale = 1.0 + z**2 / num_total
     centre = (share + z**2 / (2 * num_total)) / scale
     reach = z * math.sqrt(share * (1 - share) / num_total + z**2 / (4 * num_total**2)) / scale
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # With none or all right, one end is 0 or 1 exactly; rounding would leave it 1e-17 beside.
+    low = 0.0 if num_right == 0 else max(0.0, centre - reach)
+    high = 1.0 if num_right == num_total else min(1.0, centre + reach)
+    return low, high
 
 
 def clustered_interval(values: Sequence[float], num_samples: int) -> tuple[float, float]:
