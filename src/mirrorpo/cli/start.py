@@ -7,6 +7,7 @@ too; its traceback goes to a log file, or to stderr with ``--debug``.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 _INTERRUPTED = 130
 # Characters of an error's one line: the names in it are the user's, and may be of any length.
@@ -48,8 +49,7 @@ def _run() -> None:
     output.reset()
     look_in(Path.cwd())
     # Typer's own complaint about arguments; the class has no public name of its own.
-    usage_error = typer.BadParameter.__base__
-    assert usage_error is not None
+    usage_error: Any = typer.BadParameter.__base__
     try:
         # Typer turns Ctrl-C and Exit into a returned status.
         status = app(prog_name="mirrorpo", standalone_mode=False)

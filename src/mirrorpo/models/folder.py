@@ -171,9 +171,9 @@ def _check_code(config: Mapping[str, Any], trust_remote_code: bool) -> None:
     """Refuses code of the author's where transformers has no class of its own for the model."""
     if trust_remote_code or not config.get("auto_map"):
         return
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
 
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    if config.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(
             "config.json names code of its author (auto_map), which is not run; "
             "model.trust_remote_code=true accepts it, after reading it"

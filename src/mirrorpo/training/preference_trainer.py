@@ -117,7 +117,8 @@ class MirrorDPOTrainer(DPOTrainer):
         # read, and its loss, which nothing depends on, is left.
         with ExitStack() as stack:
             policy = stack.enter_context(_outputs(model))
-            reference = stack.enter_context(_outputs(self.model if self.ref_model is None else self.ref_model))
+            anchor: Any = self.model if self.ref_model is None else self.ref_model
+            reference = stack.enter_context(_outputs(anchor))
             given = super()._compute_loss(model, inputs, return_outputs)
         width = inputs["completion_mask"].shape[1] - 1
 
@@ -141,9 +142,11 @@ class MirrorDPOTrainer(DPOTrainer):
         """Puts the rewards of this divergence in the place of TRL's, beta times the log-ratio."""
         values = {"chosen": chosen, "rejected": rejected, "margins": chosen - rejected}
         values["accuracies"] = (chosen > rejected).double()
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        model: Any = self.model
+        metrics = self._metrics["train" if model.training else "eval"]
         for name, value in values.items():
-            metrics[f"rewards/{name}"][-1] = self.accelerator.gather(value).mean().item()
+            gathered: Any = self.accelerator.gather(value)
+            metrics[f"rewards/{name}"][-1] = gathered.mean().item()
 
 
 @contextmanager

@@ -22,8 +22,10 @@ def entries(trees: Iterable[ast.Module]) -> list[str]:
     """
     found: dict[str, None] = {}
     for node in (node for tree in trees for node in tree.body):
-        is_function = isinstance(node, _Function) and node.name.startswith("test")
-        if is_function or (isinstance(node, ast.ClassDef) and (node.name.startswith("Test") or _is_test_case(node))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if node.name.startswith("test"):
+                found[node.name] = None
+        elif isinstance(node, ast.ClassDef) and (node.name.startswith("Test") or _is_test_case(node)):
             found[node.name] = None
     return list(found)
 

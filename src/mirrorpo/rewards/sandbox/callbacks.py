@@ -169,7 +169,7 @@ class Callbacks:
             if _natural(number) not in self._objects:
                 if number % 2 == 0:
                     raise NotPlain("an object that nobody sent")
-                kind = self._class_named(str(name))
+                kind: Any = self._class_named(str(name))
                 self._keep(number, kind.__new__(kind))
             fresh.append((number, pairs))
         wanted = _reached(value, dict(fresh))

@@ -228,7 +228,8 @@ class Link:
         if type(number) is not int:
             raise NotPlain("no reference")
         if (number, origin) not in self._handles:
-            found = self._handles[number, origin] = kind.__new__(kind)
+            made: Any = kind
+            found = self._handles[number, origin] = made.__new__(made)
             vars(found).update(_link=self, _number=number, _origin=origin)
         return self._handles[number, origin]
 

@@ -97,9 +97,10 @@ class _Texts:
         ):
             self.only_asserts = False
         expecting: list[ast.AST] = []
+        body: list[ast.AST] = []
         if isinstance(node, ast.Try):
             expecting = [part for h in node.handlers if h.type is not None for part in ast.walk(h.type)]
-            body: list[ast.AST] = [*node.body]
+            body = [*node.body]
         elif isinstance(node, ast.With | ast.AsyncWith):
             expecting = [part for item in node.items for part in ast.walk(item.context_expr)]
             body = [*node.body]

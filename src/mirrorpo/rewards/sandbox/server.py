@@ -16,7 +16,7 @@ import operator
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from mirrorpo.rewards.sandbox.callbacks import PLAIN_KINDS, set_state, state_of
 from mirrorpo.rewards.sandbox.frames import ChannelClosed, TooLarge
@@ -156,7 +156,7 @@ class Server:
     def run(self, load: Callable[[], None]) -> None:
         """Loads the program, then answers until the judge is gone."""
         try:
-            sys.stdout = io.TextIOWrapper(self._printed, encoding="utf-8", write_through=True)
+            sys.stdout = io.TextIOWrapper(cast("Any", self._printed), encoding="utf-8", write_through=True)
             load()
         except BaseException as error:  # noqa: BLE001  (whatever the program raises, SystemExit included)
             self._peer.answer(["raised", type(error).__name__[:80]])
@@ -169,6 +169,7 @@ class Server:
     # What the judge asks for.
 
     def _answer(self, question: Message) -> Message:
+        operation = ""
         try:
             if question[0] == "name":
                 return self._name(question[1], question[2])
