@@ -200,7 +200,6 @@ def test_vllm_gets_token_ids_and_a_seed_for_every_sample(
         (["--resume", "--out", "x"], "x holds no evaluation"),
         (["eval.problems=0", "--out", "x"], "eval.problems: must be at least 1"),
         (["model.path=./absent", "--out", "x"], "model.path './absent'"),
-        (["eval.max_completion_length=5000", "--out", "x"], "the context is 4096"),
         (["-k", "3"], "k must be at most the number of samples, 2"),
     ],
 )

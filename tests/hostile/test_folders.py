@@ -210,7 +210,6 @@ STUDY_HARMS: dict[str, tuple[Harm, str]] = {
     "an arm leads out": (settings(arms={"../../outside": seeds(), "a": seeds()}), "is not the name of an arm"),
     "an arm is absolute": (settings(arms={"/etc": seeds(), "a": seeds()}), "'/etc' is not the name of an arm"),
     "an arm is dots": (settings(arms={"..": seeds(), "a": seeds()}), "'..' is not the name of an arm"),
-    "an arm is a number": (settings(arms={5: seeds(), "a": seeds()}), "5 is not the name of an arm"),
     "arms are a list": (settings(arms=["a"]), "key 'arms' must be a mapping"),
     "an arm is text": (settings(arms={"a": "x"}), "arms.a.seeds must be a list of integers"),
     "seeds are texts": (settings(arms={"a": {"seeds": ["../x"]}}), "arms.a.seeds must be a list of integers"),

@@ -54,7 +54,7 @@ def objective_data(objective: Any) -> Any:
 
     Example:
         >>> same = objective_data(read_objective("{preset: dapo, epsilon_low: 0.2}"))
-        >>> same == objective_data(read_objective("dapo")), same["region"]["high"]
+        >>> same == objective_data(read_objective("dapo")), same["rules"][0]["region"]["high"]
         (True, 1.28)
     """
     return _data(objective, ())
