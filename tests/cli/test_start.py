@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
 import subprocess
 import sys
@@ -150,6 +152,16 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None
     assert err.splitlines()[-1] == (
         "ImportError: mirrorpo.training needs the extra 'train' (missing: trl, typer): pip install 'mirrorpo[train]'"
     )
+
+
+@pytest.mark.parametrize(
+    "module", ["cli.arguments", "cli.listing", "extras", "models.folder", "models.threads", "user_code"]
+)
+def test_the_examples_in_docstrings_hold(module: str) -> None:
+    results = doctest.testmod(
+        importlib.import_module(f"mirrorpo.{module}"), optionflags=doctest.IGNORE_EXCEPTION_DETAIL
+    )
+    assert (results.failed, results.attempted > 0) == (0, True)
 
 
 # ---- lists

@@ -27,6 +27,7 @@ def build() -> dict[str, Rows]:
         "objectives": _objectives(),
         "estimators": _estimators(),
         "surrogates": _surrogates(),
+        "anchors": _anchors(),
         "advantages": _advantages(),
         "aggregations": _aggregations(),
         "tasks": _tasks(),
@@ -136,6 +137,15 @@ def _surrogates() -> Rows:
     from mirrorpo.losses.surrogates import SURROGATES
 
     return [{"name": name, "loss of a token": _first_line(entry.fn)} for name, entry in SURROGATES.items()]
+
+
+def _anchors() -> Rows:
+    from mirrorpo.losses.anchors import ANCHORS
+
+    return [
+        {"name": name, "log-probabilities": anchor.logp or "", "logits": anchor.logits or "", "how": anchor.how}
+        for name, anchor in ANCHORS.items()
+    ]
 
 
 def _advantages() -> Rows:

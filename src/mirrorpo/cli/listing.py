@@ -17,6 +17,7 @@ TABLES = (
     "objectives",
     "estimators",
     "surrogates",
+    "anchors",
     "advantages",
     "aggregations",
     "tasks",
@@ -31,8 +32,8 @@ def listing(what: str) -> Rows:
         InputError: no such table.
 
     Example:
-        >>> [row["name"] for row in listing("advantages")]
-        ['grpo', 'dr_grpo', 'rloo']
+        >>> [row["name"] for row in listing("aggregations")][:2]
+        ['sequence_mean', 'token_mean']
     """
     if what not in TABLES:
         import difflib
