@@ -101,7 +101,7 @@ def test_skip_is_the_same_as_if_the_tokens_had_never_been_there(
     wanted = gradient(built, clean, parts)
     # 8 sequences stand in the denominator of the other two; the one that lost all its tokens leaves it.
     scale = 1.0 if aggregation == "token_mean" else 8 / 7
-    assert (left_out - scale * wanted).abs().max() < 1e-6 * wanted.abs().max()
+    assert (left_out - scale * wanted).abs().max() < 2e-6 * wanted.abs().max()  # two sums in float32
 
 
 def overflowing_loss(built: MirrorTrainer, inputs: dict[str, Any]) -> None:
