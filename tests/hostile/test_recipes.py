@@ -136,7 +136,6 @@ TEXTS: dict[str, str | bytes] = {
     "gsm8k without hub": "task: {name: gsm8k}\n",
     "mbpp absent": "task: {name: mbpp, path: absent.jsonl}\n",
     "more prompts than rows": GOOD + "train: {prompts_per_step: 9000}\n",
-    "longer than the context": GOOD + "train: {max_completion_length: 1000000}\n",
     "indivisible": GOOD + "train: {updates_per_batch: 7}\n",
 }
 
