@@ -220,8 +220,8 @@ class _Layout:
         found: list[Tensor | None] = []
         for rule in self.objective.rules:
             value = next(rest) if rule.region.needs_logits else None
-            assert value is None or rule.region.radius is not None
-            found.append(None if value is None else value.detach() > rule.region.radius)
+            radius: Any = rule.region.radius  # a region over the vocabulary has one
+            found.append(None if value is None else value.detach() > radius)
         return tuple(found)
 
     def over_vocabulary(self, values: tuple[Tensor, ...]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -278,4 +278,4 @@ def surrogate_from(spec: Any) -> Surrogate:
     if not callable(found):
         raise ValueError(f"surrogate must be a name, a function of Tokens or 'module:attribute', got {spec!r}")
     name = spec if isinstance(spec, str) else getattr(found, "__name__", type(found).__name__)
-    return Surrogate(name=name, fn=found)
+    return Surrogate(name=name, fn=cast("Callable[..., Tensor]", found))
