@@ -110,6 +110,24 @@ def test_bad_mbpp_files_are_named(tmp_path: Path, rows: list[Any], message: str)
         Mbpp(path=written(tmp_path / "m", rows), sandbox=LIMITS)
 
 
+def test_rows_whose_tests_check_nothing_are_counted_and_give_no_reward(tmp_path: Path) -> None:
+    rows = programs(20, 601, 602, 603)
+    rows[1]["test_list"] = ["f() == 1"]
+    rows[2]["test_list"] = ["assert np.isclose(f(), 602)"]
+    with pytest.warns(
+        UserWarning, match=r"m: 2 of 4 rows give no reward, the first of them is row 2 \(task 601\): tests "
+    ):
+        task = Mbpp(path=written(tmp_path / "m", rows), sandbox=LIMITS)
+    grades = [task.grade(f"```python\ndef f(): return {row['task_id']}\n```", row) for row in task.rows("train")]
+    assert [grade.reward for grade in grades] == [None, None, 1.0]
+    assert [grade.reason for grade in grades[:2]] == ["tests assert nothing", "tests use np, which nothing defines"]
+    task.close()
+    with pytest.raises(
+        ValueError, match=r"no row has tests that can be used; row 1 \(task 601\): tests assert nothing"
+    ):
+        Mbpp(path=written(tmp_path / "n", rows[1:2]), sandbox=LIMITS)
+
+
 def test_half_a_character_is_named_by_line_and_a_nul_byte_is_a_character_like_others(tmp_path: Path) -> None:
     rows = questions(30)
     rows[3]["question"] = "What is \ud800?"

@@ -18,12 +18,14 @@ from mirrorpo.rewards.sandbox.scopes import bound_in, global_loads
 MAX_CODE_CHARACTERS = 200_000
 _MAX_BLOCKS = 60  # the last ones; a completion with more of them is no answer
 _MAX_CLOSINGS = 8
+_MAX_FENCE_LINE = 2000
 _MAX_CUTS = 60
 _OPENING = re.compile(r"^([ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?)(`{3,}|~{3,})[ \t]*\{?\.?([\w+.#-]*)\}?[^`\n]*$")
-_INLINE = re.compile(
-    r"^([ \t>]*)(`{3,})[ \t]*(?:python3?|py)?[ \t]+((?:def|class|import|from|lambda)\b[^`]*)`{3,}[ \t]*$"
-)
-_PYTHON = frozenset(("", "python", "py", "python3", "python2", "py3", "ipython", "ipython3", "code", "text", "txt"))
+# What follows a fence on its line, if it is code and no name of a language.
+_CODE = r"(?:(?:async[ \t]+)?def[ \t]|class[ \t]|import[ \t]|from[ \t]|@\w|\w+[ \t]*(?::[^=\n]+)?=[^=])"
+_GLUED_OPENING = re.compile(rf"^([ \t>]*)(`{{3,}}|~{{3,}})[ \t]*({_CODE}[^`\n]*)$")
+_INLINE = re.compile(rf"^[ \t>]*`{{3,}}[ \t]*(?:(?:python3?|py)[ \t]+)?({_CODE}[^`]*)`{{3,}}[ \t]*$")
+_PYTHON = ("", "python", "py", "python3", "python2", "py3", "ipython", "ipython3")
 _OTHER = frozenset(
     word
     for line in (
@@ -87,10 +89,16 @@ def extract_code(completion: str, names: Collection[str] = ()) -> str | None:
         'def f():\\n    return 1\\n'
     """
     text = completion.rpartition(_END_OF_THOUGHT)[2].replace("\r\n", "\n")
+    wanted = set(names)
     for part in _parts(text):
         blocks = [_Block.of(code) for code in _fenced(part)]
+        if any(wanted & block.defines for block in blocks) or (blocks and not wanted):
+            return _joined(blocks, wanted)
         if blocks:
-            return _joined(blocks, set(names))
+            # None of them defines what is wanted: unless the text around them does, as well as can be.
+            bare = _bare(part, names)
+            found = bare is not None and wanted & _Block.of(bare).defines
+            return bare if found else _joined(blocks, wanted)
     tagged = [m[2] for m in _TAGGED.finditer(text)] + [m[2] for m in _ANSWER.finditer(text)]
     for part in reversed(tagged):
         if _CODE_LINE.search(part):
@@ -124,18 +132,26 @@ def _fenced(text: str) -> list[str]:
     found: list[str] = []
     at = 0
     while at < len(lines):
-        inline = _INLINE.match(lines[at]) if len(lines[at]) < 2000 else None
-        opening = _OPENING.match(lines[at]) if len(lines[at]) < 2000 else None
+        line = lines[at] if len(lines[at]) < _MAX_FENCE_LINE else ""
+        inline, glued, opening = _INLINE.match(line), _GLUED_OPENING.match(line), _OPENING.match(line)
+        at += 1
         if inline is not None:
-            found.append(inline[3] + "\n")
-        if inline is not None or opening is None:
-            at += 1
-            continue
-        language = opening[3].lower()
-        code, at = _block(lines, at + 1, opening[1], opening[2])
-        if code.strip() and (language in _PYTHON or (language not in _OTHER and _tree(code) is not None)):
+            found.append(inline[1] + "\n")
+        elif glued is not None:
+            code, at = _block([*lines[: at - 1], glued[3], *lines[at:]], at - 1, glued[1], glued[2])
             found.append(code)
+        elif opening is not None:
+            code, at = _block(lines, at, opening[1], opening[2])
+            if _may_be_python(code, opening[3].lower()):
+                found.append(code)
     return found[-_MAX_BLOCKS:]
+
+
+def _may_be_python(code: str, language: str) -> bool:
+    """Whether a block with this label holds a program: words and output in a bare fence are none."""
+    if not code.strip() or language in _OTHER:
+        return False
+    return language in _PYTHON[1:] or _tree(code) is not None or _DEFINITION.search(code) is not None
 
 
 def _block(lines: list[str], start: int, margin: str, fence: str) -> tuple[str, int]:
@@ -151,10 +167,19 @@ def _block(lines: list[str], start: int, margin: str, fence: str) -> tuple[str, 
         ends = closing.match(line) is not None
         # The fence may stand at the end of the last line of code.
         glued = not ends and line.rstrip().endswith(fence) and line.count(fence) == 1
-        if not ends and not glued:
+        opens = not ends and not glued and fence in line[:200] and _OPENING.match(line[:_MAX_FENCE_LINE]) is not None
+        if not ends and not glued and not opens:
             continue
+        tried += 1
+        if tried > _MAX_CLOSINGS:
+            break
         body = [*lines[start:at], *([line.rstrip()[: -len(fence)]] if glued else [])]
         code = _without_margin(body, margin)
+        if opens or glued:
+            # Another block begins, or a comment ends with a fence: an end of this one only if it is whole.
+            if code.strip() and _tree(code) is not None and not (glued and body[-1].lstrip().startswith("#")):
+                return code, at if opens else at + 1
+            continue
         if first is None:
             first = (code, at + 1)
             in_docstring = code.count('"""') % 2 or code.count("'''") % 2
@@ -162,9 +187,6 @@ def _block(lines: list[str], start: int, margin: str, fence: str) -> tuple[str, 
                 return first
         elif _tree(code) is not None:
             return code, at + 1
-        tried += 1
-        if tried >= _MAX_CLOSINGS:
-            break
     if first is not None:
         return first
     code = _without_margin(lines[start:], margin)

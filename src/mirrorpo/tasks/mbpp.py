@@ -7,6 +7,7 @@ Reference: Austin et al., "Program Synthesis with Large Language Models", arXiv 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +70,9 @@ class Mbpp:
         ValueError: no such part, a broken row, the hub cannot be reached, the machine does not reach the required
             level; says what to set.
         FileNotFoundError: no such file.
+
+    Warns:
+        UserWarning: rows whose tests assert nothing, or use what nothing defines: their completions get no reward.
     """
 
     name = "mbpp"
@@ -88,7 +92,9 @@ class Mbpp:
         self._shown, self._instruction = shown_tests, instruction
         rows = read_rows(Path(path), "text", None) if path is not None else _from_hub()
         where = path or HUB_NAME
+        self._unusable: list[str] = []
         checked = [self._row(row, f"{where}: row {number}") for number, row in enumerate(rows, 1)]
+        self._tell_unusable(where, len(checked))
         parts: dict[Part, list[Row]] = {
             "train": _between(checked, *IDS["train"])[:train_size],
             "validation": _between(checked, *IDS["validation"]),
@@ -114,7 +120,9 @@ class Mbpp:
         try:
             plan(tests if isinstance(tests, list) else [], setup)
         except BadTests as error:
-            raise ValueError(f"{where}: task {number}: {error} (field test_list)") from None
+            if error.malformed:
+                raise ValueError(f"{where}: task {number}: {error} (field test_list)") from None
+            self._unusable.append(f"{where.rpartition(': ')[2]} (task {number}): {error}")
         assert isinstance(tests, list)
         shown = [test.strip() for test in tests[: self._shown]]
         lines = [f"You are an expert Python programmer. {text.strip()}"]
@@ -122,6 +130,21 @@ class Mbpp:
             lines += ["Your code should pass these tests:", "", *shown, ""]
         prompt = "\n".join([*lines, self._instruction]).strip()
         return {"prompt": prompt, "answer": row.get("code", ""), "tests": tests, "setup": setup, "task_id": number}
+
+    def _tell_unusable(self, where: str, total: int) -> None:
+        """Says how many rows can give no reward, and why the first of them cannot.
+
+        Raises:
+            ValueError: all of them.
+        """
+        count = len(self._unusable)
+        if count and count == total:
+            raise ValueError(f"{where}: no row has tests that can be used; {self._unusable[0]}")
+        if count:
+            warnings.warn(
+                f"{where}: {count} of {total} rows give no reward, the first of them is {self._unusable[0]}",
+                stacklevel=3,
+            )
 
     def rows(self, split: Part) -> list[Row]:
         """The problems of "train", "validation" or "test" (see ``test_part``)."""

@@ -24,6 +24,7 @@ from mirrorpo.rewards.sandbox.well_known import LIBRARY, TOOLS
 MAX_TEST_CHARACTERS = 1_000_000
 _MAX_NODES = 200_000
 _REMEMBERED = 4096
+_MALFORMED = ("no tests", "tests are not texts", "tests are too long", "tests are not Python")
 _OWN_NAMES = ("__future__", "unittest")
 
 _NOT_QUICK = BUILTINS | TOOLS | LIBRARY.keys()
@@ -34,6 +35,11 @@ _COMPARISONS: dict[type, Comparison] = {ast.Eq: "==", ast.NotEq: "!=", ast.Is: "
 
 class BadTests(ValueError):
     """The tests of a row cannot be used; the message says why in a few words."""
+
+    @property
+    def malformed(self) -> bool:
+        """Whether they are no tests at all, rather than tests that check nothing that the program computes."""
+        return str(self) in _MALFORMED
 
 
 class _NotSimple(Exception):
