@@ -9,8 +9,8 @@ demo: $(STAMP)  ## train the embedded model on arithmetic: runs/demo/
 	rm -rf runs/demo
 	$(BIN)/mirrorpo train recipes/arithmetic.yaml --out runs/demo
 
-test: $(STAMP)  ## the whole test suite, warnings as errors
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the whole test suite, warnings as errors, on up to four cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-fast: $(STAMP)  ## the pure core and the command line's contract: about a minute
 	$(BIN)/python -m pytest tests/divergences tests/losses tests/test_user_code.py tests/test_moved.py

@@ -50,8 +50,9 @@ def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint_and_says_how_to
     run, scratch = tmp_path / "run", tmp_path / "scratch"
     arguments = recipes.arguments("full", run)
     # The line of step 2 is being written, behind its second update: the next one is the first on step 3's completions.
-    lines = [place for place, event in enumerate(done.places, 1) if event == "open /metrics.jsonl"]
-    stopped = harness.run(arguments, run, scratch, Fault(signal_at=(lines[1], number)))
+    # Before the first step the file is opened twice: looked for and begun.
+    opened = [place for place, event in enumerate(done.places, 1) if event == "open /metrics.jsonl"]
+    stopped = harness.run(arguments, run, scratch, Fault(signal_at=(opened[2 + 1], number)))
     assert stopped.status == status
     last = stopped.stderr.splitlines()[-1]
     assert last.startswith(f"stopped by {number.name} behind step 2 of 4; continue with: mirrorpo train arithmetic")

@@ -181,7 +181,7 @@ def test_differences_without_spread_are_as_uncertain_as_their_evaluation() -> No
         (["evolution.population=7"], "population must be even"),
         (["objective.preset=grpo"], "one penalty, a neural mirror map"),
         (["evolution.validation_problems=513"], "evolution.validation_problems: 513, but the task has 512"),
-        (["train.max_completion_length=100000"], "train.max_completion_length: the longest prompt has"),
+        (["train.max_completion_length=0"], "train.max_completion_length"),
         (["model.path=nowhere/at/all"], "model.path 'nowhere/at/all'"),
         (["objective.divergence={name: neural, path: missing.json}"], "path 'missing.json' cannot be read"),
         (["--resume"], "holds no run"),
