@@ -4,6 +4,7 @@ A new entry of the table needs a line in ``LADDER``: its formula, written naivel
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -250,6 +251,13 @@ def test_a_surrogate_of_your_own_is_a_function_a_path_or_an_entry() -> None:
         mirrorpo.objective("dapo", surrogate=OWN, facto=1.0)
     with pytest.raises(ValueError, match=r"factor must be a number in \(0, 1e\+06\]"):
         mirrorpo.objective("dapo", surrogate=OWN, factor=0)
+
+
+@pytest.mark.parametrize(("wrong", "got"), [(lambda t: t.ratio().sum(), r"\(\)"), (lambda t: 1.0, "float")])
+def test_a_surrogate_that_returns_no_loss_of_each_token_is_named(wrong: Any, got: str) -> None:
+    logp, logp_old, a, keep = sequences()
+    with pytest.raises(ValueError, match=rf"surrogate '<lambda>' must return a tensor \(B, T\) or \(B, 1\), got {got}"):
+        mirrorpo.objective("dapo", surrogate=wrong)(logp=logp, logp_old=logp_old, advantages=a.squeeze(1), mask=keep)
 
 
 def test_the_ratio_is_held_far_out_with_a_gradient_that_does_not_vanish() -> None:

@@ -219,9 +219,13 @@ class _Layout:
         rest = iter(values)
         found: list[Tensor | None] = []
         for rule in self.objective.rules:
-            value = next(rest) if rule.region.needs_logits else None
-            radius: Any = rule.region.radius  # a region over the vocabulary has one
-            found.append(None if value is None else value.detach() > radius)
+            region = rule.region
+            if not isinstance(region, OverVocabulary):
+                found.append(None)
+                continue
+            value = next(rest)
+            assert value is not None
+            found.append(value.detach() > region.radius)
         return tuple(found)
 
     def over_vocabulary(self, values: tuple[Tensor, ...]) -> dict[str, Any]:

@@ -405,7 +405,7 @@ class Objective:
 
     def _policy(self, state: Tokens, anchors: AnchorLogps, weight: Tensor | None) -> Tensor:
         """The surrogate's term of each token, (B, T)."""
-        policy = self.surrogate.fn(state, **self.options)
+        policy = self.surrogate.loss(state, self.options)
         rule = self.bound
         if rule is not None and rule.act == "soft":
             behaviour = anchors.of(self.behaviour, "act 'soft'")

@@ -186,6 +186,18 @@ class Surrogate:
     soft: bool = False
     formula: str = ""
 
+    def loss(self, tokens: Tokens, options: Mapping[str, float | None]) -> Tensor:
+        """What ``fn`` returns.
+
+        Raises:
+            ValueError: it is no tensor (B, T) or (B, 1).
+        """
+        found: Any = self.fn(tokens, **options)
+        if not isinstance(found, Tensor) or found.shape not in (tokens.logp.shape, (len(tokens.logp), 1)):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"surrogate {self.name!r} must return a tensor (B, T) or (B, 1), got {got}")
+        return found
+
     def checked_options(self, given: Mapping[str, Any]) -> Mapping[str, float | None]:
         """All options, the given ones in place of the defaults.
 
@@ -278,4 +290,4 @@ def surrogate_from(spec: Any) -> Surrogate:
     if not callable(found):
         raise ValueError(f"surrogate must be a name, a function of Tokens or 'module:attribute', got {spec!r}")
     name = spec if isinstance(spec, str) else getattr(found, "__name__", type(found).__name__)
-    return Surrogate(name=name, fn=cast("Callable[..., Tensor]", found))
+    return Surrogate(name=name, fn=cast("Callable[..., Tensor]", found))  # what it returns is checked in the loss
