@@ -274,7 +274,7 @@ def measure_exact() -> float:
     from torch.profiler import ProfilerActivity, profile
 
     from mirrorpo.divergences import divergence
-    from mirrorpo.training.loss import score_from_logits
+    from mirrorpo.training.scoring import score_from_logits
 
     class Head(torch.nn.Module):
         def __init__(self, vocabulary: int) -> None:

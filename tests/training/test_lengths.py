@@ -112,9 +112,9 @@ def test_the_policys_longer_generation_does_not_move_it_from_its_reference(tmp_p
 def test_the_comparison_alone_finds_longrope_too(
     compares: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caught: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("mirrorpo.training.packed_scoring.thresholds", lambda _: ())
+    monkeypatch.setattr("mirrorpo.training.scoring.thresholds", lambda _: ())
     if not compares:
-        monkeypatch.setattr("mirrorpo.training.packed_scoring.disagreement", lambda *_: None)
+        monkeypatch.setattr("mirrorpo.training.scoring.disagreement", lambda *_: None)
     built = build(tmp_path, LONGROPE)
     ids, mask, keep = batch(5, 30)
     mask[:4, 10:] = 0  # four completions of 5 tokens, four of 30: packed by fours, the first have other frequencies
@@ -180,7 +180,7 @@ def test_only_the_first_batch_and_those_twice_as_long_are_compared(
         widths.append(ids.shape[1])
         return compare(causal, head, packing, ids, *rest)
 
-    monkeypatch.setattr("mirrorpo.training.packed_scoring.disagreement", counted)
+    monkeypatch.setattr("mirrorpo.training.scoring.disagreement", counted)
     for completion in (10, 12, 25, 26, 5, 60):  # and 5 of the prompt
         scored(built, 5, completion)
     assert widths == [15, 31, 65]

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from mirrorpo.training import MirrorConfig, MirrorTrainer, NonFiniteError
-from mirrorpo.training.loss import score
 from trl_pair import batch, fill, settings, trainer
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
@@ -78,17 +77,19 @@ def test_skip_is_the_same_as_if_the_tokens_had_never_been_there(
             if where != "logp":
                 broken[where] = broken[where].clone()
                 broken[where][row, column] = torch.nan
+    scorer = built.loss_computer.scorer
+    score = scorer.padded
     if where == "logp":
 
-        def scored(trainer: Any, model: Any, given: dict[str, Any]) -> Any:
-            found = score(trainer, model, given)
+        def scored(model: Any, given: dict[str, Any], **more: Any) -> Any:
+            found = score(model, given, **more)
             bad = given["completion_mask"].bool() & ~given["usable"]
             return type(found)(
                 logp=torch.where(bad, -torch.inf, found.logp), entropy=found.entropy, aux_loss=found.aux_loss
             )
 
         broken["usable"] = clean["tool_mask"].bool()
-        monkeypatch.setattr("mirrorpo.training.loss.score", scored)
+        monkeypatch.setattr(scorer, "padded", scored)
         # Packed rows whose hidden states are not finite are left to the padded path, which knows the tokens.
         hidden = built.packed.hidden
         monkeypatch.setattr(built.packed, "hidden", lambda *given: hidden(*given) * torch.nan)
@@ -96,7 +97,7 @@ def test_skip_is_the_same_as_if_the_tokens_had_never_been_there(
     assert built._metrics["train"]["nonfinite/tokens/mean"] == [8.0 if where == "advantages" else 3.0]
     assert built.nonfinite.events == 1
 
-    monkeypatch.setattr("mirrorpo.training.loss.score", score)
+    monkeypatch.setattr(scorer, "padded", score)
     clean["num_items_in_batch"] = (clean["completion_mask"] * clean["tool_mask"]).sum()
     wanted = gradient(built, clean, parts)
     # 8 sequences stand in the denominator of the other two; the one that lost all its tokens leaves it.

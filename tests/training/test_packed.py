@@ -15,9 +15,8 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from mirrorpo.training import MirrorConfig, MirrorTrainer, model_adapter
 from mirrorpo.training.batching import regroup
-from mirrorpo.training.loss import gather_ids, packed_loss
 from mirrorpo.training.model_adapter import install, probe
-from mirrorpo.training.packed_scoring import PackedPath
+from mirrorpo.training.scoring import PackedPath, gather_ids
 from trl_pair import MAX_COMPLETION, TINY, fill, loss_and_gradient, settings, trainer
 
 SIZES = {
@@ -374,7 +373,7 @@ def test_a_batch_that_cannot_be_packed_says_why(
     built = build(tmp_path)
     inputs = {**fill(micro_batch(SIZES["ragged"]), built), **change}
     for _ in range(2):
-        assert packed_loss(built, built.model, inputs, inputs["completion_mask"]) is None
+        assert built.loss_computer.packed(built.model, inputs, inputs["completion_mask"], built._moment(True)) is None
     assert len(reasons(caught)) == 1
     assert said in reasons(caught)[0]
 

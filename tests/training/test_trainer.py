@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 import mirrorpo
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.training import MirrorConfig, MirrorTrainer, NonFiniteError
-from mirrorpo.training.loss import score
 from mirrorpo.training.model_adapter import ReferenceMismatchError, check_reference
 from mirrorpo.training.resuming import load_state
 from trl_pair import MAX_COMPLETION, TINY, batch, fill, loss_and_gradient, settings, trainer
@@ -104,7 +103,8 @@ def test_scoring_from_logits_equals_the_fused_path(tmp_path: Path) -> None:
     fused = build(tmp_path, "grpo", temperature=0.7)
     plain = build(tmp_path, {"preset": "grpo", "estimator": "exact"}, temperature=0.7)
     inputs = fill(batch(), fused)
-    one, two = score(fused, fused.model, inputs), score(plain, plain.model, inputs)
+    one = fused.loss_computer.scorer.padded(fused.model, inputs, with_logits=False)
+    two = plain.loss_computer.scorer.padded(plain.model, inputs, with_logits=True)
     keep = inputs["completion_mask"].bool()
     assert one.logits is None
     assert two.logits is not None

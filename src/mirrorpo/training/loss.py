@@ -4,104 +4,306 @@ Packed rows: the objective is computed from hidden states, and no logits are kep
 head, or from logits (B, T, V) in memory where an estimator or a region needs the whole next-token distribution. What
 packed rows cannot carry comes back as None, and the padded loss says which tokens are not finite.
 
-Beside it: the share of the penalty in the norm of the gradient, from two extra backward passes now and then.
+A ``LossComputer`` has an objective, a ``Scorer`` and settings, and never sees the trainer. The share of the penalty in
+the norm of the gradient is measured here too, by two extra backward passes now and then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 from trl.trainer.grpo_trainer import GRPOTrainer
-from trl.trainer.utils import use_adapter
 
-from mirrorpo.kernels import Anchor, Packing, objective_from_hidden
+from mirrorpo.kernels import objective_from_hidden
 from mirrorpo.losses.objective import Objective, Output
-from mirrorpo.training.distributed import UNSHARDED
-
-if TYPE_CHECKING:
-    from mirrorpo.training.trainer import MirrorTrainer
+from mirrorpo.training.nonfinite import NonFinite
+from mirrorpo.training.scoring import FORWARD_KEYS, Scored, Scorer, gather_ids
 
 logger = logging.get_logger(__name__)
 
-
-# What TRL hands from the rollout to the forward pass of multimodal models.
-FORWARD_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
+# There where TRL corrects for the sampler's log-probabilities.
+_SAMPLER_RATIO = "importance_sampling_ratio"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """The sampled tokens under a model.
+class LossSettings:
+    """Settings of a training that enter its loss beside the objective.
 
     Attributes:
-        logp: (B, T), log-probabilities of the sampled tokens.
-        entropy: (B, T), of the next-token distributions, in nats.
-        logits: (B, T, V), temperature applied, or None.
-        aux_loss: a mixture model's load-balancing loss, or None.
+        max_completion_length: tokens that a completion may have.
+        num_processes: of the run.
+        steps_per_generation: micro-batches that share one generation.
+        entropy_bonus: TRL's factor on the mean entropy; 0.0 leaves it out.
+        aux_loss: factor on a mixture model's load-balancing loss.
+        top_entropy_quantile: share of tokens, those of highest entropy, that enter the policy term.
+        off_policy_mask_threshold: TRL's bound on a sequence's divergence from its sampler, None without.
     """
 
-    logp: Tensor
-    entropy: Tensor
-    logits: Tensor | None = None
-    aux_loss: Tensor | None = None
+    max_completion_length: int
+    num_processes: int
+    steps_per_generation: int
+    entropy_bonus: float
+    aux_loss: float
+    top_entropy_quantile: float
+    off_policy_mask_threshold: float | None
+
+    @property
+    def weighs_by_scores(self) -> bool:
+        """Whether the factor on the policy term depends on log-probabilities or entropies."""
+        return self.top_entropy_quantile < 1.0 or self.off_policy_mask_threshold is not None
 
 
-def gather_ids(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
-    """Prompt and completion side by side: token ids, attention mask, and the number of completion positions."""
-    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-    attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-    return ids, attention, inputs["completion_ids"].shape[1]
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Where a run is when it computes a loss.
+
+    Attributes:
+        step: the optimiser step, from 1; for messages.
+        training: whether the batch is trained on.
+        accumulation: micro-batches of the optimiser step.
+        penalty_factor: what the penalties' coefficients are multiplied by.
+        with_share: whether the penalty's share of the gradient is measured.
+    """
+
+    step: int
+    training: bool
+    accumulation: int
+    penalty_factor: float
+    with_share: bool
 
 
-def score_from_logits(model: nn.Module, ids: Tensor, attention: Tensor, keep: int, temperature: float) -> Scored:
-    """Scores the last ``keep`` tokens of each row.
+@dataclass(frozen=True, kw_only=True)
+class MicroLoss:
+    """The loss of a micro-batch.
+
+    Attributes:
+        loss: what is differentiated.
+        output: of the objective.
+        scored: the tokens under the policy.
+        mask: (B, T), the tokens that counted.
+        total: what the optimiser step's average divides by, on this process.
+        penalty_share: of the gradient's norm, where it was measured.
+    """
+
+    loss: Tensor
+    output: Output
+    scored: Scored
+    mask: Tensor
+    total: Tensor | float
+    penalty_share: float | None
+
+
+class LossComputer:
+    """Loss, metrics and scores of micro-batches as TRL hands them to its loss.
 
     Args:
-        model: a causal language model of transformers.
-        ids: (B, P + T).
-        attention: (B, P + T).
-        keep: T.
-        temperature: the logits are divided by it, as in sampling.
-
-    Returns:
-        Log-probabilities, entropies and logits; float32 or wider.
+        objective: what is trained.
+        scorer: reads the tokens.
+        settings: of the training.
+        nonfinite: the handling of NaN and infinite values.
+        entropy_mask: TRL's mask of the tokens of highest entropy, over all processes.
     """
-    output = model(input_ids=ids, attention_mask=attention, logits_to_keep=keep + 1, use_cache=False)
-    logits = output.logits[:, -keep - 1 : -1].float() / temperature
-    log_probs = logits.log_softmax(-1)
-    logp = log_probs.gather(-1, ids[:, -keep:].unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():
-        entropy = -(log_probs.exp() * log_probs.clamp(min=-1e9)).sum(-1)
-    return Scored(logp=logp, entropy=entropy, logits=logits)
 
+    def __init__(
+        self,
+        objective: Objective,
+        scorer: Scorer,
+        settings: LossSettings,
+        nonfinite: NonFinite,
+        entropy_mask: Callable[[Tensor, Tensor, float], Tensor],
+    ) -> None:
+        self.objective, self.scorer, self.settings = objective, scorer, settings
+        self.nonfinite, self.entropy_mask = nonfinite, entropy_mask
 
-# Measured once more, early, when the policy has left its reference.
-_EARLY_LOOK = 5
+    def __call__(self, model: nn.Module, inputs: dict[str, Any], moment: Moment) -> MicroLoss:
+        """Computes the loss of one micro-batch.
 
+        Args:
+            model: the policy, as the trainer holds it.
+            inputs: the micro-batch.
+            moment: where the run is.
 
-def share_is_due(trainer: MirrorTrainer) -> bool:
-    """Whether this micro-batch is one to measure the penalty's share of the gradient on."""
-    objective, every = trainer.policy_objective, trainer.args.gradient_share_every
-    if not objective.placed("loss"):
-        return False
-    if trainer.accelerator.distributed_type not in UNSHARDED:
-        return False  # sharded gradients have no norm of their own
-    step = trainer.state.global_step
-    return every > 0 and trainer.model.training and (step % every == 0 or step == _EARLY_LOOK)
+        Raises:
+            NonFiniteError: a number is not finite and the settings say ``raise``.
+        """
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        known = {
+            "logp_old": inputs.get("old_per_token_logps"),
+            "logp_ref": inputs.get("ref_per_token_logps"),
+            "advantages": inputs["advantages"],
+            "importance_sampling_ratio": inputs.get(_SAMPLER_RATIO),
+        }
+        mask = self.nonfinite.usable(known, mask, moment.step)
+        num_tokens = self._num_tokens(inputs, moment)
+        total = mask.shape[0] * moment.accumulation if num_tokens is None else num_tokens
+        found = self.packed(model, inputs, mask, moment)
+        output, scored, mask = self.padded(model, inputs, mask, moment) if found is None else (*found, mask)
+        self.nonfinite.check_loss(output.loss, moment.step)
+        share = None
+        if moment.with_share and output.penalty_loss is not None:
+            share = penalty_share(model, output, self.scorer.accelerator)
+        loss = output.loss * self._share(moment)
+        if found is None:
+            loss = self._with_bonuses(loss, scored, mask, moment)
+        return MicroLoss(loss=loss, output=output, scored=scored, mask=mask, total=total, penalty_share=share)
+
+    def packed(
+        self, model: nn.Module, inputs: dict[str, Any], mask: Tensor, moment: Moment
+    ) -> tuple[Output, Scored] | None:
+        """Loss, metrics and scores from packed rows; None where the micro-batch is not packed.
+
+        The entropy bonus is in the loss already. Loss parts have a graph of their own only where the penalty's share of
+        the gradient is measured: that takes a second sweep.
+
+        Args:
+            model: the policy.
+            inputs: the micro-batch.
+            mask: (B, T), the tokens that count.
+            moment: where the run is.
+        """
+        path, objective = self.scorer.packed, self.objective
+        causal = path.model(model)
+        if causal is None:
+            return None
+        if any(inputs.get(key) is not None for key in FORWARD_KEYS):
+            path.say("multimodal input")
+            return None
+        packing = path.pack(causal, *gather_ids(inputs))
+        hidden = None if packing is None else path.hidden(model, packing)
+        if packing is None or hidden is None:
+            return None
+        if not bool(hidden.detach().isfinite().all()):
+            return None  # the padded path says which tokens it is, and raises or leaves them out
+        kept = slice(None) if mask is inputs["completion_mask"] else mask.reshape(-1).bool()[packing.slots]
+        if isinstance(kept, Tensor) and not bool(kept.any()):
+            return None  # nothing counts: a zero with a gradient, as the padded path gives it
+        reference = None
+        if "reference" in objective.needs_logits_of:
+            reference = self.scorer.reference_anchor(model, packing, kept)
+            if reference is None:
+                return None
+
+        def weight(logp: Tensor, entropy: Tensor) -> Tensor | None:
+            return self._policy_weight(Scored(logp=logp, entropy=entropy), inputs, mask)
+
+        # A function where the factor depends on the scores, or where two sweeps are wanted.
+        by_scores = self.settings.weighs_by_scores or moment.with_share
+        output, logp, entropy = objective_from_hidden(
+            objective,
+            hidden[kept],
+            path.head(causal),
+            packing.tokens[kept],
+            mask=mask,
+            reference=reference,
+            weight=weight if by_scores else weight(mask, mask),  # looks at neither
+            entropy_weight=self._entropy_weight(moment),
+            **self._common(inputs, moment),
+        )
+        if not bool(output.loss.detach().isfinite()):
+            return None  # finite hidden states, but logits that are not: as above
+        return output, Scored(logp=logp, entropy=entropy)
+
+    def padded(
+        self, model: nn.Module, inputs: dict[str, Any], mask: Tensor, moment: Moment
+    ) -> tuple[Output, Scored, Tensor]:
+        """Loss, metrics, scores and usable tokens of a padded micro-batch; without TRL's bonuses.
+
+        Args:
+            model: the policy.
+            inputs: the micro-batch.
+            mask: (B, T), the tokens that count.
+            moment: where the run is.
+        """
+        objective = self.objective
+        scored = self.scorer.padded(model, inputs, with_logits=objective.needs_logits)
+        mask = self.nonfinite.usable({"logp": scored.logp}, mask, moment.step)
+        of_reference = "reference" in objective.needs_logits_of
+        output = objective(
+            logp=scored.logp,
+            mask=mask,
+            weight=self._policy_weight(scored, inputs, mask),
+            logits=scored.logits,
+            logits_ref=self.scorer.reference_logits(model, inputs) if of_reference else None,
+            logits_old=inputs.get("old_logits"),
+            tokens=inputs["completion_ids"],
+            entropy=scored.entropy,
+            vocabulary=self.scorer.vocabulary(model) if "uniform" in objective.needs else None,
+            **self._common(inputs, moment),
+        )
+        return output, scored, mask
+
+    def _common(self, inputs: dict[str, Any], moment: Moment) -> dict[str, Any]:
+        """Arguments that the objective takes from both layouts."""
+        return {
+            "advantages": inputs["advantages"],
+            "logp_old": inputs.get("old_per_token_logps"),
+            "logp_ref": inputs.get("ref_per_token_logps"),
+            "logp_sampler": inputs.get("sampling_per_token_logps"),
+            "max_completion_length": self.settings.max_completion_length,
+            "num_tokens": self._num_tokens(inputs, moment),
+            "penalty_scale": moment.penalty_factor,
+        }
+
+    def _num_tokens(self, inputs: dict[str, Any], moment: Moment) -> Tensor | None:
+        """This micro-batch's share of an optimiser step's tokens (TRL counts those of a whole generation batch)."""
+        if self.objective.aggregation != "token_mean":
+            return None
+        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.settings.num_processes
+        if moment.training:
+            tokens = tokens * moment.accumulation / self.settings.steps_per_generation
+        return tokens
+
+    def _policy_weight(self, scored: Scored, inputs: dict[str, Any], mask: Tensor) -> Tensor | None:
+        """TRL's detached factors on the policy term: entropy mask, off-policy mask, the sampler's importance ratio."""
+        settings = self.settings
+        weight: Tensor | None = None
+        if settings.top_entropy_quantile < 1.0:
+            weight = self.entropy_mask(scored.entropy, mask, 1 - settings.top_entropy_quantile).float()
+        if settings.off_policy_mask_threshold is not None:
+            old = inputs.get("old_per_token_logps")
+            old = scored.logp.detach() if old is None else old
+            advantages = inputs["advantages"]
+            factor = GRPOTrainer.get_off_policy_mask(
+                advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+                per_token_logps=scored.logp,
+                sampling_per_token_logps=inputs.get("sampling_per_token_logps", old),
+                mask=mask,
+                off_policy_threshold=settings.off_policy_mask_threshold,
+            ).float()
+            weight = factor if weight is None else weight * factor
+        factor = inputs.get(_SAMPLER_RATIO)
+        if factor is not None:
+            weight = factor if weight is None else weight * factor
+        return weight
+
+    def _share(self, moment: Moment) -> float:
+        # `token_mean` has the whole step's tokens in its denominator already; the others average within a micro-batch.
+        return self._each(moment) if self.objective.aggregation != "token_mean" else 1.0
+
+    @staticmethod
+    def _each(moment: Moment) -> float:
+        """What averages over the micro-batches of an optimiser step."""
+        return 1.0 / moment.accumulation if moment.training else 1.0
+
+    def _entropy_weight(self, moment: Moment) -> float:
+        """What the mean entropy is multiplied by in a loss that is multiplied by ``_share`` later."""
+        return -self.settings.entropy_bonus * self._each(moment) / self._share(moment)
+
+    def _with_bonuses(self, loss: Tensor, scored: Scored, mask: Tensor, moment: Moment) -> Tensor:
+        """TRL's static entropy bonus and its load-balancing loss of mixture models, averaged over micro-batches."""
+        if self.settings.entropy_bonus:
+            mean_entropy = (scored.entropy * mask).sum() / mask.sum().clamp(min=1.0)
+            loss = loss - self.settings.entropy_bonus * mean_entropy * self._each(moment)
+        if scored.aux_loss is not None:
+            loss = loss + self.settings.aux_loss * scored.aux_loss * self._each(moment)
+        return loss
 
 
 def penalty_share(model: nn.Module, output: Output, accelerator: Any) -> float:
@@ -121,177 +323,6 @@ def penalty_share(model: nn.Module, output: Output, accelerator: Any) -> float:
         present = (accelerator.reduce(g.detach().float(), "mean") for g in grads if g is not None)
         norms.append(torch.stack([g.norm() for g in present]).norm())
     return (norms[1] / (norms[0] + norms[1]).clamp(min=torch.finfo(torch.float32).tiny)).item()
-
-
-def packed_loss(
-    trainer: MirrorTrainer, model: nn.Module, inputs: dict[str, Any], mask: Tensor
-) -> tuple[Output, Scored] | None:
-    """Loss, metrics and scores of a micro-batch from packed rows; None where it is not packed.
-
-    The entropy bonus is in the loss already. Loss parts have a graph of their own only where the trainer measures the
-    penalty's share of the gradient: that takes a second sweep.
-
-    Args:
-        trainer: whose objective and settings hold.
-        model: the policy.
-        inputs: a micro-batch as TRL hands it to the loss.
-        mask: (B, T), the tokens that count.
-    """
-    path, objective = trainer.packed, trainer.policy_objective
-    causal = path.model(model)
-    if causal is None:
-        return None
-    if any(inputs.get(key) is not None for key in FORWARD_KEYS):
-        path.say("multimodal input")
-        return None
-    packing = path.pack(causal, *gather_ids(inputs))
-    hidden = None if packing is None else path.hidden(model, packing)
-    if packing is None or hidden is None:
-        return None
-    if not bool(hidden.detach().isfinite().all()):
-        return None  # the padded path says which tokens it is, and raises or leaves them out
-    kept = slice(None) if mask is inputs["completion_mask"] else mask.reshape(-1).bool()[packing.slots]
-    if isinstance(kept, Tensor) and not bool(kept.any()):
-        return None  # nothing counts: a zero with a gradient, as the padded path gives it
-    reference = None
-    if "reference" in objective.needs_logits_of:
-        reference = _reference(trainer, packing, kept)
-        if reference is None:
-            return None
-    training = trainer.model.training
-    output, logp, entropy = objective_from_hidden(
-        objective,
-        hidden[kept],
-        path.head(causal),
-        packing.tokens[kept],
-        advantages=inputs["advantages"],
-        mask=mask,
-        logp_old=inputs.get("old_per_token_logps"),
-        logp_ref=inputs.get("ref_per_token_logps"),
-        logp_sampler=inputs.get("sampling_per_token_logps"),
-        reference=reference,
-        max_completion_length=trainer.max_completion_length,
-        num_tokens=trainer._num_tokens(inputs, training),
-        weight=_weight(trainer, inputs, mask),
-        entropy_weight=trainer.entropy_weight(training),
-        penalty_scale=trainer.penalty_state.factor,
-    )
-    if not bool(output.loss.detach().isfinite()):
-        return None  # finite hidden states, but logits that are not: as above
-    return output, Scored(logp=logp, entropy=entropy)
-
-
-def _weight(trainer: MirrorTrainer, inputs: dict[str, Any], mask: Tensor) -> Any:
-    """The factor on the policy term; a function of the scores where it depends on them, or two sweeps are wanted."""
-
-    def of_scores(logp: Tensor, entropy: Tensor) -> Tensor | None:
-        old = inputs.get("old_per_token_logps")
-        return trainer._policy_weight(Scored(logp=logp, entropy=entropy), old, inputs, mask)
-
-    if trainer.weighs_by_scores or share_is_due(trainer):
-        return of_scores
-    return of_scores(mask, mask)  # looks at neither
-
-
-@torch.no_grad()
-def _reference(trainer: MirrorTrainer, packing: Packing, kept: Any) -> Anchor | None:
-    """The reference's hidden states of the tokens that count, and its head."""
-    path = trainer.packed
-    if trainer.ref_model is not None:
-        causal = path.model(trainer.ref_model)
-        hidden = None if causal is None else path.hidden(causal, packing)  # never trained: no wrapper matters
-    else:
-        policy: Any = trainer.accelerator.unwrap_model(trainer.model)
-        causal = path.model(policy)
-        with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
-            hidden = None if causal is None else path.hidden(policy, packing)
-    if causal is None or hidden is None:
-        return None
-    return Anchor(hidden=hidden[kept], head=path.head(causal))
-
-
-def padded_loss(
-    trainer: MirrorTrainer, model: nn.Module, inputs: dict[str, Any], mask: Tensor
-) -> tuple[Output, Scored, Tensor]:
-    """Loss, metrics, scores and usable tokens of a padded micro-batch; without the bonuses of ``with_bonuses``.
-
-    Args:
-        trainer: whose objective and settings hold.
-        model: the policy.
-        inputs: a micro-batch as TRL hands it to the loss.
-        mask: (B, T), the tokens that count.
-    """
-    scored = score(trainer, model, inputs)
-    mask = trainer.nonfinite.usable({"logp": scored.logp}, mask, trainer.state.global_step + 1)
-    old = inputs.get("old_per_token_logps")
-    output = trainer.policy_objective(
-        logp=scored.logp,
-        logp_old=old,
-        logp_ref=inputs.get("ref_per_token_logps"),
-        logp_sampler=inputs.get("sampling_per_token_logps"),
-        vocabulary=trainer.vocabulary,
-        advantages=inputs["advantages"],
-        mask=mask,
-        max_completion_length=trainer.max_completion_length,
-        num_tokens=trainer._num_tokens(inputs, trainer.model.training),
-        weight=trainer._policy_weight(scored, old, inputs, mask),
-        logits=scored.logits,
-        logits_ref=_reference_logits(trainer, inputs),
-        logits_old=inputs.get("old_logits"),
-        tokens=inputs["completion_ids"],
-        entropy=scored.entropy,
-        penalty_scale=trainer.penalty_state.factor,
-    )
-    return output, scored, mask
-
-
-def score(trainer: MirrorTrainer, model: nn.Module, inputs: dict[str, Any]) -> Scored:
-    """The sampled tokens under the policy; with logits where the objective needs them, else through TRL's head."""
-    ids, attention, keep = gather_ids(inputs)
-    if trainer.policy_objective.needs_logits:
-        return logits_of(trainer, model, ids, attention, keep)
-    # TRL's own method: the trainer's would pack.
-    logp, entropy, aux_loss = GRPOTrainer._get_per_token_logps_and_entropies(
-        trainer,
-        model,
-        ids,
-        attention,
-        keep,
-        compute_entropy=True,
-        compute_aux_loss=trainer.aux_loss_enabled,
-        **{key: inputs.get(key) for key in FORWARD_KEYS},
-    )
-    assert entropy is not None
-    return Scored(logp=logp, entropy=entropy, aux_loss=aux_loss)
-
-
-def logits_of(trainer: MirrorTrainer, model: Any, ids: Tensor, attention: Tensor, keep: int) -> Scored:
-    """Scores with logits (B, T, V), in the trainer's mixed precision."""
-    with trainer.accelerator.autocast():
-        return score_from_logits(model, ids, attention, keep, trainer.temperature)
-
-
-@torch.no_grad()
-def _reference_logits(trainer: MirrorTrainer, inputs: dict[str, Any]) -> Tensor | None:
-    if "reference" not in trainer.policy_objective.needs_logits_of:
-        return None
-    ids, attention, keep = gather_ids(inputs)
-    if trainer.ref_model is not None:
-        return logits_of(trainer, trainer.ref_model, ids, attention, keep).logits
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
-        return logits_of(trainer, trainer.model, ids, attention, keep).logits
-
-
-def with_bonuses(trainer: MirrorTrainer, loss: Tensor, scored: Scored, mask: Tensor) -> Tensor:
-    """TRL's static entropy bonus and its load-balancing loss of mixture models, averaged over micro-batches."""
-    share = 1.0 / trainer.current_gradient_accumulation_steps if trainer.model.training else 1.0
-    if trainer._entropy_bonus_enabled:
-        mean_entropy = (scored.entropy * mask).sum() / mask.sum().clamp(min=1.0)
-        loss = loss - trainer.entropy_coef * mean_entropy * share
-    if trainer.aux_loss_enabled and scored.aux_loss is not None:
-        loss = loss + trainer.router_aux_loss_coef * scored.aux_loss * share
-    return loss
 
 
 def carried(objective: Objective, args: Any, *, drawn_here: bool) -> Objective:
@@ -331,17 +362,4 @@ def needs_padding(objective: Objective) -> str | None:
     return None
 
 
-__all__ = [
-    "Scored",
-    "carried",
-    "gather_ids",
-    "logits_of",
-    "needs_padding",
-    "packed_loss",
-    "padded_loss",
-    "penalty_share",
-    "score",
-    "score_from_logits",
-    "share_is_due",
-    "with_bonuses",
-]
+__all__ = ["LossComputer", "LossSettings", "MicroLoss", "Moment", "carried", "needs_padding", "penalty_share"]

@@ -22,31 +22,21 @@ from mirrorpo.models.thresholds import forget_lengths
 from mirrorpo.training.batching import regroup
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
-from mirrorpo.training.loss import (
-    FORWARD_KEYS,
-    Scored,
-    carried,
-    gather_ids,
-    logits_of,
-    needs_padding,
-    packed_loss,
-    padded_loss,
-    penalty_share,
-    share_is_due,
-    with_bonuses,
-)
+from mirrorpo.training.loss import LossComputer, LossSettings, Moment, carried, needs_padding
 from mirrorpo.training.model_adapter import check_reference
 from mirrorpo.training.model_card import add_objective, paper_of
 from mirrorpo.training.monitors import ROUNDING, Watch
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
-from mirrorpo.training.packed_scoring import PackedPath, budget_advice
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, holds_optimizer, load_state, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
+from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, budget_advice, gather_ids
 
 logger = logging.get_logger(__name__)
 
 # Where the texts stand in what TRL's `_generate` returns.
 _COMPLETIONS = 3
+# The penalty's share of the gradient is measured once more, early, when the policy has left its reference.
+_EARLY_LOOK = 5
 
 
 class MirrorTrainer(ResumableTrainer):
@@ -120,6 +110,7 @@ class MirrorTrainer(ResumableTrainer):
         say_what_is_ignored(self.accelerator.unwrap_model(self.model))
         needs_logits = needs_padding(self.policy_objective)
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
+        self.loss_computer = self._loss_computer()
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
             logger.warning("%s; reference: %s", self.policy_objective.describe(), self.reference_description())
@@ -256,12 +247,8 @@ class MirrorTrainer(ResumableTrainer):
         penalty = self._reward_penalty(output) if self.policy_objective.placed("reward") else None
         output["advantages"] = self._advantages(output["advantages"], penalty)
         if "old" in self.policy_objective.needs_logits_of:
-            with torch.no_grad():
-                ids, attention, keep = gather_ids(output)
-                size = self.args.per_device_train_batch_size
-                rows = [slice(i, i + size) for i in range(0, ids.shape[0], size)]
-                parts = [logits_of(self, self.model, ids[part], attention[part], keep) for part in rows]
-                output["old_logits"] = torch.cat([part.logits for part in parts if part.logits is not None])
+            size = self.args.per_device_train_batch_size
+            output["old_logits"] = self.loss_computer.scorer.logits_in_parts(self.model, output, size)
         return output
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
@@ -297,13 +284,15 @@ class MirrorTrainer(ResumableTrainer):
         mask = output["completion_mask"]
         if "tool_mask" in output:
             mask = mask * output["tool_mask"]
+        uniform = "uniform" in self.policy_objective.needs
+        vocabulary = self.loss_computer.scorer.vocabulary(self.model) if uniform else None
         penalty = self.policy_objective.reward_penalty(
             logp,
             output.get("ref_per_token_logps"),
             mask,
             self.penalty_state.factor,
             logp_sampler=output.get("sampling_per_token_logps"),
-            vocabulary=self.vocabulary,
+            vocabulary=vocabulary,
         )
         everyone: Tensor = self.accelerator.gather(penalty)  # pyright: ignore[reportAssignmentType]
         self._metrics["train" if self.model.training else "eval"]["reward_penalty"].append(everyone.mean().item())
@@ -332,45 +321,55 @@ class MirrorTrainer(ResumableTrainer):
     # The loss
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        mask = inputs["completion_mask"]
-        if "tool_mask" in inputs:
-            mask = mask * inputs["tool_mask"]
         training = self.model.training
-        step = self.state.global_step + 1
-        old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
-        known = {"logp_old": old, "logp_ref": ref, "advantages": inputs["advantages"]}
-        if self.use_vllm and self.vllm_importance_sampling_correction:
-            known["importance_sampling_ratio"] = inputs["importance_sampling_ratio"]
-        mask = self.nonfinite.usable(known, mask, step)
-        num_tokens = self._num_tokens(inputs, training)
-        if training:
-            self._step_total = (
-                mask.shape[0] * self.current_gradient_accumulation_steps if num_tokens is None else num_tokens
-            )
         forget_lengths(model)
-        found = packed_loss(self, model, inputs, mask)
-        output, scored, mask = padded_loss(self, model, inputs, mask) if found is None else (*found, mask)
-        self.nonfinite.check_loss(output.loss, step)
-        if output.penalty_loss is not None and share_is_due(self):
-            share = penalty_share(model, output, self.accelerator)
-            self._metrics["train"]["penalty_gradient_share"].append(share)
-            self.watch.measured(self.state.global_step, share, float(self._distance(output.metrics)))
-        loss = output.loss * self._share(training)
-        self._record(output, scored, old, mask, "train" if training else "eval")
-        return loss if found is not None else with_bonuses(self, loss, scored, mask)
+        found = self.loss_computer(model, inputs, self._moment(training))
+        if training:
+            self._step_total = found.total
+        if found.penalty_share is not None:
+            self._metrics["train"]["penalty_gradient_share"].append(found.penalty_share)
+            self.watch.measured(
+                self.state.global_step, found.penalty_share, float(self._distance(found.output.metrics))
+            )
+        old = inputs.get("old_per_token_logps")
+        self._record(found.output, found.scored, old, found.mask, "train" if training else "eval")
+        return found.loss
 
-    def _share(self, training: bool) -> float:
-        # `token_mean` has the whole step's tokens in its denominator already; the others average within a micro-batch.
-        if training and self.policy_objective.aggregation != "token_mean":
-            return 1.0 / self.current_gradient_accumulation_steps
-        return 1.0
+    def _moment(self, training: bool) -> Moment:
+        return Moment(
+            step=self.state.global_step + 1,
+            training=training,
+            accumulation=self.current_gradient_accumulation_steps,
+            penalty_factor=self.penalty_state.factor,
+            with_share=training and self._share_is_due(),
+        )
 
-    def entropy_weight(self, training: bool) -> float:
-        """What the mean entropy is multiplied by in a loss that is multiplied by ``_share`` later."""
-        if not self._entropy_bonus_enabled:
-            return 0.0
-        each = 1.0 / self.current_gradient_accumulation_steps if training else 1.0
-        return -self.entropy_coef * each / self._share(training)
+    def _share_is_due(self) -> bool:
+        """Whether this micro-batch is one to measure the penalty's share of the gradient on."""
+        if not self.policy_objective.placed("loss") or self.accelerator.distributed_type not in UNSHARDED:
+            return False  # sharded gradients have no norm of their own
+        step, every = self.state.global_step, self.args.gradient_share_every
+        return every > 0 and (step % every == 0 or step == _EARLY_LOOK)
+
+    def _loss_computer(self) -> LossComputer:
+        scorer = Scorer(
+            self.packed,
+            self.accelerator,
+            self.temperature,
+            self.ref_model,
+            super()._get_per_token_logps_and_entropies,  # the trainer's own would pack
+            self.aux_loss_enabled,
+        )
+        settings = LossSettings(
+            max_completion_length=self.max_completion_length,
+            num_processes=self.accelerator.num_processes,
+            steps_per_generation=self.args.steps_per_generation or 1,
+            entropy_bonus=self.entropy_coef if self._entropy_bonus_enabled else 0.0,
+            aux_loss=self.router_aux_loss_coef if self.aux_loss_enabled else 0.0,
+            top_entropy_quantile=self.top_entropy_quantile,
+            off_policy_mask_threshold=self.off_policy_mask_threshold,
+        )
+        return LossComputer(self.policy_objective, scorer, settings, self.nonfinite, self.get_high_entropy_mask)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -392,54 +391,6 @@ class MirrorTrainer(ResumableTrainer):
         return super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
         )
-
-    def _num_tokens(self, inputs: dict[str, Any], training: bool) -> Tensor | None:
-        """This micro-batch's share of an optimiser step's tokens (TRL counts those of a whole generation batch)."""
-        if self.policy_objective.aggregation != "token_mean":
-            return None
-        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
-        if training:
-            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        return tokens
-
-    @property
-    def vocabulary(self) -> int | None:
-        """V where a penalty toward ``uniform`` needs it."""
-        if "uniform" not in self.policy_objective.needs:
-            return None
-        policy: Any = self.accelerator.unwrap_model(self.model)
-        return policy.get_output_embeddings().weight.shape[0]
-
-    @property
-    def weighs_by_scores(self) -> bool:
-        """Whether ``_policy_weight`` looks at log-probabilities or entropies."""
-        return self.top_entropy_quantile < 1.0 or self.off_policy_mask_threshold is not None
-
-    def _policy_weight(self, scored: Scored, old: Tensor | None, inputs: dict[str, Any], mask: Tensor) -> Tensor | None:
-        """TRL's detached factors on the policy term: entropy mask, off-policy mask, the sampler's importance ratio."""
-        factors: list[Tensor] = []
-        if self.top_entropy_quantile < 1.0:
-            factors.append(self.get_high_entropy_mask(scored.entropy, mask, 1 - self.top_entropy_quantile).float())
-        if self.off_policy_mask_threshold is not None:
-            old = scored.logp.detach() if old is None else old
-            advantages = inputs["advantages"]
-            factors.append(
-                self.get_off_policy_mask(
-                    advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
-                    per_token_logps=scored.logp,
-                    sampling_per_token_logps=inputs.get("sampling_per_token_logps", old),
-                    mask=mask,
-                    off_policy_threshold=self.off_policy_mask_threshold,
-                ).float()
-            )
-        if self.use_vllm and self.vllm_importance_sampling_correction:
-            factors.append(inputs["importance_sampling_ratio"])
-        if not factors:
-            return None
-        weight = factors[0]
-        for factor in factors[1:]:
-            weight = weight * factor
-        return weight
 
     # Checks and metrics
 

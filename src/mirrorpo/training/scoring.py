@@ -1,4 +1,6 @@
-"""The choice between packed and padded batches: packed, unless there is a reason, which is logged once.
+"""Scores of the sampled tokens under policy and reference: from packed rows, unless there is a reason against it.
+
+The choice between packed and padded batches is made here, and its reason is logged once.
 
 Reasons are found where they are known: settings when training starts (``PackedPath``), a model's code by reading two
 small groups both ways (``probe``), a batch's layout and length when it arrives (``mirrorpo.models.thresholds``), and
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +26,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
+from trl.trainer.utils import use_adapter
 
-from mirrorpo.kernels import Head, token_logps
+from mirrorpo.kernels import Anchor, Head, token_logps
 from mirrorpo.kernels.packing import Packing, UnpackableError, pack
 from mirrorpo.models.generation import causal_part
 from mirrorpo.models.thresholds import Threshold, thresholds
@@ -45,8 +49,67 @@ from mirrorpo.training.model_adapter import (
 logger = logging.get_logger(__name__)
 
 
+# What TRL hands from the rollout to the forward pass of multimodal models.
+FORWARD_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
 # A batch that is longer by more than this factor than any that was compared is compared.
 _LONGER = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The sampled tokens under a model.
+
+    Attributes:
+        logp: (B, T), log-probabilities of the sampled tokens.
+        entropy: (B, T), of the next-token distributions, in nats.
+        logits: (B, T, V), temperature applied, or None.
+        aux_loss: a mixture model's load-balancing loss, or None.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    logits: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+
+def gather_ids(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
+    """Prompt and completion side by side: token ids, attention mask, and the number of completion positions."""
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    return ids, attention, inputs["completion_ids"].shape[1]
+
+
+def score_from_logits(model: nn.Module, ids: Tensor, attention: Tensor, keep: int, temperature: float) -> Scored:
+    """Scores the last ``keep`` tokens of each row.
+
+    Args:
+        model: a causal language model of transformers.
+        ids: (B, P + T).
+        attention: (B, P + T).
+        keep: T.
+        temperature: the logits are divided by it, as in sampling.
+
+    Returns:
+        Log-probabilities, entropies and logits; float32 or wider.
+    """
+    output = model(input_ids=ids, attention_mask=attention, logits_to_keep=keep + 1, use_cache=False)
+    logits = output.logits[:, -keep - 1 : -1].float() / temperature
+    log_probs = logits.log_softmax(-1)
+    logp = log_probs.gather(-1, ids[:, -keep:].unsqueeze(-1)).squeeze(-1)
+    with torch.no_grad():
+        entropy = -(log_probs.exp() * log_probs.clamp(min=-1e9)).sum(-1)
+    return Scored(logp=logp, entropy=entropy, logits=logits)
 
 
 class PackedPath:
@@ -272,6 +335,87 @@ class PackedPath:
         return logps, entropies if with_entropy else None
 
 
+class Scorer:
+    """Scores of the sampled tokens under the policy and its reference.
+
+    Args:
+        packed: the packed path.
+        accelerator: accelerate's.
+        temperature: the logits are divided by it.
+        reference: the reference model; None if it is the policy with its adapter off.
+        head_scores: TRL's method that scores padded rows through the model's own head.
+        aux_loss: whether the load-balancing loss of a mixture model is wanted.
+    """
+
+    def __init__(
+        self,
+        packed: PackedPath,
+        accelerator: Any,
+        temperature: float,
+        reference: Any,
+        head_scores: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]],
+        aux_loss: bool,
+    ) -> None:
+        self.packed, self.accelerator, self.temperature = packed, accelerator, temperature
+        self.reference, self.head_scores, self.aux_loss = reference, head_scores, aux_loss
+
+    def padded(self, model: nn.Module, inputs: dict[str, Any], *, with_logits: bool) -> Scored:
+        """A padded micro-batch under ``model``; with logits (B, T, V) in memory where they are wanted."""
+        ids, attention, keep = gather_ids(inputs)
+        if with_logits:
+            return self.with_logits(model, ids, attention, keep)
+        more = {key: inputs.get(key) for key in FORWARD_KEYS}
+        logp, entropy, aux_loss = self.head_scores(
+            model, ids, attention, keep, compute_entropy=True, compute_aux_loss=self.aux_loss, **more
+        )
+        assert entropy is not None
+        return Scored(logp=logp, entropy=entropy, aux_loss=aux_loss)
+
+    def with_logits(self, model: Any, ids: Tensor, attention: Tensor, keep: int) -> Scored:
+        """Scores with logits (B, T, V), in the trainer's mixed precision."""
+        with self.accelerator.autocast():
+            return score_from_logits(model, ids, attention, keep, self.temperature)
+
+    @torch.no_grad()
+    def logits_in_parts(self, model: Any, inputs: dict[str, Any], rows: int) -> Tensor:
+        """(B, T, V), read ``rows`` sequences at a time."""
+        ids, attention, keep = gather_ids(inputs)
+        parts = [slice(first, first + rows) for first in range(0, ids.shape[0], rows)]
+        found = [self.with_logits(model, ids[part], attention[part], keep).logits for part in parts]
+        return torch.cat([logits for logits in found if logits is not None])
+
+    @torch.no_grad()
+    def reference_logits(self, policy: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+        """(B, T, V) under the reference."""
+        with self._reference_of(policy) as model:
+            return self.with_logits(model, *gather_ids(inputs)).logits
+
+    @torch.no_grad()
+    def reference_anchor(self, policy: nn.Module, packing: Packing, kept: Any) -> Anchor | None:
+        """The reference's hidden states of the tokens that count, and its head; None where it cannot read the rows."""
+        with self._reference_of(policy) as model:
+            causal = self.packed.model(model)
+            hidden = None if causal is None else self.packed.hidden(model, packing)
+        if causal is None or hidden is None:
+            return None
+        return Anchor(hidden=hidden[kept], head=self.packed.head(causal))
+
+    @contextmanager
+    def _reference_of(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The reference model, or the policy while its adapter is off (or is the one that TRL keeps as a reference)."""
+        if self.reference is not None:
+            yield self.reference
+            return
+        unwrapped: Any = self.accelerator.unwrap_model(policy)
+        with use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None):
+            yield unwrapped
+
+    def vocabulary(self, model: nn.Module) -> int:
+        """V, the rows of the model's head."""
+        unwrapped: Any = self.accelerator.unwrap_model(model)
+        return unwrapped.get_output_embeddings().weight.shape[0]
+
+
 @contextmanager
 def budget_advice(path: PackedPath, model: nn.Module) -> Iterator[None]:
     """A failed allocation while a packed micro-batch is trained on becomes an error that says which budget fits.
@@ -324,4 +468,13 @@ def fitting_budget(read: Callable[[int], None], tokens: int, shortest: int) -> i
     return None
 
 
-__all__ = ["PackedPath", "budget_advice", "fitting_budget"]
+__all__ = [
+    "FORWARD_KEYS",
+    "PackedPath",
+    "Scored",
+    "Scorer",
+    "budget_advice",
+    "fitting_budget",
+    "gather_ids",
+    "score_from_logits",
+]
