@@ -8,10 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, MistralConfig, Phi3Config, PrinterCallback, set_seed
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    PrinterCallback,
+    set_seed,
+)
 
+from mirrorpo.config.train import recipe_from
+from mirrorpo.models.thresholds import noise_of
 from mirrorpo.training import MirrorConfig, MirrorTrainer, model_adapter
-from small_models import SIZES, small_folder
+from mirrorpo.training.setup import prepare
+from small_models import SIZES, VOCABULARY, small_folder
 from trl_pair import dataset, reward, settings
 
 LONGROPE = Phi3Config(
@@ -103,6 +115,50 @@ def test_the_policys_longer_generation_does_not_move_it_from_its_reference(tmp_p
     with torch.no_grad():
         built.model(input_ids=torch.ones(1, 80, dtype=torch.long))
     assert abs(first_step(built)["kl"]) < 1e-6
+
+
+# Noise
+
+
+GPT2 = GPT2Config(
+    vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=96, eos_token_id=257, pad_token_id=256
+)
+OPT = OPTConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    word_embed_proj_dim=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    ffn_dim=64,
+    max_position_embeddings=96,
+    eos_token_id=257,
+    pad_token_id=256,
+)
+
+
+@pytest.mark.parametrize(("config", "keys"), [(GPT2, ("attn_pdrop", "resid_pdrop")), (OPT, ("dropout",))])
+def test_dropout_that_moves_a_policy_from_itself_is_said_and_a_recipe_switches_it_off(
+    config: Any, keys: tuple[str, ...], tmp_path: Path, caught: pytest.LogCaptureFixture
+) -> None:
+    noisy = build(tmp_path, config, steps_per_generation=2, max_steps=2, learning_rate=0.0)
+    assert first_step(noisy)["ratio/max"] > 1.5  # of a policy that has not moved
+    (line,) = (r.getMessage() for r in caught.records if "two passes of the policy" in r.getMessage())
+    assert all(f"'{key}': 0.0" in line for key in keys)
+    caught.clear()
+    off = dict.fromkeys(noise_of(config), 0.0)
+    quiet = build(tmp_path, config, steps_per_generation=2, max_steps=2, learning_rate=0.0, model_init_kwargs={**off})
+    assert first_step(quiet)["ratio/max"] == pytest.approx(1.0, abs=1e-4)
+    assert not any("two passes" in r.getMessage() for r in caught.records)
+    recipe = recipe_from(
+        {
+            "task": {"name": "arithmetic"},
+            "model": {"path": str(tmp_path / "model")},
+            "train": {"max_completion_length": 16},
+        }
+    )
+    prepared = prepare(recipe)
+    assert prepared.noise == noise_of(config)
+    assert set(keys) <= set(prepared.noise)
 
 
 # The comparison on real batches

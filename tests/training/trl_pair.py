@@ -82,6 +82,8 @@ TRL_SETTINGS: dict[str, dict[str, Any]] = {
     },
     "two-sided clip": {"delta": 1.5},
     "two-sided clip inside the region": {"delta": 1.1, "loss_type": "grpo"},
+    "entropy bonus": {"loss_type": "grpo", "entropy_coef": 0.05},
+    "entropy bonus on the tokens of highest entropy": {"entropy_coef": 0.05, "top_entropy_quantile": 0.4},
     "sapo": {"loss_type": "sapo", "sapo_temperature_pos": 0.9, "sapo_temperature_neg": 1.2, "beta": 0.05},
     "sapo of sequences": {"loss_type": "sapo", "importance_sampling_level": "sequence"},
     "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},

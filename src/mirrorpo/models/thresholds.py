@@ -1,10 +1,11 @@
-"""Lengths at which a model becomes another function, and the length of its context, read from its config.
+"""What a config says about a model as a function: lengths at which it changes, its context, its noise.
 
 A causal language model usually computes the same for a token whatever stands behind it and however wide the batch is.
 Some features break that beyond a length: rotary embeddings that change their frequencies with the longest position of a
 forward pass (``longrope``: Ding et al. 2024, arXiv 2402.13753; ``dynamic`` NTK), and attention that sees a part of what
 came before (a sliding window, chunks, an index of the most relevant keys). Packed rows have neither, so a batch that is
-wider than such a threshold must stay padded.
+wider than such a threshold must stay padded. Dropout and the like make two passes of a training model differ, so that a
+policy is not its own reference in the first step.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ _LAYER_TYPES = ("layer_types", "attention_layers")
 _POSITION_TABLE = re.compile(
     r"(^|\.)(wpe|pos_emb|position_embeddings?|embed_positions|pos_encoding|position_encoding)$"
 )
+
+# Names of settings that draw random numbers in a training pass, and of those that belong to heads for classification.
+_NOISE = re.compile(r"drop(out|$|_|path|layer)|layerdrop|pdrop|jitter")
+_OTHER_HEADS = re.compile(r"classif|summary|^cls_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,22 @@ def context_of(config: Any, model: nn.Module | None = None) -> Context:
         if isinstance(factor, int | float) and original and "original_max_position_embeddings" in {**values, **rope}:
             limits.append(round(factor * original))
     return Context(limit=max(limits, default=None), hard=False)
+
+
+def noise_of(config: Any) -> dict[str, float]:
+    """Settings that draw random numbers while a model trains, and are not 0.
+
+    Example:
+        >>> from transformers import GPT2Config
+        >>> noise_of(GPT2Config(embd_pdrop=0.0))
+        {'attn_pdrop': 0.1, 'resid_pdrop': 0.1}
+    """
+    values = config.get_text_config(decoder=True).to_dict()
+    return {
+        key: value
+        for key, value in sorted(values.items())
+        if _NOISE.search(key) and not _OTHER_HEADS.search(key) and isinstance(value, float) and value > 0.0
+    }
 
 
 def forget_lengths(model: nn.Module) -> None:
@@ -208,4 +229,4 @@ def _table(model: nn.Module) -> int | None:
     return min(rows, default=None)
 
 
-__all__ = ["Context", "Threshold", "context_of", "forget_lengths", "thresholds"]
+__all__ = ["Context", "Threshold", "context_of", "forget_lengths", "noise_of", "thresholds"]

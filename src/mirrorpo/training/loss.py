@@ -260,12 +260,16 @@ class LossComputer:
             tokens = tokens * moment.accumulation / self.settings.steps_per_generation
         return tokens
 
+    def _entropy_mask(self, scored: Scored, mask: Tensor) -> Tensor:
+        """(B, T), 1 at the tokens of highest entropy, of which ``top_entropy_quantile`` says how many."""
+        return self.entropy_mask(scored.entropy, mask, 1 - self.settings.top_entropy_quantile).float()
+
     def _policy_weight(self, scored: Scored, inputs: dict[str, Any], mask: Tensor) -> Tensor | None:
         """TRL's detached factors on the policy term: entropy mask, off-policy mask, the sampler's importance ratio."""
         settings = self.settings
         weight: Tensor | None = None
         if settings.top_entropy_quantile < 1.0:
-            weight = self.entropy_mask(scored.entropy, mask, 1 - settings.top_entropy_quantile).float()
+            weight = self._entropy_mask(scored, mask)
         if settings.off_policy_mask_threshold is not None:
             old = inputs.get("old_per_token_logps")
             old = scored.logp.detach() if old is None else old
@@ -299,7 +303,9 @@ class LossComputer:
     def _with_bonuses(self, loss: Tensor, scored: Scored, mask: Tensor, moment: Moment) -> Tensor:
         """TRL's static entropy bonus and its load-balancing loss of mixture models, averaged over micro-batches."""
         if self.settings.entropy_bonus:
-            mean_entropy = (scored.entropy * mask).sum() / mask.sum().clamp(min=1.0)
+            # On the tokens that the policy term is restricted to.
+            chosen = mask if self.settings.top_entropy_quantile == 1.0 else mask * self._entropy_mask(scored, mask)
+            mean_entropy = (scored.entropy * chosen).sum() / chosen.sum().clamp(min=1.0)
             loss = loss - self.settings.entropy_bonus * mean_entropy * self._each(moment)
         if scored.aux_loss is not None:
             loss = loss + self.settings.aux_loss * scored.aux_loss * self._each(moment)

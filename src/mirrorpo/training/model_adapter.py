@@ -31,6 +31,7 @@ from transformers.utils.import_utils import is_peft_available
 from mirrorpo.kernels import Head, token_logps
 from mirrorpo.kernels.attention import prefix_attention
 from mirrorpo.kernels.packing import Packing, Row, Segments, pack
+from mirrorpo.models.thresholds import noise_of
 from mirrorpo.training.checkpoints import random_states, set_random_states
 
 # The attention functions whose plain form (no cap, no sink, no bias) is softmax(scale q k) v. `eager` is not looked up
@@ -187,6 +188,18 @@ def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         set_random_states(states)
+
+
+def noise(model: PreTrainedModel) -> str | None:
+    """The settings that make two passes of a training model differ, None if they are equal."""
+    named = noise_of(model.config)
+    if not named:
+        return None
+    device = next(model.parameters()).device
+    ids, mask = (x.to(device) for x in _probe_batch(model.config.get_text_config().vocab_size))
+    with undisturbed(model, training=True):
+        one, other = (model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0] for _ in range(2))
+    return None if torch.equal(one, other) else ", ".join(f"{key} {value:g}" for key, value in named.items())
 
 
 def _probe_batch(vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -411,6 +424,7 @@ __all__ = [
     "hidden_states",
     "install",
     "is_out_of_memory",
+    "noise",
     "probe",
     "prompt_adapter",
     "undisturbed",

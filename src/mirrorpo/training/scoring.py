@@ -153,6 +153,10 @@ class PackedPath:
             self.reason = "torch_compile: every packed row has a shape of its own"
         elif aux_loss:
             self.reason = "the load-balancing loss of a mixture model is over padded rows"
+        elif args.entropy_coef and args.top_entropy_quantile < 1.0:
+            self.reason = (
+                "entropy_coef with top_entropy_quantile: a bonus on tokens that are known after the sweep only"
+            )
         elif needs_logits is not None:
             self.reason = f"{needs_logits} needs the rollout policy's logits"
         if self.reason is not None:

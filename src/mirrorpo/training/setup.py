@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.chat_template import check_chat_template
 from mirrorpo.models.folder import check_model_folder, loading
 from mirrorpo.models.threads import fit_threads
-from mirrorpo.models.thresholds import Context, context_of
+from mirrorpo.models.thresholds import Context, context_of, noise_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.quiet import silent_if_it_fails
 from mirrorpo.tasks import Row, Task, find_task
@@ -48,6 +48,7 @@ class Prepared:
     tokenizer: Any
     model_path: str
     longest_prompt: int  # tokens, of the training rows
+    noise: Mapping[str, float] = field(default_factory=dict)  # of the model's config, which a run switches off
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -158,6 +159,10 @@ def prepare(recipe: Recipe) -> Prepared:
     lengths, notes = prompt_lengths(recipe, tokenizer, train_rows)
     longest = max(lengths)
     notes += check_context(recipe, longest, context_of(model.config, model))
+    noise = {key: value for key, value in noise_of(model.config).items() if key in model.config.to_dict()}
+    if noise:
+        named = ", ".join(f"{key} {value:g}" for key, value in noise.items())
+        notes.append(f"the model's dropout is off in this run, so that two passes give the same numbers: {named}")
     for note in notes:
         logger.warning_once(note)  # pyright: ignore[reportAttributeAccessIssue]
     return Prepared(
@@ -168,6 +173,7 @@ def prepare(recipe: Recipe) -> Prepared:
         tokenizer=tokenizer,
         model_path=resolve_model(recipe.model.path),
         longest_prompt=longest,
+        noise=noise,
     )
 
 
@@ -223,8 +229,18 @@ def batch_shape(recipe: Recipe, processes: int) -> tuple[int, int]:
     return micro, update // processes // micro
 
 
-def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, context: int | None = None) -> MirrorConfig:
-    """The trainer's settings for a recipe; ``context`` is the longest sequence, for vLLM's cache."""
+def trainer_config(
+    recipe: Recipe, output_dir: Path, world_size: int = 1, context: int | None = None, noise: Iterable[str] = ()
+) -> MirrorConfig:
+    """The trainer's settings for a recipe.
+
+    Args:
+        recipe: what to run.
+        output_dir: of the trainer.
+        world_size: processes.
+        context: the longest sequence, for vLLM's cache.
+        noise: settings of the model's config that are set to 0.
+    """
     train = recipe.train
     micro, accumulation = batch_shape(recipe, world_size)
     optimiser_steps = train.updates_per_batch * train.passes_per_batch
@@ -273,7 +289,11 @@ def trainer_config(recipe: Recipe, output_dir: Path, world_size: int = 1, contex
         vllm_importance_sampling_clip_max=train.vllm.ratio_max,
         vllm_importance_sampling_clip_min=train.vllm.ratio_min,
         chat_template_kwargs=dict(recipe.model.chat_template),
-        model_init_kwargs={"dtype": recipe.model.dtype, **loading(recipe.model.trust_remote_code)},
+        model_init_kwargs={
+            "dtype": recipe.model.dtype,
+            **loading(recipe.model.trust_remote_code),
+            **dict.fromkeys(noise, 0.0),
+        },
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -321,7 +341,7 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
         trainer = MirrorTrainer(
             prepared.model_path,
             reward_funcs=reward_function(prepared.task),
-            args=trainer_config(recipe, folder, world_size(), context),
+            args=trainer_config(recipe, folder, world_size(), context, prepared.noise),
             train_dataset=to_dataset(prepared),
             processing_class=prepared.tokenizer,
             peft_config=lora_config(recipe),

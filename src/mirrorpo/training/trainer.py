@@ -17,13 +17,13 @@ from transformers.utils import logging
 from mirrorpo.losses.advantages import advantages as group_advantages
 from mirrorpo.losses.objective import Objective, Output
 from mirrorpo.models import resolve_model
-from mirrorpo.models.generation import bare_generation, say_what_is_ignored
-from mirrorpo.models.thresholds import forget_lengths
+from mirrorpo.models.generation import bare_generation, causal_part, say_what_is_ignored
+from mirrorpo.models.thresholds import forget_lengths, noise_of
 from mirrorpo.training.batching import regroup
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
 from mirrorpo.training.loss import LossComputer, LossSettings, Moment, carried, needs_padding
-from mirrorpo.training.model_adapter import check_reference
+from mirrorpo.training.model_adapter import check_reference, noise
 from mirrorpo.training.model_card import add_objective, paper_of
 from mirrorpo.training.monitors import ROUNDING, Watch
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
@@ -108,6 +108,7 @@ class MirrorTrainer(ResumableTrainer):
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
         say_what_is_ignored(self.accelerator.unwrap_model(self.model))
+        self._say_noise()
         needs_logits = needs_padding(self.policy_objective)
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
         self.loss_computer = self._loss_computer()
@@ -132,6 +133,20 @@ class MirrorTrainer(ResumableTrainer):
         if self.accelerator.distributed_type in UNSHARDED:
             unwrap = self.accelerator.unwrap_model
             check_reference(unwrap(self.model), unwrap(self.ref_model))
+
+    def _say_noise(self) -> None:
+        causal = causal_part(self.accelerator.unwrap_model(self.model))
+        if self.accelerator.distributed_type not in UNSHARDED or not self.accelerator.is_main_process:
+            return
+        found = noise(causal)
+        if found is not None:
+            keys = ", ".join(f"'{key}': 0.0" for key in noise_of(causal.config))
+            logger.warning(
+                "two passes of the policy over the same tokens differ while it trains (%s): ratios are not 1 and the "
+                "divergence is not 0 before it has moved. Set them to 0 in its config: model_init_kwargs={%s}",
+                found,
+                keys,
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's model card, which also names the objective, its paper and this library."""
