@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from mirrorpo.models.thresholds import thresholds
-from mirrorpo.training.packed_scoring import PackedPath
+from mirrorpo.training.scoring import PackedPath
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 MAX_PARAMETERS = 40_000_000
