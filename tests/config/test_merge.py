@@ -128,6 +128,22 @@ ATR = {"preset": "atr_grpo", "radius": 0.1}
             ["objective.divergence=none"],
             {"preset": "prob_l2_grpo", "divergence": "none"},
         ),
+        (
+            ATR,
+            ["objective.preset=dapo", "objective.region=kl3", "objective.radius=0.03"],
+            {"preset": "dapo", "region": "kl3", "radius": 0.03},
+        ),
+        (
+            {"preset": "grpo", "coefficient": 0.3},
+            ["objective=dapo", "objective.divergence=js", "objective.coefficient=0.1"],
+            {"preset": "dapo", "divergence": "js", "coefficient": 0.1},
+        ),
+        (ATR, ["objective.region=off", "objective.preset=dapo"], {"preset": "dapo", "region": False}),
+        (
+            {"preset": "prob_l2_grpo", "coefficient": 0.1},
+            ["objective.divergence=off"],
+            {"preset": "prob_l2_grpo", "divergence": False},
+        ),
         ({"preset": "grpo"}, ["objective.divergence=null"], {"preset": "grpo", "divergence": None}),
         ({"preset": "grpo"}, ["objective.divergence=None"], {"preset": "grpo", "divergence": "None"}),
         (

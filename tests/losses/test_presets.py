@@ -396,3 +396,8 @@ def test_an_objective_remembers_what_it_was_asked_for_until_it_is_changed_by_han
     chosen = mirrorpo.objective("dapo", epsilon_high=0.3)
     assert chosen.spec == {"preset": "dapo", "epsilon_high": 0.3}
     assert dataclasses.replace(chosen, level="sequence").spec is None
+
+
+def test_off_which_yaml_reads_as_false_removes_a_part() -> None:
+    assert mirrorpo.objective("grpo", region=False) == mirrorpo.objective("grpo", region="none")
+    assert mirrorpo.objective("grpo", divergence=False) == mirrorpo.objective("grpo", divergence="none")

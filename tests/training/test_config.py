@@ -163,9 +163,11 @@ def test_the_help_of_the_parser_shows_the_objective_and_hides_what_is_internal(
 # Ways to write an objective
 
 
-@pytest.mark.parametrize("text", ["dapo", json.dumps(DAPO_KL3), "{preset: dapo, region: {name: kl3, radius: 3e-2}}"])
+@pytest.mark.parametrize(
+    "text", ["dapo", '"dapo"', json.dumps(DAPO_KL3), "{preset: dapo, region: {name: kl3, radius: 3e-2}}"]
+)
 def test_an_objective_on_the_command_line_is_a_name_or_json(text: str, tmp_path: Path) -> None:
-    expected = mirrorpo.objective("dapo") if text == "dapo" else mirrorpo.objective_from(DAPO_KL3)
+    expected = mirrorpo.objective("dapo") if text in ("dapo", '"dapo"') else mirrorpo.objective_from(DAPO_KL3)
     for made in (from_parser("--objective", text), from_yaml(tmp_path, "--objective", text, objective="grpo")):
         assert objective_data(made.resolved_objective()) == objective_data(expected)
 

@@ -136,6 +136,8 @@ def read_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(source, Mapping):
         return _with_preset({str(key): _number(value) for key, value in source.items()}, "objective")
     text = str(source).strip()
+    if text.startswith('"') and text.endswith('"'):  # a preset's name as JSON
+        text = str(parse_yaml(text, "objective")).strip()
     if text.startswith("{"):
         return _with_preset(parse_yaml(text, "objective"), "objective")
     if isinstance(source, Path) or text.endswith(OBJECTIVE_SUFFIXES):
@@ -240,8 +242,8 @@ def _dropped(objective: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def is_none(value: Any) -> bool:
-    """Whether a value says that there is no such part: ``null`` or the text "none"."""
-    return value is None or (isinstance(value, str) and value.strip().lower() == "none")
+    """Whether a value says that there is no such part: ``null``, "none", or ``off``, false in YAML."""
+    return value is None or value is False or (isinstance(value, str) and value.strip().lower() == "none")
 
 
 def with_bases(data: Any, path: Path) -> Any:
@@ -331,13 +333,14 @@ def nested(assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _rank(key: str) -> tuple[int, bool]:
-    """Whole groups come before their keys, and a key that drops others before those."""
+def _rank(key: str) -> tuple[int, int]:
+    """Whole groups come before their keys; of a group first its kind, then keys that drop others, then the others."""
     *groups, last = key.split(".")
     group = _group(tuple(groups))
-    drops = _KINDS.get(group) == last or (group == ("objective",) and (*group, last) in _KINDS)
-    drops = drops or (group == ("objective",) and last in ("penalties", "regions"))
-    return len(groups), not drops
+    if _KINDS.get(group) == last:
+        return len(groups), 0
+    drops = group == ("objective",) and ((*group, last) in _KINDS or last in ("penalties", "regions"))
+    return len(groups), 1 if drops else 2
 
 
 def overridden(data: Mapping[str, Any], assignments: Sequence[tuple[str, Any]], where: str = "override") -> Any:

@@ -226,6 +226,8 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
     if preset not in PRESETS:
         raise unknown_name("objective preset", preset, PRESETS)
     given = {key: value for key, value in overrides.items() if value is not None}
+    if given.get("region") is False:  # YAML reads a bare `off` or `no` as false
+        given["region"] = "none"
     if "divergence" in overrides and _is_none(overrides["divergence"]):
         given["divergence"] = ()
     base = PRESETS[preset]
@@ -262,7 +264,7 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
 
 def _is_none(value: Any) -> bool:
     """Whether a value says that there is no such part."""
-    return value is None or (isinstance(value, str) and value.strip().lower() == "none")
+    return value is None or value is False or (isinstance(value, str) and value.strip().lower() == "none")
 
 
 def objective_from(spec: str | Mapping[str, Any] | Objective) -> Objective:
