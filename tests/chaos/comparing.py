@@ -8,6 +8,10 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from transformers.trainer_pt_utils import safe_globals
+
 # Fields of metrics.jsonl, summary.json, before.json and the records that are times.
 TIMES = ("seconds", "step_time", "tokens_per_second", "generation_seconds", "worker_seconds")
 # Fields that say how a run was started, and how often its workers died.
@@ -48,6 +52,9 @@ def _comparable(path: Path) -> Any:
         return [(key, result) for key, _, result in rows(path)]
     if path.suffix == ".json":
         return _without_times(json.loads(path.read_text()))
+    if path.suffix in (".pt", ".pth"):
+        with safe_globals():
+            return _without_times(torch.load(path, weights_only=True))
     if path.suffix == ".jsonl":
         return [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".csv":
@@ -61,7 +68,7 @@ def _comparable(path: Path) -> Any:
 
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        if value.get("__kind__") == "dict":  # a kept state: pairs
-            return [[key, _without_times(item)] for key, item in value["items"] if key not in TIMES]
         return {key: _without_times(item) for key, item in value.items() if key not in _ASIDE}
-    return [_without_times(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return (str(value.dtype), tuple(value.shape), value.tolist())
+    return [_without_times(item) for item in value] if isinstance(value, list | tuple) else value

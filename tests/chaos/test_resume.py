@@ -80,10 +80,10 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_it_is_used(
     run = harness.copy_of(whole, tmp_path / "run")
     (run / "summary.json").unlink()
     newest, before = all_checkpoints(run / "checkpoints")
-    harm(newest / "optimizer.safetensors")
+    harm(newest / "optimizer.pt")
     done = harness.to_the_end(recipes.arguments("lora", run), run, tmp_path / "scratch")
     assert done.status == 0, done.stderr
-    assert f"{newest.name} is damaged and was set aside: optimizer.safetensors" in done.stderr
+    assert f"{newest.name} is damaged and was set aside: optimizer.pt" in done.stderr
     assert f"going on from {before.name}" in done.stderr
     assert (run / "checkpoints" / f"damaged-{newest.name}").is_dir()
     assert [fault_of(path) for path in all_checkpoints(run / "checkpoints")] == [None, None]

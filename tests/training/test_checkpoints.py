@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
-import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers.trainer_pt_utils import safe_globals
 
 from mirrorpo.training import MirrorConfig, MirrorTrainer
 from mirrorpo.training.checkpoints import (
@@ -20,10 +23,10 @@ from mirrorpo.training.checkpoints import (
     fault_of,
     newest_whole,
     publish,
-    read_state,
+    read_progress,
     rotate,
     seal,
-    write_state,
+    write_progress,
     writing_folder,
 )
 from trl_pair import settings, trainer
@@ -81,27 +84,32 @@ def test_only_the_newest_are_kept_by_step_and_leftovers_of_a_killed_writer_go(tm
     assert all_checkpoints(tmp_path)[0].name == "checkpoint-11"
 
 
-def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    import random
+def test_a_checkpoint_of_a_later_format_is_refused_in_one_line_and_stays(tmp_path: Path) -> None:
+    newest = checkpoint(tmp_path, 3)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    (newest / "manifest.json").write_text(json.dumps({**manifest, "format": 3}))
+    with pytest.raises(CheckpointError, match=r"checkpoint-3: written in format 3, this version reads 1 to 2; resume"):
+        newest_whole(tmp_path)
+    assert newest.is_dir()
 
-    import numpy as np
 
+def test_progress_comes_back_as_it_was(tmp_path: Path) -> None:
     shared = torch.arange(6.0)
-    state = {
-        0: {"a": shared[:3], "b": shared[3:], "c": shared},
-        "python": random.getstate(),
+    progress = {
+        "buffer": [{"a": shared[:3], "b": shared[3:]}],
+        "metrics": {"train": {"reward": [np.float64(0.5)], "tokens": deque([1, 2])}},
         "none": None,
-        "t": (1, 2.5),
+        "t": (1, 2.5, True),
     }
-    state["numpy"] = np.random.default_rng(0).integers(0, 9, 4)
-    write_state(tmp_path, "s", state)
-    again = read_state(tmp_path, "s")
-    assert torch.equal(again[0]["b"], shared[3:])
-    assert again["python"] == state["python"]
-    assert again["t"] == (1, 2.5)
-    assert (again["numpy"] == state["numpy"]).all()
-    with pytest.raises(TypeError, match=r"s\.f: a function cannot be kept"):
-        write_state(tmp_path, "s", {"f": lambda: 0})
+    write_progress(tmp_path, 1, progress)
+    again = read_progress(tmp_path, 1, torch.device("cpu", 0))
+    assert again is not None
+    assert torch.equal(again["buffer"][0]["b"], shared[3:])
+    assert again["metrics"] == {"train": {"reward": [0.5], "tokens": [1, 2]}}
+    assert (again["none"], again["t"]) == (None, (1, 2.5, True))
+    assert read_progress(tmp_path, 0, torch.device("cpu")) is None
+    with pytest.raises(TypeError, match=r"progress\.f\[1\]: a function cannot be kept"):
+        write_progress(tmp_path, 0, {"f": [0, lambda: 0]})
 
 
 class Bomb:
@@ -122,23 +130,24 @@ def built(folder: Path) -> MirrorTrainer:
 def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     built(tmp_path / "run").train()
     folder = tmp_path / "run" / "checkpoint-1"
-    assert not [p for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".bin")]
     bomb = pickle.dumps(Bomb(str(tmp_path / "escaped")))
 
     # Put beside the others: it does not belong there.
-    (folder / "optimizer.pt").write_bytes(bomb)
-    with pytest.raises(CheckpointError, match=r"optimizer\.pt does not belong to it"):
+    (folder / "more.pt").write_bytes(bomb)
+    with pytest.raises(CheckpointError, match=r"more\.pt does not belong to it"):
         built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
+    (folder / "more.pt").unlink()
 
-    # In place of the kept state, with a manifest that fits: it is read as data, and refused.
-    for name in ("optimizer.json", "optimizer.safetensors", "rank-0.json", "rank-0.safetensors"):
-        (folder / name).unlink()
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        (folder / name).write_bytes(bomb)
-    seal(folder, 1)
-    assert fault_of(folder) is None
-    with pytest.raises(pickle.UnpicklingError), warnings.catch_warnings(action="ignore"):
-        built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
+    # In place of a kept state, with a manifest that fits: it is read as data, and refused; as is any other object.
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "progress-0.pt"):
+        whole = (folder / name).read_bytes()
+        for harm in (lambda path: path.write_bytes(bomb), lambda path: torch.save(Path("x"), path)):
+            harm(folder / name)
+            seal(folder, 1)
+            assert fault_of(folder) is None
+            with pytest.raises(CheckpointError, match=f"{name} holds more than tensors and plain data"):
+                built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
+        (folder / name).write_bytes(whole)
 
     # As the weights.
     (folder / "pytorch_model.bin").write_bytes(bomb)
@@ -147,6 +156,45 @@ def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
         built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
     assert not (tmp_path / "escaped").exists()
     assert json.loads((tmp_path / "run" / "checkpoint-2" / "manifest.json").read_text())["step"] == 2
+
+
+def write_format_1(folder: Path, name: str, state: Any) -> None:
+    """A state as version 0.1 kept it: a JSON tree in which each container says its kind, and tensors beside it."""
+    tensors: dict[str, torch.Tensor] = {}
+
+    def packed(value: Any) -> Any:
+        if isinstance(value, torch.Tensor | np.ndarray):
+            key = str(len(tensors))
+            tensors[key] = torch.as_tensor(value).clone()
+            return {"__kind__": "tensor" if isinstance(value, torch.Tensor) else "array", "name": key}
+        if isinstance(value, dict):
+            return {"__kind__": "dict", "items": [[key, packed(item)] for key, item in value.items()]}
+        if isinstance(value, tuple):
+            return {"__kind__": "tuple", "items": [packed(item) for item in value]}
+        return [packed(item) for item in value] if isinstance(value, list) else value
+
+    (folder / f"{name}.json").write_text(json.dumps(packed(state)))
+    save_file(tensors, folder / f"{name}.safetensors")
+
+
+def test_a_checkpoint_of_version_0_1_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
+    built(tmp_path / "run").train()
+    weights = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
+    unbroken = weights.read_bytes()
+    folder = tmp_path / "run" / "checkpoint-1"
+    with safe_globals():
+        kept = {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt*")}
+    random = {"torch" if key == "cpu" else key: value for key, value in kept["rng_state"].items()}
+    write_format_1(folder, "optimizer", {"optimizer": kept["optimizer"], "scheduler": kept["scheduler"]})
+    write_format_1(folder, "rank-0", {"random": random, "progress": kept["progress-0"]})
+    for path in folder.glob("*.pt*"):
+        path.unlink()
+    seal(folder, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
+    assert weights.read_bytes() == unbroken
+    assert sorted(path.name for path in (tmp_path / "run").glob(".*")) == []
 
 
 @pytest.mark.parametrize("optimizer", [True, False])

@@ -4,9 +4,9 @@ A checkpoint is written into a folder of another name (``.writing-<step>``), its
 with the sha256 of each is added, and then the folder is renamed to ``checkpoint-<step>``: a name that readers look for
 never stands for half a checkpoint. What a disk damages afterwards, the checksums find.
 
-A state is a tree of dicts, lists, tuples, tensors, numpy arrays, numbers, texts, booleans and None. Tensors are kept as
-safetensors, everything else as JSON, which can be read without this library. Reading a state back can build nothing
-else, whatever the file says: no class is looked up by name and no code runs.
+State is what ``torch.save`` writes, and is read with ``weights_only``: tensors, numbers, texts and containers of them,
+whatever the file says. A file with anything else in it is refused before anything of it is used. Format 1, of version
+0.1, had the same content as safetensors and JSON; ``readable`` translates it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 import stat
+import tempfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
 
 from mirrorpo.errors import RunError
 from mirrorpo.files import sync_folder, write_text_atomic
@@ -34,7 +38,7 @@ from mirrorpo.files import sync_folder, write_text_atomic
 MANIFEST_FILE = "manifest.json"
 PREFIX = "checkpoint-"
 _WRITING, _OLD, _DAMAGED = ".writing-", ".old-", "damaged-"
-_FORMAT = 1
+_FORMAT, _OLD_FORMAT = 2, 1
 _MAX_MANIFEST_BYTES = 16_000_000
 # hashlib gives the interpreter's lock back: files of a large model are hashed side by side.
 _HASHERS = 4
@@ -127,6 +131,9 @@ def fault_of(folder: Path) -> str | None:
         >>> import tempfile
         >>> fault_of(Path(tempfile.mkdtemp()))
         'manifest.json is missing'
+
+    Raises:
+        CheckpointError: it has the format of a later version.
     """
     path = folder / MANIFEST_FILE
     if folder.is_symlink():
@@ -136,7 +143,12 @@ def fault_of(folder: Path) -> str | None:
             return f"{MANIFEST_FILE} is no manifest"
         manifest = json.loads(path.read_bytes())
         entries = manifest["files"]
-        if manifest["format"] != _FORMAT or f"{PREFIX}{manifest['step']}" != folder.name:
+        if isinstance(manifest["format"], int) and manifest["format"] > _FORMAT:
+            raise CheckpointError(
+                f"{folder}: written in format {manifest['format']}, this version reads 1 to {_FORMAT}; resume with the "
+                "version that wrote it"
+            )
+        if manifest["format"] not in (_OLD_FORMAT, _FORMAT) or f"{PREFIX}{manifest['step']}" != folder.name:
             return f"{MANIFEST_FILE} is that of another checkpoint"
         there = _files_of(folder)
         if set(there) != set(entries):
@@ -202,79 +214,108 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-_KIND = "__kind__"
+_PROGRESS = "progress-{rank}.pt"
+# transformers' names of what it keeps by `torch.save`; the last one has the rank in it where there are several.
+_STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "progress-*.pt")
 
 
-def write_state(folder: Path, name: str, state: Any) -> None:
-    """Writes ``<name>.safetensors`` and ``<name>.json``.
+def write_progress(folder: Path, rank: int, progress: Mapping[str, Any]) -> None:
+    """Writes what a process keeps of a run beyond transformers' own state.
 
     Args:
-        folder: exists.
-        name: of both files, without suffix.
-        state: the tree.
+        folder: of the checkpoint.
+        rank: of the process.
+        progress: dicts, lists, tuples, tensors, numbers, texts, booleans and None.
 
     Raises:
-        TypeError: something in it is none of the kinds above; names the place.
+        TypeError: something in it is none of these, and could not be read back; names the place.
 
     Example:
-        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> write_state(folder, "optimizer", {0: {"step": torch.tensor(3.0)}, "betas": (0.9, 0.99)})
-        >>> read_state(folder, "optimizer")
-        {0: {'step': tensor(3.)}, 'betas': (0.9, 0.99)}
+        >>> write_progress(folder, 0, {"step": 3, "loss": torch.tensor(0.5)})
+        >>> read_progress(folder, 0, torch.device("cpu"))
+        {'step': 3, 'loss': tensor(0.5000)}
     """
-    tensors: dict[str, torch.Tensor] = {}
-    tree = _pack(state, name, tensors)
-    save_file(tensors, folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps(tree) + "\n", encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(_plain(progress, "progress"), folder / _PROGRESS.format(rank=rank))
 
 
-def has_state(folder: Path, name: str) -> bool:
-    """Whether ``write_state`` wrote this one."""
-    return (folder / f"{name}.json").is_file()
+def read_progress(folder: Path, rank: int, device: torch.device) -> dict[str, Any] | None:
+    """What ``write_progress`` wrote, its tensors on ``device``; None if the checkpoint has none."""
+    path = folder / _PROGRESS.format(rank=rank)
+    # torch does not restore to a CPU with an index.
+    where = torch.device("cpu") if device.type == "cpu" else device
+    return torch.load(path, weights_only=True, map_location=where) if path.is_file() else None
 
 
-def read_state(folder: Path, name: str) -> Any:
-    """The tree that ``write_state`` wrote, its tensors on the CPU.
+def _plain(value: Any, place: str) -> Any:
+    """The tree in types that ``weights_only`` reads."""
+    if value is None or isinstance(value, str | torch.Tensor):
+        return value.detach() if isinstance(value, torch.Tensor) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple | deque):
+        items = [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    raise TypeError(f"{place}: a {type(value).__name__} cannot be kept in a checkpoint")
 
-    Raises:
-        ValueError: the files do not describe one.
-    """
+
+def foreign_state(folder: Path) -> str | None:
+    """Name of a file of state that holds something else than tensors and plain data; None without. Runs no code."""
+    for pattern in _STATES:
+        for path in sorted(folder.glob(pattern)):
+            try:
+                with safe_globals():  # numpy's random state is an array
+                    torch.load(path, weights_only=True, mmap=True, map_location="meta")
+            except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError):  # untrusted bytes
+                return path.name
+    return None
+
+
+@contextmanager
+def readable(checkpoint: Path) -> Iterator[Path]:
+    """The checkpoint as transformers reads it: itself, or a translation of one that version 0.1 wrote."""
+    if not (checkpoint / "rank-0.json").is_file():
+        yield checkpoint
+        return
+    with tempfile.TemporaryDirectory(prefix=_WRITING, dir=checkpoint.parent, ignore_cleanup_errors=True) as beside:
+        folder = Path(beside) / checkpoint.name
+        folder.mkdir()
+        states = {"optimizer", "scaler", *(path.stem for path in checkpoint.glob("rank-*.json"))}
+        for path in checkpoint.iterdir():
+            if path.stem not in states:
+                (folder / path.name).symlink_to(path.resolve())
+        for name in states:
+            if (checkpoint / f"{name}.json").is_file():
+                _translate(name, _read_format_1(checkpoint, name), folder, num_ranks=len(states) - 2)
+        yield folder
+
+
+def _translate(name: str, state: Any, folder: Path, num_ranks: int) -> None:
+    if not name.startswith("rank-"):
+        parts = state if name == "optimizer" else {name: state}  # with the optimiser stood the schedule
+        for part, content in parts.items():
+            torch.save(content, folder / f"{part}.pt")
+        return
+    rank = name.removeprefix("rank-")
+    random = {"cpu" if key == "torch" else key: value for key, value in state["random"].items()}
+    if num_ranks > 1 and "cuda" in random:
+        random["cuda"] = [random["cuda"]] * num_ranks  # transformers keeps one for each device
+    torch.save(random, folder / (f"rng_state_{rank}.pth" if num_ranks > 1 else "rng_state.pth"))
+    write_progress(folder, int(rank), state["progress"])
+
+
+def _read_format_1(folder: Path, name: str) -> Any:
+    """A state of version 0.1: tensors as safetensors, everything else as JSON with a kind beside each container."""
     try:
         tensors = load_file(folder / f"{name}.safetensors")
         return _unpack(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
     except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / name}: no state of a run ({type(error).__name__}: {error})") from error
-
-
-def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, torch.Tensor | np.ndarray):
-        kind = "tensor" if isinstance(value, torch.Tensor) else "array"
-        name = str(len(tensors))
-        tensors[name] = _alone(value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(value), tensors)
-        return {_KIND: kind, "name": name}
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str | int) or isinstance(key, bool):
-                raise TypeError(f"{place}: key {key!r} must be a text or an integer")
-        pairs = [[key, _pack(item, f"{place}.{key}", tensors)] for key, item in value.items()]
-        return {_KIND: "dict", "items": pairs}
-    if isinstance(value, list | tuple | deque):
-        items = [_pack(item, f"{place}[{index}]", tensors) for index, item in enumerate(value)]
-        return {_KIND: "tuple", "items": items} if isinstance(value, tuple) else items
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{place}: a {type(value).__name__} cannot be kept in a checkpoint")
-
-
-def _alone(tensor: torch.Tensor, others: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The tensor in memory of its own: safetensors refuses slices of one buffer, and one tensor under two names."""
-    tensor = tensor.cpu().contiguous()
-    storage = tensor.untyped_storage()
-    shared = any(storage.data_ptr() == other.untyped_storage().data_ptr() for other in others.values())
-    return tensor.clone() if shared or storage.nbytes() != tensor.nbytes else tensor
+        raise CheckpointError(f"{folder / name}: not a state of a run ({type(error).__name__}: {error})") from error
 
 
 def _unpack(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -282,7 +323,7 @@ def _unpack(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return [_unpack(item, tensors) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    kind = tree[_KIND]
+    kind = tree["__kind__"]
     if kind == "dict":
         return {key: _unpack(item, tensors) for key, item in tree["items"]}
     if kind == "tuple":
@@ -314,16 +355,17 @@ __all__ = [
     "all_checkpoints",
     "clean",
     "fault_of",
-    "has_state",
+    "foreign_state",
     "newest_whole",
     "publish",
     "random_states",
-    "read_state",
+    "read_progress",
+    "readable",
     "rotate",
     "seal",
     "set_aside",
     "set_random_states",
     "step_of",
-    "write_state",
+    "write_progress",
     "writing_folder",
 ]

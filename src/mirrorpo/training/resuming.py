@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -30,21 +30,18 @@ from mirrorpo.training.checkpoints import (
     all_checkpoints,
     clean,
     fault_of,
-    has_state,
+    foreign_state,
     newest_whole,
     publish,
-    random_states,
-    read_state,
+    read_progress,
+    readable,
     rotate,
     seal,
-    set_random_states,
     step_of,
-    write_state,
+    write_progress,
     writing_folder,
 )
-from mirrorpo.training.distributed import UNSHARDED
 
-_OPTIMIZER, _SCALER = "optimizer", "scaler"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
 
@@ -55,11 +52,11 @@ class _Restore(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.restore_progress()
+        self.trainer.restore()
 
 
 class ResumableTrainer(GRPOTrainer):
-    """``trl.GRPOTrainer`` whose checkpoints are complete, verified and free of pickle."""
+    """``trl.GRPOTrainer`` whose checkpoints are complete, verified and hold tensors and plain data alone."""
 
     args: GRPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model: nn.Module  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -68,7 +65,7 @@ class ResumableTrainer(GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._writing: Path | None = None
         self._to_push: str | None = None
-        self._kept: dict[str, Any] | None = None
+        self._resumed: Path | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Restore(self))
 
@@ -85,10 +82,13 @@ class ResumableTrainer(GRPOTrainer):
             written = any((path / MANIFEST_FILE).exists() for path in all_checkpoints(root))
             if written and found is None:
                 raise CheckpointError(f"{root}: every checkpoint is damaged ({fault_of(all_checkpoints(root)[0])})")
-            resume_from_checkpoint = True if found is None else str(found)
-        if isinstance(resume_from_checkpoint, str):
-            refuse_pickle(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+            newest = found or get_last_checkpoint(str(root))
+            resume_from_checkpoint = True if newest is None else str(newest)
+        if not isinstance(resume_from_checkpoint, str):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        refuse_pickle(Path(resume_from_checkpoint))
+        with readable(Path(resume_from_checkpoint)) as self._resumed:
+            return super().train(str(self._resumed), *args, **kwargs)
 
     def load_weights(self, checkpoint: Path) -> None:
         """Takes the weights of a finished training, which has no step left."""
@@ -128,6 +128,8 @@ class ResumableTrainer(GRPOTrainer):
             self._save_more(folder)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, None)
+        if not self.args.save_only_model:
+            write_progress(folder, self.accelerator.process_index, self._progress())
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._name_best(folder, target.parent)
@@ -158,30 +160,13 @@ class ResumableTrainer(GRPOTrainer):
         else:
             self._to_push = checkpoint_folder  # once it has its name
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers; the arguments are kept as JSON, not as a pickle."""
+        super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, for nobody's use
+            (folder / "training_args.bin").unlink(missing_ok=True)
             (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.accelerator.distributed_type not in UNSHARDED:
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            optimizer, scheduler = self._optimizer_and_scheduler()
-            state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-            write_state(Path(output_dir), _OPTIMIZER, state)
-
-    def _save_scaler(self, output_dir: str) -> None:
-        if self.accelerator.scaler is not None and self.args.should_save:
-            write_state(Path(output_dir), _SCALER, self.accelerator.scaler.state_dict())
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        write_state(Path(output_dir), self._rank_name(), {"random": random_states(), "progress": self._progress()})
-
-    def _rank_name(self) -> str:
-        return f"rank-{self.accelerator.process_index}"
 
     def _progress(self) -> dict[str, Any]:
         due = self._step % ((self.args.steps_per_generation or 1) * self.num_iterations)
@@ -197,77 +182,46 @@ class ResumableTrainer(GRPOTrainer):
 
     # Reading
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not has_state(Path(checkpoint), _OPTIMIZER):
-            super()._load_optimizer_and_scheduler(checkpoint)  # sharded, or TRL's own: with weights_only
-            return
-        optimizer, scheduler = self._optimizer_and_scheduler()
-        state = read_state(Path(checkpoint), _OPTIMIZER)
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-
-    def _optimizer_and_scheduler(self) -> tuple[Any, Any]:
-        return self.optimizer, self.lr_scheduler
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not has_state(Path(checkpoint), _SCALER):
-            super()._load_scaler(checkpoint)
-        elif self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(read_state(Path(checkpoint), _SCALER))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not has_state(Path(checkpoint), self._rank_name()):
-            super()._load_rng_state(checkpoint)
-        else:
-            set_random_states(read_state(Path(checkpoint), self._rank_name())["random"])
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        epochs, steps = super()._init_training_state(*args, **kwargs)
-        sampler = self._sampler
-        if sampler is not None and sampler.shuffle:
-            # Its generator is seeded once: the order of a later epoch comes after those of all earlier ones.
-            for _ in range(epochs):
-                torch.randperm(sampler.num_samples, generator=sampler.generator)
-        return epochs, steps
-
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._sampler = super()._get_train_sampler(dataset)
         return self._sampler
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        folder = None if resume_from_checkpoint is None else Path(str(resume_from_checkpoint))
-        if folder is not None and has_state(folder, self._rank_name()):
-            self._kept = read_state(folder, self._rank_name())["progress"]
-        return prepared
-
-    def restore_progress(self) -> None:
-        """Takes up counters, buffer and sums where the checkpoint left them."""
-        kept, self._kept = self._kept, None
+    def restore(self) -> None:
+        """Takes up counters, buffer and sums where the checkpoint left them, and the order of the data."""
+        checkpoint, self._resumed = self._resumed, None
+        if checkpoint is None:
+            return
+        self._restore_more(checkpoint)
+        if self._sampler is not None and self._sampler.shuffle:
+            # Its generator is seeded once: the order of a later epoch comes after those of all earlier ones.
+            for _ in range(int(self.state.epoch or 0)):
+                torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
+        kept = read_progress(checkpoint, self.accelerator.process_index, self.args.device)
         if kept is not None:
             self._take_up(kept)
 
+    def _restore_more(self, checkpoint: Path) -> None:
+        """For subclasses: reads what ``_save_more`` wrote."""
+
     def _take_up(self, kept: dict[str, Any]) -> None:
         self._step = kept["step"]
-        self._buffered_inputs = _to(kept["buffer"], self.args.device)
+        self._buffered_inputs = kept["buffer"]
         for mode, values in kept["metrics"].items():
             self._metrics[mode].clear()
             self._metrics[mode].update(values)
         self._current_train_step_time = kept["step_time"]
-        self._tr_loss = kept["loss"].to(self.args.device)
+        self._tr_loss = kept["loss"]
         self._total_loss_scalar = kept["total_loss"]
         self._globalstep_last_logged = kept["last_logged"]
 
 
 def holds_optimizer(checkpoint: Path) -> bool:
-    """Whether a checkpoint has the optimiser's state: ours, transformers' own, or that of a sharded run."""
-    if has_state(checkpoint, _OPTIMIZER):
-        return True
+    """Whether a checkpoint has the optimiser's state: transformers' own, or that of a sharded run."""
     return any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))
 
 
 def refuse_pickle(checkpoint: Path) -> None:
-    """Raises ``CheckpointError`` if a checkpoint's manifest does not agree with it, or its weights are pickled."""
+    """Raises ``CheckpointError`` if a checkpoint is damaged or holds pickled weights or objects."""
     if (checkpoint / MANIFEST_FILE).exists():
         fault = fault_of(checkpoint)
         if fault is not None:
@@ -275,14 +229,9 @@ def refuse_pickle(checkpoint: Path) -> None:
     for name in _PICKLES:
         if (checkpoint / name).exists():
             raise CheckpointError(f"{checkpoint / name} is a pickle, which may run any code: give safetensors")
-
-
-def _to(tree: Any, device: torch.device) -> Any:
-    if isinstance(tree, torch.Tensor):
-        return tree.to(device)
-    if isinstance(tree, dict):
-        return {key: _to(item, device) for key, item in tree.items()}
-    return [_to(item, device) for item in tree] if isinstance(tree, list) else tree
+    name = foreign_state(checkpoint)
+    if name is not None:
+        raise CheckpointError(f"{checkpoint / name} holds more than tensors and plain data, and was not read")
 
 
 _STATE_FILE = "penalty_state.json"

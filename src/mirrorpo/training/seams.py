@@ -23,27 +23,11 @@ SEAMS: dict[str, tuple[str, ...]] = {
     ),
     "_compute_loss": ("model", "inputs"),
     "_get_grad_norm": ("model", "grad_norm"),
-    # Checkpoints: written
+    # Checkpoints, and the order of the data after one
     "_save_checkpoint": ("model", "trial"),
     "_get_output_dir": ("trial",),
     "_push_from_checkpoint": ("checkpoint_folder",),
-    "_save": ("output_dir", "state_dict"),
-    "_save_optimizer_and_scheduler": ("output_dir",),
-    "_save_scaler": ("output_dir",),
-    "_save_rng_state": ("output_dir",),
-    # Checkpoints: read
-    "_load_optimizer_and_scheduler": ("checkpoint",),
-    "_load_scaler": ("checkpoint",),
-    "_load_rng_state": ("checkpoint",),
-    "_init_training_state": (
-        "max_steps",
-        "num_update_steps_per_epoch",
-        "num_train_epochs",
-        "resume_from_checkpoint",
-        "trial",
-    ),
     "_get_train_sampler": ("dataset",),
-    "_prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
 }
 
 __all__ = ["SEAMS"]

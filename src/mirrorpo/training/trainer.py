@@ -219,11 +219,9 @@ class MirrorTrainer(ResumableTrainer):
         averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
         save_state(folder, self.penalty_state, averaged, self.policy_objective.describe())
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-            self._say_resumed(Path(checkpoint), load_state(Path(checkpoint), self.penalty_state, averaged))
+    def _restore_more(self, checkpoint: Path) -> None:
+        averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+        self._say_resumed(checkpoint, load_state(checkpoint, self.penalty_state, averaged))
 
     def _say_resumed(self, checkpoint: Path, before: str) -> None:
         """What a resumed run takes up, and whether its objective is another one than that of the checkpoint."""
