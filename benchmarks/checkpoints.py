@@ -40,7 +40,7 @@ def overhead(folder: Path, steps: int) -> float:
     """Median seconds of a checkpoint over those of the steps between two."""
     from rich.console import Console
 
-    from mirrorpo.config.shipped import find_recipe
+    from mirrorpo.config.objective_file import find_recipe
     from mirrorpo.config.train import load_recipe
     from mirrorpo.training.resuming import ResumableTrainer
     from mirrorpo.training.run import train

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
+from mirrorpo.config.objective_file import find_recipe
 from mirrorpo.config.search import EvolveRecipe
-from mirrorpo.config.shipped import find_recipe
 from mirrorpo.config.train import load_recipe
 from mirrorpo.divergences.neural.map import MirrorMap
-from mirrorpo.quiet import quiet
+from mirrorpo.interrupts import quiet
 from mirrorpo.search.member import JOB, Workshop, payload, restart
 from mirrorpo.workers import Job, LocalPool, Record, run_recorded
 from timing import parser

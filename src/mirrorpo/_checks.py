@@ -1,14 +1,33 @@
-"""What makes an argument unusable? One line that names the argument, the value received and the legal range."""
+"""What makes an argument unusable? One line that names the argument, the value received and the legal range.
+
+Shapes in signatures, without a dependency of the core.
+
+``Float[Tensor, "B T"]`` reads as "a floating tensor of B sequences and T tokens". At run time it is just ``Tensor``;
+with ``MIRRORPO_CHECK_SHAPES=1`` (set by the tests) jaxtyping provides the names and beartype checks every call.
+Legend: ``B`` sequences, ``T`` tokens, ``V`` vocabulary, ``...`` any leading shape.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING or os.environ.get("MIRRORPO_CHECK_SHAPES") == "1":
+    from jaxtyping import Bool, Float, Num, Shaped
+else:
+
+    class _Plain:
+        def __class_getitem__(cls, _: object) -> type[Tensor]:
+            return Tensor
+
+    Bool = Float = Num = Shaped = _Plain
+
 
 # Log-probabilities that come out of a low-precision log-softmax may exceed 0 by rounding. Up to this much is accepted
 # and used as it is; it has no effect on the gradient.
@@ -76,3 +95,6 @@ def call_with_options(kind: str, name: str, build: Callable[..., Any], options: 
         takes = ", ".join(sorted(legal)) if legal else "no options"
         raise ValueError(f"{kind} {name!r} does not take {extra[0]!r}. Legal: {takes}")
     return build(**options)
+
+
+__all__ = ["Bool", "Float", "Num", "Shaped", "Tensor"]

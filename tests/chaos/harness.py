@@ -30,8 +30,8 @@ _EVENTS = (
 )  # fmt: skip
 _PRELOAD = [
     "mirrorpo.cli", "mirrorpo.training.run", "mirrorpo.reports", "peft",
-    "mirrorpo.search.evolve_run", "mirrorpo.reports.search_picture", "mirrorpo.cli.study_commands",
-    "mirrorpo.studies.job",
+    "mirrorpo.search.evolve_run", "mirrorpo.reports.curve", "mirrorpo.cli.study_commands",
+    "mirrorpo.studies.runner",
 ]  # fmt: skip
 _STATUS_FILE, _OUT_FILE, _ERR_FILE = "status.json", "stdout.txt", "stderr.txt"
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mirrorpo.evaluation.engines import Sampler, TransformersEngine
-from mirrorpo.evaluation.sampling import prompt_ids
-from mirrorpo.evaluation.seeded_sampling import pick, seed_of, uniforms
+from mirrorpo.evaluation.sampling import Sampler, TransformersEngine, pick, prompt_ids, seed_of, uniforms
 from mirrorpo.models import builtin_path
 from mirrorpo.tasks import Arithmetic
 

@@ -12,7 +12,7 @@ import pytest
 from test_cli import refused, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mirrorpo.evaluation.engines import Sampler, TransformersEngine
+from mirrorpo.evaluation.sampling import Sampler, TransformersEngine
 
 ARGUMENTS = (
     "eval", "builtin:tiny", "--task", "arithmetic", "--samples", "2", "-k", "1,2",

@@ -16,7 +16,7 @@ from test_cli import run
 
 from mirrorpo.config.study import Job, study_from
 from mirrorpo.reports import write_curve, write_report
-from mirrorpo.reports.study_report import as_json, write_study_report
+from mirrorpo.reports.study_page import as_json, write_study_report
 from mirrorpo.search.evolve_run import _Run
 from mirrorpo.studies.collection import Collection, Failure, by_seed, read_run
 from mirrorpo.studies.runner import Progress

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PrinterCallback, set_seed
 
-from mirrorpo.evaluation.engines import Completion, Sampler, TransformersEngine
+from mirrorpo.evaluation.sampling import Completion, Sampler, TransformersEngine
 from mirrorpo.models.generation import bare_generation, end_tokens, ignored_settings
 from mirrorpo.training import MirrorConfig, MirrorTrainer
 from trl_pair import TINY, dataset, reward, settings

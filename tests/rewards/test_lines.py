@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirrorpo.cli import main
-from mirrorpo.jsonlines import MAX_LINE
+from mirrorpo.files import MAX_LINE
 from mirrorpo.rewards import lines
 from mirrorpo.rewards.code import CodeVerifier
 from mirrorpo.rewards.maths import MathVerifier

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorpo.jsonlines import read_lines
+from mirrorpo.files import read_lines
 from mirrorpo.rewards import lines
 from mirrorpo.rewards.match import last_number, numeric, reference_number
 from mirrorpo.rewards.maths import MathVerifier

@@ -14,9 +14,8 @@ import pytest
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError
 from mirrorpo.runs import folder as folders
-from mirrorpo.runs.folder import EVALUATION, RUN, STUDY, Folder, Kind, wait_until_free
+from mirrorpo.runs.folder import EVALUATION, RUN, STUDY, Folder, Kind, versions, wait_until_free
 from mirrorpo.runs.reader import read_before, recorded_steps
-from mirrorpo.runs.versions import versions
 
 KINDS = pytest.mark.parametrize("kind", [RUN, STUDY, EVALUATION])
 TEXT = "a: {b: 1}\n"

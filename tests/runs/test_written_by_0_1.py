@@ -15,7 +15,7 @@ from mirrorpo.config.search import EvolveRecipe
 from mirrorpo.config.train import Recipe, load_recipe
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.eval_run import SamplesFile
-from mirrorpo.reports.study_report import as_json
+from mirrorpo.reports.study_page import as_json
 from mirrorpo.runs.folder import RunFolder
 from mirrorpo.runs.reader import read_before, recorded_steps
 from mirrorpo.search.evolve_run import evolve

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from browser import Browser, chromium
-from mirrorpo.reports.study_report import write_study_report
+from mirrorpo.reports.study_page import write_study_report
 from mirrorpo.studies.collection import Failure
 from run_folder import HOSTILE
 from simulated import ARMS, simulated, write_simulated

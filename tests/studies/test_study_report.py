@@ -15,7 +15,7 @@ import pytest
 from mirrorpo.errors import InputError
 from mirrorpo.reports import tables
 from mirrorpo.reports.conclusions import conclude_study, verdicts
-from mirrorpo.reports.study_report import as_json, markdown, write_study_report
+from mirrorpo.reports.study_page import as_json, markdown, write_study_report
 from mirrorpo.statistics import Interval
 from mirrorpo.studies.collection import Collection, Failure, by_seed, fairness_notes, read_run
 from mirrorpo.studies.compare import compare

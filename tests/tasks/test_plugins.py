@@ -9,11 +9,11 @@ import pytest
 from pydantic import Field
 
 import mirrorpo.tasks
-from mirrorpo.config.settings import Settings
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.rewards.verdict import Grade
 from mirrorpo.tasks import Entry, Row, Split
+from mirrorpo.tasks.base import Settings
 from mirrorpo.training.setup import build_task
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, set_seed
 
 from mirrorpo.training import MirrorConfig, MirrorTrainer, model_adapter
-from mirrorpo.training.batching import regroup
+from mirrorpo.training.loss import regroup
 from mirrorpo.training.model_adapter import install, probe
 from mirrorpo.training.scoring import PackedPath, gather_ids
 from trl_pair import MAX_COMPLETION, TINY, fill, loss_and_gradient, settings, trainer

@@ -11,8 +11,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mirrorpo.training.resuming import ResumableTrainer
-from mirrorpo.training.seams import SEAMS
 from mirrorpo.training.trainer import MirrorTrainer
+from mirrorpo.training.trl_loss import SEAMS
 
 
 def parameters(function: object) -> list[str]:

@@ -108,4 +108,4 @@ def test_a_recipe_trains_under_accelerate_launch_and_one_process_writes(tmp_path
     assert [s["problem"] for s in samples if s["when"] == "after"] == [0, 1, 2, 3, 4]
     last = out / "checkpoints" / "checkpoint-2"
     assert {"manifest.json", "model.safetensors"} <= {path.name for path in last.iterdir()}
-    assert {f"rank-{index}" for index in (0, 1)} <= {path.name.partition(".")[0] for path in last.iterdir()}
+    assert {f"progress-{index}.pt" for index in (0, 1)} <= {path.name for path in last.iterdir()}

@@ -33,7 +33,7 @@ def command(
         raise InputError("--resume: needs --out, the folder of the evaluation")
     changes, ks = check_overrides(overrides), integers("-k", k)
     from mirrorpo.config.train import recipe_from
-    from mirrorpo.quiet import quiet
+    from mirrorpo.interrupts import quiet
 
     data: dict[str, Any] = {"task": {"name": task}, "model": {"path": model}}
     own = ["eval.temperature=0"] if greedy else []

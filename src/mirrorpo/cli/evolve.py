@@ -27,8 +27,7 @@ def command(
     path, changes = recipe_file(recipe), check_overrides(overrides)
     from mirrorpo.config.search import EvolveRecipe
     from mirrorpo.config.train import load_recipe
-    from mirrorpo.interrupts import go_on_with, stops_at_once
-    from mirrorpo.quiet import quiet
+    from mirrorpo.interrupts import go_on_with, quiet, stops_at_once
 
     loaded = load_recipe(path, changes, EvolveRecipe)
     typed = output.typed()

@@ -27,7 +27,7 @@ def command(
         raise InputError(f"grade {kind}: must be math or code")
     if not file.is_file():
         raise InputError(f"{file}: no such file")
-    from mirrorpo.jsonlines import read_lines
+    from mirrorpo.files import read_lines
     from mirrorpo.rewards import lines
 
     lines.check_file(file)

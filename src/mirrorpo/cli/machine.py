@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mirrorpo.escape import printable
+from mirrorpo.wording import printable
 
 # Package: (first tested, first not tested).
 TESTED = {

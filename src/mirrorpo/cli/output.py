@@ -56,7 +56,7 @@ DEBUG = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Print
 
 def say(text: str) -> None:
     """To stdout: no markup, no wrapping, and nothing in it that a terminal would obey."""
-    from mirrorpo.escape import printable_lines
+    from mirrorpo.wording import printable_lines
 
     sys.stdout.write(printable_lines(text) + "\n")
 

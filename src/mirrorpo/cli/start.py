@@ -25,7 +25,7 @@ def main(module_run: bool = False) -> None:
     """
     if module_run and not sys.flags.safe_path:
         del sys.path[0]
-    from mirrorpo.extras import missing, needs_train
+    from mirrorpo.errors import missing, needs_train
 
     absent = missing()
     if absent:
@@ -96,7 +96,7 @@ def fail(message: str, status: int) -> None:
 def _fail_unexpected(error: BaseException, *, debug: bool) -> None:
     import traceback
 
-    from mirrorpo.escape import printable_lines
+    from mirrorpo.wording import printable_lines
 
     lines = printable_lines("".join(traceback.format_exception(error))).splitlines()
     said = f"failed: {type(error).__name__}: {' '.join(str(error).split())[: _MAX_LINE // 2]}"

@@ -34,8 +34,7 @@ def command(
     path, changes = recipe_file(file), check_overrides(overrides)
     from mirrorpo.cli import study_commands as commands
     from mirrorpo.config.study import load_study
-    from mirrorpo.interrupts import go_on_with, stops_at_once
-    from mirrorpo.quiet import quiet
+    from mirrorpo.interrupts import go_on_with, quiet, stops_at_once
 
     loaded = load_study(path, changes)
     quiet()

@@ -14,7 +14,7 @@ from mirrorpo.config.study import Study
 from mirrorpo.errors import InputError
 from mirrorpo.files import one_line_if_refused
 from mirrorpo.reports import write_curve, write_report
-from mirrorpo.reports.study_report import as_json, write_study_report
+from mirrorpo.reports.study_page import as_json, write_study_report
 from mirrorpo.studies.gather import gather, is_run, is_study, study_collection
 from mirrorpo.studies.runner import check_arms, estimate, open_pool, open_study, run_study
 from mirrorpo.wording import duration, plural

@@ -28,7 +28,7 @@ def command(
     if out is None and not plan_only:
         raise InputError("--out: missing; give the run folder, or --plan to see what would run")
     from mirrorpo.config.train import load_recipe
-    from mirrorpo.quiet import quiet
+    from mirrorpo.interrupts import quiet
     from mirrorpo.user_code import not_imported
 
     if plan_only:

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mirrorpo.config.settings import Settings
 from mirrorpo.config.train import ObjectiveSpec, Recipe
 from mirrorpo.divergences.neural.map import MirrorMap, NeuralDivergence
+from mirrorpo.tasks.base import Settings
 
 
 class EvolutionSpec(Settings):

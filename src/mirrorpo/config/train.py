@@ -12,12 +12,12 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, field_validator, model_validator
 
-from mirrorpo.config.settings import Settings
 from mirrorpo.config.yaml import load, overridden, parse_override, read_spec, validated, with_bases
 from mirrorpo.errors import InputError
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
 from mirrorpo.tasks import TASKS, TaskSettings, find_task
+from mirrorpo.tasks.base import Settings
 from mirrorpo.user_code import NotImportedError
 
 

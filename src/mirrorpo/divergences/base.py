@@ -37,8 +37,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
-from mirrorpo._checks import LOGP_TOLERANCE, check_logps, unknown_name
-from mirrorpo._shapes import Float, Shaped, Tensor
+from mirrorpo._checks import LOGP_TOLERANCE, Float, Shaped, Tensor, check_logps, unknown_name
 
 Estimator = Literal["sampled", "weighted", "score", "exact", "top_k"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, Divergence, Term
-from mirrorpo.divergences.power import power_gap, power_slope
+from mirrorpo.divergences.bregman import power_gap, power_slope
 
 Parts = tuple[Tensor, Tensor, Tensor]
 Form = Callable[[Tensor], Parts]

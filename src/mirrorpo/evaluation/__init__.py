@@ -1,7 +1,6 @@
 """Evaluation of a policy on problems it has not seen."""
 
-from mirrorpo.evaluation.engines import Sampler
-from mirrorpo.evaluation.sampling import evaluate
+from mirrorpo.evaluation.sampling import Sampler, evaluate
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.statistics import clustered_interval, pass_at_k, wilson_interval
 

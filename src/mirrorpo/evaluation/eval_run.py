@@ -24,9 +24,7 @@ from transformers.utils import logging
 
 from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
-from mirrorpo.escape import printable, say
-from mirrorpo.evaluation.engines import Engine, TransformersEngine, VllmEngine
-from mirrorpo.evaluation.sampling import prompt_ids, sample_batches
+from mirrorpo.evaluation.sampling import Engine, TransformersEngine, VllmEngine, prompt_ids, sample_batches
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import loading
@@ -34,9 +32,9 @@ from mirrorpo.models.generation import end_tokens
 from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import context_of
 from mirrorpo.models.weights import without_memory
-from mirrorpo.runs.folder import EVALUATION, SAMPLES_FILE, SUMMARY_FILE, Folder
-from mirrorpo.runs.versions import versions
+from mirrorpo.runs.folder import EVALUATION, SAMPLES_FILE, SUMMARY_FILE, Folder, versions
 from mirrorpo.training.setup import build_task, sampler_of, tokenizer_of
+from mirrorpo.wording import printable, say
 
 logger = logging.get_logger(__name__)
 

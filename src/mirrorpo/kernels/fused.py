@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from mirrorpo._shapes import Float, Shaped, Tensor
+from mirrorpo._checks import Float, Shaped, Tensor
 from mirrorpo.divergences.base import Divergence
 from mirrorpo.kernels.head import Head, check_inputs, work_dtype
 from mirrorpo.kernels.sweep import Slopes, Swept, sweep

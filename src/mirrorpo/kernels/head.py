@@ -20,8 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mirrorpo._checks import check_number
-from mirrorpo._shapes import Float, Tensor
+from mirrorpo._checks import Float, Tensor, check_number
 from mirrorpo.divergences.base import LOG_ZERO
 
 # Logits of one chunk, (chunk, V): on a CPU small enough to stay near the cores, large enough that reading the weight

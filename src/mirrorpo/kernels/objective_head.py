@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mirrorpo._shapes import Float, Num, Shaped, Tensor
+from mirrorpo._checks import Float, Num, Shaped, Tensor
 from mirrorpo.kernels.fused import PerToken, measure_from_hidden, single_pass
 from mirrorpo.kernels.head import Head, check_inputs, work_dtype
 from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mirrorpo._shapes import Float, Num, Shaped, Tensor
+from mirrorpo._checks import Float, Num, Shaped, Tensor
 from mirrorpo.divergences.base import upcast
 from mirrorpo.losses.aggregation import aggregate
 from mirrorpo.losses.anchors import AnchorLogps, read_anchors

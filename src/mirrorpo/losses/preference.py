@@ -20,8 +20,7 @@ from typing import Any
 
 import torch
 
-from mirrorpo._checks import check_logps, check_number
-from mirrorpo._shapes import Float, Num, Tensor
+from mirrorpo._checks import Float, Num, Tensor, check_logps, check_number
 from mirrorpo.divergences.base import LOG_ZERO, MAX_LOG_WEIGHT, Divergence, upcast
 from mirrorpo.divergences.slope import require_convex, score, score_and_slope, score_at_zero
 from mirrorpo.losses.regions import resolve_divergence

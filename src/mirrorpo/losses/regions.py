@@ -30,10 +30,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from mirrorpo._checks import call_with_options, check_number, unknown_name
-from mirrorpo._shapes import Bool, Float, Tensor
+from mirrorpo._checks import Bool, Float, Tensor, call_with_options, check_number, unknown_name
 from mirrorpo.divergences import DIVERGENCES, Divergence, divergence
-from mirrorpo.divergences.power import k
+from mirrorpo.divergences.bregman import k
 from mirrorpo.losses.solver import LOG_RATIO_LIMIT, solve_log_bounds
 
 Constraint = Callable[[Tensor, Tensor], Tensor]

@@ -16,8 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from scipy import stats
 
-from mirrorpo.reports.charts import Curve, Panel, draw_panel
-from mirrorpo.reports.scales import Scale, value_scale
+from mirrorpo.reports.charts import Curve, Panel, Scale, draw_panel, value_scale
 from mirrorpo.reports.templates import plain, shown
 from mirrorpo.studies.collection import FinishedRun
 from mirrorpo.wording import number

@@ -9,11 +9,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mirrorpo.escape import printable
 from mirrorpo.statistics import Interval
 from mirrorpo.studies.collection import Collection, FinishedRun
 from mirrorpo.studies.compare import Arrival, Comparison, Spread, area_under_curve, steps_to_target
-from mirrorpo.wording import number, signed, three_digits
+from mirrorpo.wording import number, printable, signed, three_digits
 
 NOTHING = "–"
 # What Markdown would read as markup; an underscore within a word is none.

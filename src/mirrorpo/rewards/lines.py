@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorpo.errors import InputError
-from mirrorpo.jsonlines import read_lines
+from mirrorpo.files import read_lines
 from mirrorpo.rewards.code import CodeVerifier
 from mirrorpo.rewards.maths import MathVerifier
 from mirrorpo.rewards.sandbox.limits import Limits

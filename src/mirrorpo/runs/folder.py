@@ -1,7 +1,8 @@
 """Folders of runs, searches, studies and evaluations: one folder, one of them, one process at a time.
 
 A folder holds a settings file, which is written first and compared on resume, a lock that dies with its process, and
-``versions.json`` with what it was begun with. Nothing in it may be a symbolic link: what is written in it stays in it.
+``versions.json`` with the versions and the commit that it was begun with. Nothing in it may be a symbolic link: what is
+written in it stays in it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,38 @@ from mirrorpo.config.train import Recipe, load_recipe
 from mirrorpo.errors import InputError
 from mirrorpo.files import is_left_behind, write_text_atomic
 from mirrorpo.runs.reader import read_json
-from mirrorpo.runs.versions import differing, versions
+
+_PACKAGES = ("mirrorpo", "torch", "transformers", "trl", "accelerate")
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that decide what a run computes, and Python's."""
+    return {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()}
+
+
+def differing(begun: Mapping[str, str], now: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Name, version at the beginning and version now of each package whose version is not the same.
+
+    Example:
+        >>> differing({"torch": "2.11", "trl": "1.16"}, {"torch": "2.13", "trl": "1.16"})
+        [('torch', '2.11', '2.13')]
+    """
+    return [(name, begun[name], now[name]) for name in now if name in begun and begun[name] != now[name]]
+
+
+def commit_of_package() -> str | None:
+    """The commit of this package's checkout, None if it is installed without one."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    found = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or None
+
 
 RECIPE_FILE = "recipe.yaml"
 SUMMARY_FILE = "summary.json"
@@ -304,19 +339,22 @@ def _is_foreign(entry: Path) -> bool:
 __all__ = [
     "BEFORE_FILE",
     "EVALUATION",
+    "Folder",
+    "FollowedFolder",
+    "Kind",
     "LOCK_FILE",
     "METRICS_FILE",
     "RECIPE_FILE",
     "RUN",
+    "RunFolder",
     "SAMPLES_FILE",
     "STUDY",
     "SUMMARY_FILE",
     "VERSIONS_FILE",
-    "Folder",
-    "FollowedFolder",
-    "Kind",
-    "RunFolder",
+    "commit_of_package",
+    "differing",
     "flat",
     "refuse_links",
+    "versions",
     "wait_until_free",
 ]

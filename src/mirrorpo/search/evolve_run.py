@@ -18,18 +18,16 @@ from mirrorpo.config.search import EvolveRecipe
 from mirrorpo.divergences.neural.file import map_text
 from mirrorpo.divergences.neural.map import MirrorMap
 from mirrorpo.errors import InputError
-from mirrorpo.escape import say
 from mirrorpo.files import one_line_if_refused, write_text_atomic
-from mirrorpo.runs.folder import SUMMARY_FILE, RunFolder
-from mirrorpo.runs.versions import commit_of_package, versions
+from mirrorpo.runs.folder import SUMMARY_FILE, RunFolder, commit_of_package, versions
 from mirrorpo.search.evolution import FINAL_SEEDS, Candidate, Member, Outcome, search
 from mirrorpo.search.member import JOB, held_out, payload
 from mirrorpo.statistics import CHANGE, binomial_noise, mean_interval, wilson_interval
 from mirrorpo.training.setup import prepare
+from mirrorpo.wording import say
 from mirrorpo.workers import Done, Job, Record, run_recorded
-from mirrorpo.workers.choice import default_workers, open_pool
 from mirrorpo.workers.jobs import Pool
-from mirrorpo.workers.local import threads_each
+from mirrorpo.workers.local import default_workers, open_pool, threads_each
 
 BEST_MAP_FILE = "best_map.json"
 HISTORY_FILE = "history.jsonl"
@@ -179,7 +177,7 @@ class _Run:
         self._save_best(outcome.best, comparison)
         summary = self.summary(outcome, comparison)
         summary["seconds"] = round(time.monotonic() - started, 2)
-        from mirrorpo.reports.search_picture import draw
+        from mirrorpo.reports.curve import draw
 
         draw(self.folder.path / PICTURE_FILE, outcome.history, self.start, MirrorMap(outcome.best.parameters))
         self.folder.write_json(SUMMARY_FILE, summary)

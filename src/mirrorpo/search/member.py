@@ -26,7 +26,7 @@ from mirrorpo.evaluation import Evaluation, evaluate
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
 from mirrorpo.tasks import Row, Task
-from mirrorpo.tasks.parts import split_off
+from mirrorpo.tasks.base import split_off
 from mirrorpo.training.setup import Prepared, build_trainer, prepare, sampler_of
 from mirrorpo.training.trainer import MirrorTrainer, NonFiniteError
 
@@ -227,7 +227,7 @@ def _workshop(recipe: dict[str, Any]) -> Workshop:
     """This process's workshop for a recipe; only the last one is kept."""
     key = repr(recipe)
     if key not in _built:
-        from mirrorpo.quiet import quiet
+        from mirrorpo.interrupts import quiet
 
         quiet()
         _built.clear()

@@ -9,9 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mirrorpo.config.settings import Settings
 from mirrorpo.tasks.arithmetic import Arithmetic, ArithmeticSettings
-from mirrorpo.tasks.base import Grade, Row, Split, Task
+from mirrorpo.tasks.base import Grade, Row, Settings, Split, Task
 from mirrorpo.tasks.gsm8k import Gsm8k, Gsm8kSettings
 from mirrorpo.tasks.jsonl import Jsonl, JsonlSettings
 from mirrorpo.tasks.mbpp import Mbpp, MbppSettings

@@ -27,8 +27,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from mirrorpo.config.settings import Settings
-from mirrorpo.tasks.base import Grade, Row, Split
+from mirrorpo.tasks.base import Grade, Row, Settings, Split
 
 Difficulty = Literal["easy", "medium", "hard"]
 

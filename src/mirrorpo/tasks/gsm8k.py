@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mirrorpo.config.settings import Settings
 from mirrorpo.rewards.maths import MathVerifier, reference
-from mirrorpo.tasks.base import Grade, Row
+from mirrorpo.tasks.base import Grade, Part, Row, Settings, check_test_part, load_from_hub, split_off
 from mirrorpo.tasks.jsonl import read_rows
-from mirrorpo.tasks.parts import Part, check_test_part, load_from_hub, split_off
 
 HUB_NAME = "openai/gsm8k"
 INSTRUCTION = "Think step by step. Write the final answer as a number on a line of its own, after ####."

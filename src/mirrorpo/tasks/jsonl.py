@@ -11,11 +11,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mirrorpo._checks import unknown_name
-from mirrorpo.config.settings import Settings
-from mirrorpo.jsonlines import read_lines
+from mirrorpo.files import read_lines
 from mirrorpo.rewards import VERIFIERS, UserReward
 from mirrorpo.rewards.match import reference_number
-from mirrorpo.tasks.base import Grade, Row, Split
+from mirrorpo.tasks.base import Grade, Row, Settings, Split
 
 _ONE_IN = 10
 

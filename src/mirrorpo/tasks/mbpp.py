@@ -14,15 +14,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mirrorpo.config.settings import Settings
 from mirrorpo.rewards.code import CodeVerifier
 from mirrorpo.rewards.sandbox.levels import Level
 from mirrorpo.rewards.sandbox.limits import Limits
 from mirrorpo.rewards.sandbox.template import SandboxError
 from mirrorpo.rewards.sandbox.tests_of import BadTests, plan
-from mirrorpo.tasks.base import Grade, Row
+from mirrorpo.tasks.base import Grade, Part, Row, Settings, check_test_part, load_from_hub
 from mirrorpo.tasks.jsonl import read_rows
-from mirrorpo.tasks.parts import Part, check_test_part, load_from_hub
 
 HUB_NAME = "google-research-datasets/mbpp"
 # First and last task id of each part.

@@ -23,9 +23,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from mirrorpo.config.settings import Settings
 from mirrorpo.rewards.match import numeric
-from mirrorpo.tasks.base import Grade, Row, Split
+from mirrorpo.tasks.base import Grade, Row, Settings, Split
 
 MAX_SIZE = 20_000
 _ONE_IN = 8

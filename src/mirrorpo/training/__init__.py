@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mirrorpo.extras import missing, needs_train
+from mirrorpo.errors import missing, needs_train
 
 if TYPE_CHECKING:
     from mirrorpo.training.config import MirrorConfig

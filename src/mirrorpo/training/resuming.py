@@ -42,6 +42,8 @@ from mirrorpo.training.checkpoints import (
     writing_folder,
 )
 
+# torch.save's writer has no error of its own for a disk that refuses, only the place in its code.
+_TORCH_SAVE = "inline_container"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
 
@@ -107,12 +109,15 @@ class ResumableTrainer(GRPOTrainer):
         target = root / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         try:
             self._write_checkpoint(model, self._writing / target.name, target)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and _TORCH_SAVE not in str(error):
+                raise
             if self.args.should_save:
                 clean(root)
             whole = newest_whole(root).path
+            reason = "a write failed" if isinstance(error, RuntimeError) else " ".join(str(error).split())
             raise CheckpointError(
-                f"step {step}: the checkpoint cannot be written ({' '.join(str(error).split())}); "
+                f"step {step}: the checkpoint cannot be written ({reason}); "
                 + (f"the last good one is {whole}" if whole else "there is none before it")
             ) from error
         finally:

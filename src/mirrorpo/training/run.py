@@ -15,13 +15,19 @@ from safetensors import SafetensorError
 
 from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
-from mirrorpo.escape import say
 from mirrorpo.evaluation import Evaluation, evaluate
 from mirrorpo.files import one_line_if_refused, write_text_atomic
 from mirrorpo.interrupts import resume_command
-from mirrorpo.runs.folder import BEFORE_FILE, SAMPLES_FILE, SUMMARY_FILE, FollowedFolder, RunFolder
+from mirrorpo.runs.folder import (
+    BEFORE_FILE,
+    SAMPLES_FILE,
+    SUMMARY_FILE,
+    FollowedFolder,
+    RunFolder,
+    commit_of_package,
+    versions,
+)
 from mirrorpo.runs.reader import read_before, recorded_steps
-from mirrorpo.runs.versions import commit_of_package, versions
 from mirrorpo.training.checkpoints import (
     CheckpointError,
     all_checkpoints,
@@ -46,6 +52,7 @@ from mirrorpo.training.distributed import (
 from mirrorpo.training.monitors import GracefulStop, MetricsWriter, ProgressBar, trim_metrics
 from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of
 from mirrorpo.training.trainer import MirrorTrainer
+from mirrorpo.wording import say
 
 # Problems whose completions before and after are kept for the report.
 NUM_SAMPLES_KEPT = 16

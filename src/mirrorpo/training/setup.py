@@ -20,6 +20,7 @@ from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
+from mirrorpo.interrupts import silent_if_it_fails
 from mirrorpo.models import resolve_model
 from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.chat_template import check_chat_template
@@ -27,7 +28,6 @@ from mirrorpo.models.folder import check_model_folder, loading
 from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import Context, context_of, noise_of
 from mirrorpo.models.weights import without_memory
-from mirrorpo.quiet import silent_if_it_fails
 from mirrorpo.tasks import Row, Task, find_task
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.distributed import world_size

@@ -19,13 +19,11 @@ from mirrorpo.losses.objective import Objective, Output
 from mirrorpo.models import resolve_model
 from mirrorpo.models.generation import bare_generation, causal_part, say_what_is_ignored
 from mirrorpo.models.thresholds import forget_lengths, noise_of
-from mirrorpo.training.batching import regroup
 from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
-from mirrorpo.training.loss import LossComputer, LossSettings, Moment, carried, needs_padding
+from mirrorpo.training.loss import LossComputer, LossSettings, Moment, carried, needs_padding, regroup
 from mirrorpo.training.model_adapter import check_reference, noise
-from mirrorpo.training.model_card import add_objective, paper_of
-from mirrorpo.training.monitors import ROUNDING, Watch
+from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, holds_optimizer, load_state, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded

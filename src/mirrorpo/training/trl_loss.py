@@ -1,8 +1,11 @@
-"""TRL's settings of the GRPO loss, and the objective that says the same: both directions.
+"""TRL as the trainer relies on it: its settings of the GRPO loss, and the private methods that are overridden.
 
 ``GRPOConfig`` describes a loss by ``loss_type``, ``beta``, ``epsilon`` and a dozen more fields. ``objective_of_trl``
 builds the objective that reproduces it (TRL 1.16, loss and gradient); ``trl_settings`` gives the fields that an
 objective implies, so that what TRL itself derives from them (warnings, logged configuration) stays true.
+
+A contract test compares the table ``SEAMS`` with the classes of both sides: an override that is missing in it fails the
+test, and so does a release that changes a signature.
 """
 
 from __future__ import annotations
@@ -220,4 +223,29 @@ def _same(one: Any, other: Any) -> bool:
     return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12) if numbers else one == other
 
 
-__all__ = ["TRL_DEFAULTS", "TRL_FIELDS", "check_fields", "objective_of_trl", "trl_settings"]
+# Method to its parameters, without `self`; of the longest one, those that are passed by position.
+SEAMS: dict[str, tuple[str, ...]] = {
+    # Rewards, advantages and loss
+    "_generate": ("prompts",),
+    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "_generate_and_score_completions": ("inputs",),
+    "_prepare_inputs": ("generation_batch",),
+    "_get_per_token_logps_and_entropies": (
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+    ),
+    "_compute_loss": ("model", "inputs"),
+    "_get_grad_norm": ("model", "grad_norm"),
+    # Checkpoints, and the order of the data after one
+    "_save_checkpoint": ("model", "trial"),
+    "_get_output_dir": ("trial",),
+    "_push_from_checkpoint": ("checkpoint_folder",),
+    "_get_train_sampler": ("dataset",),
+}
+
+
+__all__ = ["SEAMS", "TRL_DEFAULTS", "TRL_FIELDS", "check_fields", "objective_of_trl", "trl_settings"]

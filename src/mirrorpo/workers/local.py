@@ -1,4 +1,6 @@
-"""Workers on this machine: long-lived processes, started fresh (spawn), replaced when they die.
+"""Workers on this machine, and the choice between them and a Ray cluster.
+
+The workers are long-lived processes, started fresh (spawn) and replaced when they die.
 
 Each worker has a pipe of its own, so a worker killed in the middle of a message harms no other one (a shared queue
 would keep a dead worker's lock). A worker whose coordinator dies ends itself: nothing is left running.
@@ -196,4 +198,29 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-__all__ = ["LocalPool", "threads_each"]
+def default_workers() -> int:
+    """How many jobs run side by side unless the user says so: one a GPU, without a GPU one a core."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def open_pool(num_workers: int, num_threads: int | None, max_deaths: int, ray: str | None = None) -> Any:
+    """Workers, a context manager.
+
+    Args:
+        num_workers: side by side.
+        num_threads: of torch in each; None: the cores divided.
+        max_deaths: workers that one job may cost.
+        ray: None for processes of this machine; ``local`` starts Ray here, ``auto`` or an address joins a cluster,
+            whose nodes must see the output folder under the same path.
+    """
+    threads = threads_each(num_workers) if num_threads is None else num_threads
+    if ray is None:
+        return LocalPool(num_workers, threads, max_deaths)
+    from mirrorpo.workers.on_ray import RayPool
+
+    return RayPool(None if ray == "local" else ray, num_workers, threads, max_deaths)
+
+
+__all__ = ["default_workers", "open_pool", "LocalPool", "threads_each"]

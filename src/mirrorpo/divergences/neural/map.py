@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from mirrorpo._checks import check_number, unknown_name
-from mirrorpo._shapes import Float, Tensor
+from mirrorpo._checks import Float, Tensor, check_number, unknown_name
 from mirrorpo.divergences.base import Term
 from mirrorpo.divergences.bregman import BregmanDivergence
 from mirrorpo.divergences.neural.fit import TARGETS, closest

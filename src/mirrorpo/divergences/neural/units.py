@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from mirrorpo._shapes import Float, Tensor
+from mirrorpo._checks import Float, Tensor
 
 GROUPS = ("cube", "square", "sqrt", "cbrt", "log", "exp")
 UNITS_PER_GROUP = 21
