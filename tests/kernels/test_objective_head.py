@@ -79,6 +79,32 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
             {"divergence": "kl", "coefficient": 0.1, "anchor": "uniform", "estimator": "score"},
         ],
     },
+    "uniform, exact": {
+        "preset": "dapo",
+        "penalties": [
+            {"divergence": "kl", "coefficient": 0.2, "anchor": "uniform", "estimator": "exact"},
+            {"divergence": "js", "coefficient": 0.2, "anchor": "uniform", "estimator": "exact"},
+        ],
+    },
+    "supports of top_k": {
+        "preset": "gspo",
+        "penalties": [
+            {
+                "divergence": name,
+                "coefficient": 0.3,
+                "anchor": anchor,
+                "estimator": "top_k",
+                "k": 3,
+                "support": support,
+            }
+            for name, anchor, support in (
+                ("reverse_kl", "teacher", "policy"),
+                ("js", "teacher", "union"),
+                ("prob_l2", "reference", "policy"),
+                ("kl", "reference", "union"),
+            )
+        ],
+    },
     "region over the vocabulary around the reference, as a mask": {
         "preset": "grpo",
         "regions": [
@@ -207,3 +233,55 @@ def test_a_nan_among_the_hidden_states_is_no_silence() -> None:
         b.hidden[3, 2] = torch.nan
     with pytest.raises(ValueError, match="logp must hold log-probabilities"):
         fused(made(OBJECTIVES["clip"]), b)
+
+
+# A teacher that is known at K entries per position
+
+
+def sparse(b: Batch, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The teacher's K likeliest tokens; one entry is padding, one stands twice, the second time as padding."""
+    found = b.padded(b.teacher.head.logits(b.teacher.hidden).log_softmax(-1)).detach().topk(k, -1)
+    indices = torch.cat([found.indices, found.indices[..., :1], torch.zeros_like(found.indices[..., :1])], dim=-1)
+    padding = torch.full_like(found.values[..., :1], -torch.inf)
+    return indices, torch.cat([found.values, padding, padding * torch.nan], dim=-1)
+
+
+@pytest.mark.parametrize("knows_tokens", [False, True])
+@pytest.mark.parametrize("base", ["dapo", "gspo"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js", "prob_l2", "kl"])
+def test_a_sparse_teacher_gives_the_loss_and_gradients_of_full_logits(
+    divergence: str, base: str, knows_tokens: bool
+) -> None:
+    penalty = {"divergence": divergence, "coefficient": 0.5, "anchor": "teacher", "estimator": "top_k"}
+    objective, b = mirrorpo.objective(base, penalties=[penalty]), batch(spread=0.3)
+    given: dict[str, Any] = {"teacher_top": sparse(b, 4), "logp_teacher": None}
+    if knows_tokens:
+        given["logp_teacher"] = b.shared()["logp_teacher"]
+    expected = b.plain(objective, **given, logits_teacher=None)
+    got = fused(objective, b, **given, teacher=None)
+    assert_equal(got, expected, 1e-10)
+    assert distance(gradients(got.loss, b.leaves), gradients(expected.loss, b.leaves)) < 1e-9
+
+
+def test_all_entries_of_a_teacher_are_the_teacher_itself() -> None:
+    penalty = {"divergence": "js", "coefficient": 0.5, "anchor": "teacher"}
+    b = batch()
+    whole = mirrorpo.objective("dapo", penalties=[{**penalty, "estimator": "exact"}])
+    entries = mirrorpo.objective("dapo", penalties=[{**penalty, "estimator": "top_k"}])
+    expected = fused(whole, b)
+    got = fused(entries, b, teacher=None, teacher_top=sparse(b, b.head.vocabulary))
+    assert_equal(got, expected, 1e-9)
+    assert distance(gradients(got.loss, b.leaves), gradients(expected.loss, b.leaves)) < 1e-8
+
+
+def test_what_entries_cannot_give_is_refused() -> None:
+    b = batch()
+    top = sparse(b, 3)
+    exact = {"divergence": "js", "coefficient": 0.5, "anchor": "teacher", "estimator": "exact"}
+    with pytest.raises(ValueError, match="needs logits_teacher: teacher_top holds the teacher's own entries"):
+        fused(mirrorpo.objective("dapo", penalties=[exact]), b, teacher=None, teacher_top=top)
+    with pytest.raises(ValueError, match="teacher and teacher_top say the same twice"):
+        fused(mirrorpo.objective("dapo", penalties=[exact]), b, teacher_top=top)
+    region = {"name": "exact", "radius": 0.1, "anchor": "teacher"}
+    with pytest.raises(ValueError, match="region 'exact' needs teacher, got teacher_top"):
+        fused(mirrorpo.objective("dapo", regions=[region]), b, teacher=None, teacher_top=top)

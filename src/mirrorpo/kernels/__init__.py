@@ -13,11 +13,12 @@ from mirrorpo.kernels.fused import (
 from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.objective_head import objective_from_hidden
 from mirrorpo.kernels.packing import Packing, RowTooLongError, pack
-from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm
+from mirrorpo.kernels.vocabulary import Anchor, Entries, VocabularyTerm
 
 __all__ = [
     # head, vocabulary: what is given
     "Anchor",
+    "Entries",
     "Head",
     "VocabularyTerm",
     # fused: losses and values from hidden states

@@ -332,6 +332,10 @@ def _check(hidden: Tensor, head: Head, tokens: Tensor, terms: tuple[VocabularyTe
     check_inputs(hidden, head, tokens, chunk)
     for term in terms:
         anchor = term.anchor
+        if term.k is not None and (isinstance(term.k, bool) or not isinstance(term.k, int) or term.k < 1):
+            raise ValueError(f"k must be an integer >= 1, got {term.k!r}")
+        if not isinstance(anchor, Anchor):
+            continue
         check_inputs(anchor.hidden, anchor.head, None, None, "the anchor's hidden")
         if anchor.hidden.shape[0] != hidden.shape[0]:
             raise ValueError(
@@ -342,8 +346,6 @@ def _check(hidden: Tensor, head: Head, tokens: Tensor, terms: tuple[VocabularyTe
                 f"the anchor's vocabulary has {anchor.head.vocabulary} tokens, the policy's {head.vocabulary}: they "
                 "must agree"
             )
-        if term.k is not None and (isinstance(term.k, bool) or not isinstance(term.k, int) or term.k < 1):
-            raise ValueError(f"k must be an integer >= 1, got {term.k!r}")
 
 
 __all__ = [

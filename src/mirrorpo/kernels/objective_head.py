@@ -16,11 +16,12 @@ import torch
 from mirrorpo._checks import Float, Num, Shaped, Tensor
 from mirrorpo.kernels.fused import PerToken, measure_from_hidden, single_pass
 from mirrorpo.kernels.head import Head, check_inputs, work_dtype
-from mirrorpo.kernels.vocabulary import Anchor, VocabularyTerm
+from mirrorpo.kernels.vocabulary import Anchor, Entries, VocabularyTerm
 from mirrorpo.losses.aggregation import aggregation_weights
 from mirrorpo.losses.objective import Objective, Output, Penalty
 from mirrorpo.losses.regions import OverVocabulary
 from mirrorpo.losses.rules import Rule
+from mirrorpo.losses.vocabulary import check_sparse, kept_entries
 
 Weight = Tensor | Callable[[Tensor, Tensor], Tensor | None]
 
@@ -40,6 +41,7 @@ def objective_from_hidden(
     reference: Anchor | None = None,
     rollout: Anchor | None = None,
     teacher: Anchor | None = None,
+    teacher_top: tuple[Tensor, Tensor] | None = None,
     max_completion_length: int | None = None,
     num_tokens: Num[Tensor, ""] | float | int | None = None,
     weight: Weight | None = None,
@@ -66,6 +68,8 @@ def objective_from_hidden(
             regions around it.
         rollout: the same of the old policy.
         teacher: the same of the teacher.
+        teacher_top: (B, T, K) tokens and (B, T, K) log-probabilities: a teacher known at K entries per position, for
+            ``top_k``.
         max_completion_length: tokens.
         num_tokens: see ``mirrorpo.aggregate``.
         weight: (B, T) or (B, 1), detached factor on the policy term; or a function of the detached (B, T)
@@ -98,7 +102,10 @@ def objective_from_hidden(
     check_inputs(hidden, head, tokens, chunk)
     if int(keep.sum()) != hidden.shape[0]:
         raise ValueError(f"mask keeps {int(keep.sum())} tokens, hidden has {hidden.shape[0]} rows: they must agree")
-    terms = _vocabulary_terms(objective, {"reference": reference, "old": rollout, "teacher": teacher})
+    if teacher is not None and teacher_top is not None:
+        raise ValueError("teacher and teacher_top say the same twice: give one of them")
+    known = teacher if teacher_top is None else _entries(teacher_top, keep, logp_teacher)
+    terms = _vocabulary_terms(objective, {"reference": reference, "old": rollout, "teacher": known})
     given: dict[str, Any] = {
         "advantages": advantages,
         "mask": mask,
@@ -109,7 +116,7 @@ def objective_from_hidden(
         "penalty_scale": penalty_scale,
     }
     shared = {"max_completion_length": max_completion_length, "num_tokens": num_tokens}
-    layout = _Layout(objective, keep)
+    layout = _Layout(objective, keep, terms)
     if not objective.token_separable or callable(weight):
         logp, entropy, values, refs = measure_from_hidden(hidden, head, tokens, terms, chunk=chunk)
         padded, padded_entropy = layout.scatter(logp), layout.scatter(entropy)
@@ -160,30 +167,41 @@ def _entropy_mean(entropy: Tensor, entropy_weight: float | Tensor) -> Tensor | f
     return entropy.sum() / max(1, entropy.shape[0]) * entropy_weight
 
 
-def _vocabulary_terms(objective: Objective, anchors: Mapping[str, Anchor | None]) -> tuple[VocabularyTerm, ...]:
+def _entries(teacher_top: tuple[Tensor, Tensor], keep: Tensor, logp_teacher: Tensor | None) -> Entries:
+    indices, logp = kept_entries(teacher_top, keep)
+    of_tokens = None if logp_teacher is None else logp_teacher.detach()[keep]
+    return Entries(indices=indices.long()[keep], logp=logp.detach()[keep], of_tokens=of_tokens)
+
+
+def _vocabulary_terms(
+    objective: Objective, anchors: Mapping[str, Anchor | Entries | None]
+) -> tuple[VocabularyTerm, ...]:
     """Those of the regions first, then those of the penalties, in their order."""
     terms = []
     for rule in objective.rules:
         if isinstance(rule.region, OverVocabulary):
-            anchor = _needed(anchors, rule.anchor, f"region {rule.region.name!r}")
+            what = f"region {rule.region.name!r}"
+            anchor = _needed(anchors, rule.anchor, what)
+            if isinstance(anchor, Entries):
+                raise ValueError(f"{what} needs teacher, got teacher_top: pass Anchor(hidden, head) of that model")
             terms.append(VocabularyTerm(divergence=rule.region.divergence, anchor=anchor, k=rule.region.k))
     for p in objective.penalties:
         if p.needs_logits:
-            if p.anchor == "uniform" or p.support != "anchor":
-                raise ValueError(
-                    f"{p.what} and support {p.support!r} is not supported from hidden states yet: use the objective "
-                    "itself, with logits"
-                )
+            anchor = None if p.anchor == "uniform" else _needed(anchors, p.anchor, p.what)
+            if isinstance(anchor, Entries):
+                check_sparse(p)
             k = p.k if p.estimator == "top_k" else None
-            terms.append(VocabularyTerm(divergence=p.divergence, anchor=_needed(anchors, p.anchor, p.what), k=k))
+            terms.append(VocabularyTerm(divergence=p.divergence, anchor=anchor, k=k, support=p.support))
     return tuple(terms)
 
 
-def _needed(anchors: Mapping[str, Anchor | None], name: str, what: str) -> Anchor:
+def _needed(anchors: Mapping[str, Anchor | Entries | None], name: str, what: str) -> Anchor | Entries:
     anchor = anchors[name]
     if anchor is None:
         argument = {"old": "rollout"}.get(name, name)
         raise ValueError(f"{what} needs {argument}, got None: pass Anchor(hidden, head) of that model")
+    if isinstance(anchor, Entries):
+        return anchor
     return Anchor(hidden=anchor.hidden.detach(), head=anchor.head.detached())
 
 
@@ -193,6 +211,7 @@ class _Layout:
 
     objective: Objective
     keep: Tensor
+    terms: tuple[VocabularyTerm, ...]
 
     @cached_property
     def _rules(self) -> tuple[Rule, ...]:
@@ -212,7 +231,11 @@ class _Layout:
         if logp is not None:
             return logp
         names = [part.anchor for part in (*self._rules, *self._penalties)]
-        return self.scatter(anchor_logps[names.index(anchor)]) if anchor in names else None
+        if anchor not in names:
+            return None
+        place = names.index(anchor)
+        # A teacher that is known at K entries does not say this token's.
+        return None if isinstance(self.terms[place].anchor, Entries) else self.scatter(anchor_logps[place])
 
     def outside(self, values: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """For each rule, whether its region over the vocabulary is left, in the shape of the values."""

@@ -30,7 +30,7 @@ from mirrorpo.kernels.head import (
     slices,
     work_dtype,
 )
-from mirrorpo.kernels.vocabulary import Anchor, Measured, VocabularyTerm, measure
+from mirrorpo.kernels.vocabulary import Anchor, Block, Measured, VocabularyTerm, measure
 
 # (logp of the chunk, its place, the values of the terms without a weight) -> d loss / d logp
 SlopeOf = Callable[[Tensor, slice, tuple[Tensor | None, ...]], Tensor]
@@ -83,7 +83,7 @@ def sweep(
     """Everything of (N, H) hidden states, (N,) tokens; see the module. Without ``slopes`` no gradient."""
     work = work_dtype(hidden, head.weight)
     rows = chunk_rows(hidden.shape[0], head.vocabulary, hidden.device, chunk)
-    anchors = list({id(term.anchor): term.anchor for term in terms}.values())
+    anchors = list({id(term.anchor): term.anchor for term in terms if isinstance(term.anchor, Anchor)}.values())
     with memory_advice(head, rows, 1 + len(anchors), hidden.device, work.itemsize):
         z = torch.empty(rows, head.vocabulary, dtype=work, device=hidden.device)
         found = _Found(hidden, head, terms, slopes, work)
@@ -219,11 +219,11 @@ class _Chunk:
                 self._term(number, self.terms[number], block, p, found)
 
     def _term(self, number: int, term: VocabularyTerm, block: slice, p: Tensor, found: _Found) -> Measured:
-        logq = self.others[id(term.anchor)][block].log_softmax(-1)
-        tokens = self.tokens[block]
-        measured = measure(term, self.z[block], p, logq, tokens)
-        found.values[number][self._at(block)] = measured.value
-        found.anchor_logps[number][self._at(block)] = logq.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        logits = self.others[id(term.anchor)][block] if isinstance(term.anchor, Anchor) else None
+        at = self._at(block)
+        rows = Block(logp=self.z[block], p=p, tokens=self.tokens[block], at=at)
+        measured, found.anchor_logps[number][at] = measure(term, rows, logits)
+        found.values[number][at] = measured.value
         return measured
 
     def _logits_gradient(

@@ -82,15 +82,20 @@ def divergence_over(p: Penalty, over: Vocabulary) -> Tensor | None:
     return p.divergence.top_k(logits, anchor, over.sampled(p.what), p.k, p.support)
 
 
-def _sparse(p: Penalty, logits: Tensor, over: Vocabulary) -> Tensor:
-    assert over.teacher_top is not None
-    if over.anchors["teacher"] is not None:
-        raise ValueError("logits_teacher and teacher_top say the same twice: give one of them")
+def check_sparse(p: Penalty) -> None:
+    """Raises ``ValueError`` unless a penalty can be evaluated from the teacher's own entries."""
     if p.estimator != "top_k" or p.support != "anchor":
         raise ValueError(
             f"{p.what} and support {p.support!r} needs logits_teacher: teacher_top holds the teacher's own entries "
             "only. Legal: estimator 'top_k' with support 'anchor'"
         )
+
+
+def _sparse(p: Penalty, logits: Tensor, over: Vocabulary) -> Tensor:
+    assert over.teacher_top is not None
+    if over.anchors["teacher"] is not None:
+        raise ValueError("logits_teacher and teacher_top say the same twice: give one of them")
+    check_sparse(p)
     indices, entries = over.teacher_top
     if over.logp_teacher is None:
         return p.divergence.top_k_sparse(logits, indices, entries)
@@ -103,4 +108,4 @@ def _given(name: str, x: Tensor | None, what: str, how: str) -> Tensor:
     return x
 
 
-__all__ = ["Vocabulary", "divergence_over", "kept_entries", "outside_of"]
+__all__ = ["Vocabulary", "check_sparse", "divergence_over", "kept_entries", "outside_of"]
