@@ -17,7 +17,6 @@ DIGITS = 60
 BETAS = (-1.0, -0.5, 0.0, 1e-9, 0.5, 1.0, 1.0 + 1e-9, 1.5, 2.0, 3.0)
 ALPHAS = (-1.0, 0.0, 1e-9, 0.5, 1.0, 1.0 + 1e-9, 2.0, 3.0)
 BREGMAN = ("kl", "prob_l2", "itakura_saito", "beta")
-F_DIVERGENCES = ("reverse_kl", "forward_kl", "jeffreys", "js", "tv", "chi2", "hellinger", "alpha", "k3")
 PENALTIES = ("k1", "k2", "log_l2")
 
 
@@ -50,22 +49,26 @@ def bregman_generator(name: str, x: Any, beta: float | None = None) -> tuple[Any
     return x**b / (b * (b - 1)), x ** (b - 1) / (b - 1)
 
 
+# f(t) and f'(t); a new f-divergence is one line here.
+F_GENERATORS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
+    "reverse_kl": lambda t: (t * log(t), log(t) + 1),
+    "forward_kl": lambda t: (-log(t), -1 / t),
+    "jeffreys": lambda t: (t * log(t) - log(t), log(t) + 1 - 1 / t),
+    "js": lambda t: ((t * log(t) - (1 + t) * log((1 + t) / 2)) / 2, (log(t) - log((1 + t) / 2)) / 2),
+    "tv": lambda t: (abs(t - 1) / 2, sign(t - 1) / 2),
+    "chi2": lambda t: ((t - 1) ** 2, 2 * (t - 1)),
+    "hellinger": lambda t: (1 - sqrt(t), -1 / (2 * sqrt(t))),
+    "k3": lambda t: (t * log(t), log(t) + 1),
+}
+F_DIVERGENCES = (*F_GENERATORS, "alpha")
+
+
 def f_generator(name: str, t: Any, alpha: float | None = None) -> tuple[Any, Any]:
     """f(t) and f'(t)."""
-    if name in ("reverse_kl", "k3") or alpha == 1.0:
-        return t * log(t), log(t) + 1
-    if name == "forward_kl" or alpha == 0.0:
-        return -log(t), -1 / t
-    if name == "jeffreys":
-        return t * log(t) - log(t), log(t) + 1 - 1 / t
-    if name == "js":
-        return (t * log(t) - (1 + t) * log((1 + t) / 2)) / 2, (log(t) - log((1 + t) / 2)) / 2
-    if name == "tv":
-        return abs(t - 1) / 2, sign(t - 1) / 2
-    if name == "chi2":
-        return (t - 1) ** 2, 2 * (t - 1)
-    if name == "hellinger":
-        return 1 - sqrt(t), -1 / (2 * sqrt(t))
+    if alpha is None:
+        return F_GENERATORS[name](t)
+    if alpha in (0.0, 1.0):
+        return F_GENERATORS["reverse_kl" if alpha == 1.0 else "forward_kl"](t)
     a = exact_number(alpha, t)
     return (t**a - a * t + a - 1) / (a * (a - 1)), (t ** (a - 1) - 1) / (a - 1)
 

@@ -21,6 +21,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "aggregation": ("losses.aggregation",),
     "control": ("losses.coefficient",),
     "diagnostics": ("losses.metrics",),
+    "divergences.custom": ("divergences",),
     "divergences.neural_fit": ("divergences.neural.fit",),
     "divergences.neural_table": ("divergences.neural.table",),
     "divergences.neural_units": ("divergences.neural.units",),

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, field_validator, model_validator
 
 from mirrorpo.config.yaml import load, overridden, parse_override, read_spec, validated, with_bases
 from mirrorpo.errors import InputError
-from mirrorpo.losses.objective import Objective
-from mirrorpo.losses.presets import objective_from
 from mirrorpo.tasks import TASKS, TaskSettings, find_task
 from mirrorpo.tasks.base import Settings
 from mirrorpo.user_code import NotImportedError
+
+if TYPE_CHECKING:
+    from mirrorpo.losses.objective import Objective
 
 
 class LoraSpec(Settings):
@@ -48,7 +49,7 @@ class ObjectiveSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
     preset: str = Field(default="dr_grpo", description="a name of `mirrorpo list objectives`")
-    _built: Objective | None = PrivateAttr(default=None)
+    _built: Any = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +69,8 @@ class ObjectiveSpec(BaseModel):
 
     def build(self) -> Objective:
         """The objective, always the same one; raises ``ValueError`` for what does not fit together."""
+        from mirrorpo.losses.presets import objective_from  # loads torch
+
         if self._built is None:
             self._built = objective_from(self.spec())
         return self._built

@@ -17,12 +17,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mirrorpo.config.train import Recipe, load_recipe
 from mirrorpo.errors import InputError
 from mirrorpo.files import is_left_behind, write_text_atomic
 from mirrorpo.runs.reader import read_json
+
+if TYPE_CHECKING:
+    from mirrorpo.config.train import Recipe
 
 _PACKAGES = ("mirrorpo", "torch", "transformers", "trl", "accelerate")
 
@@ -263,6 +265,8 @@ class RunFolder(Folder):
 
         def load(text: str, where: str) -> Any:
             # Through the model: keys that were added since the run was begun have their defaults.
+            from mirrorpo.config.train import load_recipe
+
             return (load_recipe(kept, kind=type(recipe)) if where == str(kept) else recipe).model_dump(mode="json")
 
         super().__init__(path, RUN, recipe.to_yaml(), load, resume, say)

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.trainer_utils import SaveStrategy, set_seed
@@ -27,8 +27,11 @@ from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
 from mirrorpo.tasks import Row, Task
 from mirrorpo.tasks.base import split_off
+from mirrorpo.training.nonfinite import NonFiniteError
 from mirrorpo.training.setup import Prepared, build_trainer, prepare, sampler_of
-from mirrorpo.training.trainer import MirrorTrainer, NonFiniteError
+
+if TYPE_CHECKING:
+    from mirrorpo.training.trainer import MirrorTrainer
 
 JOB = "mirrorpo.search.member:evaluate_member"
 

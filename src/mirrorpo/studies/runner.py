@@ -40,7 +40,6 @@ from mirrorpo.runs.folder import METRICS_FILE, RECIPE_FILE, STUDY, Folder, versi
 from mirrorpo.runs.reader import read_metrics, read_samples
 from mirrorpo.studies.collection import DIVERGENCE_FILE
 from mirrorpo.studies.gather import RECORD_FILE, RUNS_FOLDER, statuses
-from mirrorpo.training.run import train
 from mirrorpo.training.setup import load_tokenizer, prepare
 from mirrorpo.wording import duration, say
 from mirrorpo.workers import Job as WorkerJob
@@ -372,6 +371,8 @@ def _train(job: Mapping[str, Any]) -> dict[str, Any]:
     if folder.exists() and not holds_run:
         shutil.rmtree(folder)  # killed before its first file was whole
     folder.parent.mkdir(parents=True, exist_ok=True)
+    from mirrorpo.training.run import train  # in a worker alone
+
     summary = train(recipe, folder, resume=holds_run, console=Console(quiet=True), command=job["command"])
     if job["measure_divergence"] and not (folder / DIVERGENCE_FILE).exists() and (folder / "model").is_dir():
         measured = divergence_from_start(recipe, folder)

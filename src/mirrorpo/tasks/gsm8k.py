@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mirrorpo.rewards.maths import MathVerifier, reference
 from mirrorpo.tasks.base import Grade, Part, Row, Settings, check_test_part, load_from_hub, split_off
 from mirrorpo.tasks.jsonl import read_rows
 
@@ -20,6 +19,8 @@ INSTRUCTION = "Think step by step. Write the final answer as a number on a line 
 
 
 def _has_answer(answer: str) -> bool:
+    from mirrorpo.rewards.maths import reference
+
     return bool(reference(answer).text)
 
 
@@ -74,6 +75,8 @@ class Gsm8k:
     ) -> None:
         if test_path is not None and path is None:
             raise ValueError("test_path goes with path: set task.path to the training file, or leave both out")
+        from mirrorpo.rewards.maths import MathVerifier  # a grader is loaded with its task, not with the table of tasks
+
         self._instruction = instruction
         self._verifier = MathVerifier(last_number=last_number)
         if path is not None:

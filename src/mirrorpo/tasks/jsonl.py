@@ -12,8 +12,6 @@ from pydantic import Field
 
 from mirrorpo._checks import unknown_name
 from mirrorpo.files import read_lines
-from mirrorpo.rewards import VERIFIERS, UserReward
-from mirrorpo.rewards.match import reference_number
 from mirrorpo.tasks.base import Grade, Row, Settings, Split
 
 _ONE_IN = 10
@@ -73,6 +71,9 @@ class Jsonl:
         train_size: int | None = None,
         test_size: int | None = 512,
     ) -> None:
+        from mirrorpo.rewards.match import VERIFIERS  # a grader is loaded with its task, not with the table of tasks
+        from mirrorpo.rewards.user_function import UserReward
+
         if reward not in VERIFIERS and ":" not in reward:
             raise unknown_name("reward", reward, [*VERIFIERS, "module:function"])
         self._user_reward = None
@@ -110,6 +111,8 @@ def is_test_prompt(prompt: str) -> bool:
 
 
 def _legal_number(answer: str) -> bool:
+    from mirrorpo.rewards.match import reference_number
+
     return reference_number(answer) is not None
 
 

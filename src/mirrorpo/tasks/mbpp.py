@@ -10,17 +10,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mirrorpo.rewards.code import CodeVerifier
-from mirrorpo.rewards.sandbox.levels import Level
-from mirrorpo.rewards.sandbox.limits import Limits
-from mirrorpo.rewards.sandbox.template import SandboxError
-from mirrorpo.rewards.sandbox.tests_of import BadTests, plan
 from mirrorpo.tasks.base import Grade, Part, Row, Settings, check_test_part, load_from_hub
 from mirrorpo.tasks.jsonl import read_rows
+
+if TYPE_CHECKING:
+    from mirrorpo.rewards.code import CodeVerifier
+    from mirrorpo.rewards.sandbox.levels import Level
 
 HUB_NAME = "google-research-datasets/mbpp"
 # First and last task id of each part.
@@ -102,6 +101,8 @@ class Mbpp:
             raise ValueError(f"{where}: no training rows (task_id {IDS['train'][0]} to {IDS['train'][1]})")
         self.test_part: Part = check_test_part(test_part, parts, "set task.path to a file with task ids 11 to 510")
         self._rows = parts
+        from mirrorpo.rewards.sandbox.template import SandboxError
+
         self._verifier = _verifier(sandbox or {})
         try:
             self._verifier.reached()  # a machine below the required level is refused before anything is trained
@@ -109,6 +110,8 @@ class Mbpp:
             raise ValueError(str(error)) from error
 
     def _row(self, row: dict[str, Any], where: str) -> Row:
+        from mirrorpo.rewards.sandbox.tests_of import BadTests, plan
+
         number, tests = row.get("task_id"), row.get("test_list")
         text, setup = row.get("text", row.get("prompt")), row.get("test_setup_code") or ""
         if isinstance(number, bool) or not isinstance(number, int):
@@ -167,6 +170,9 @@ class Mbpp:
 
 
 def _verifier(options: dict[str, Any]) -> CodeVerifier:
+    from mirrorpo.rewards.code import CodeVerifier
+    from mirrorpo.rewards.sandbox.limits import Limits
+
     rest = dict(options)
     require: Level = rest.pop("require", "confined")
     in_flight = rest.pop("in_flight", None)

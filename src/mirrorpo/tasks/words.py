@@ -23,7 +23,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from mirrorpo.rewards.match import numeric
 from mirrorpo.tasks.base import Grade, Row, Settings, Split
 
 MAX_SIZE = 20_000
@@ -119,6 +118,8 @@ class Words:
 
     def grade(self, completion: str, row: Row) -> Grade:
         """Compare the completion's final number with the answer; see `mirrorpo.rewards.match.numeric`."""
+        from mirrorpo.rewards.match import numeric
+
         return numeric(completion, row["answer"])
 
 

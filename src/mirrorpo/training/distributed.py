@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate.utils import DistributedType
@@ -18,7 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mirrorpo.errors import InputError
 from mirrorpo.losses.metrics import ratio_quantiles
-from mirrorpo.losses.objective import Objective
+
+if TYPE_CHECKING:
+    from mirrorpo.losses.objective import Objective
 
 T = TypeVar("T")
 # Here every process holds the whole model and optimiser; sharded ones are saved by their own libraries.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from mirrorpo.kernels import objective_from_hidden
+from mirrorpo.kernels.objective_head import objective_from_hidden
 from mirrorpo.losses.objective import Objective, Output
 from mirrorpo.training.nonfinite import NonFinite
 from mirrorpo.training.scoring import FORWARD_KEYS, Scored, Scorer, gather_ids

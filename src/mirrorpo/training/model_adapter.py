@@ -28,8 +28,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 from transformers.utils.import_utils import is_peft_available
 
-from mirrorpo.kernels import Head, token_logps
 from mirrorpo.kernels.attention import prefix_attention
+from mirrorpo.kernels.fused import token_logps
+from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.packing import Packing, Row, Segments, pack
 from mirrorpo.models.thresholds import noise_of
 from mirrorpo.training.checkpoints import random_states, set_random_states

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -51,8 +51,10 @@ from mirrorpo.training.distributed import (
 )
 from mirrorpo.training.monitors import GracefulStop, MetricsWriter, ProgressBar, trim_metrics
 from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of
-from mirrorpo.training.trainer import MirrorTrainer
 from mirrorpo.wording import say
+
+if TYPE_CHECKING:
+    from mirrorpo.training.trainer import MirrorTrainer
 
 # Problems whose completions before and after are kept for the report.
 NUM_SAMPLES_KEPT = 16

@@ -28,8 +28,10 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from trl.trainer.utils import use_adapter
 
-from mirrorpo.kernels import Anchor, Head, token_logps
+from mirrorpo.kernels.fused import token_logps
+from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.packing import Packing, UnpackableError, pack
+from mirrorpo.kernels.vocabulary import Anchor
 from mirrorpo.models.generation import causal_part
 from mirrorpo.models.thresholds import Threshold, thresholds
 from mirrorpo.training.distributed import UNSHARDED, through

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -29,10 +29,12 @@ from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import Context, context_of, noise_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import Row, Task, find_task
-from mirrorpo.training.config import MirrorConfig
 from mirrorpo.training.distributed import world_size
 from mirrorpo.training.rewards import reward_function
-from mirrorpo.training.trainer import MirrorTrainer
+
+if TYPE_CHECKING:
+    from mirrorpo.training.config import MirrorConfig
+    from mirrorpo.training.trainer import MirrorTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -245,6 +247,8 @@ def trainer_config(
     micro, accumulation = batch_shape(recipe, world_size)
     optimiser_steps = train.updates_per_batch * train.passes_per_batch
     bf16 = train.precision == "bfloat16"
+    from mirrorpo.training.config import MirrorConfig
+
     return MirrorConfig(
         output_dir=str(output_dir),
         objective=recipe.objective.build(),
@@ -335,6 +339,8 @@ def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> Mir
     Raises:
         InputError: the model cannot be loaded any more.
     """
+    from mirrorpo.training.trainer import MirrorTrainer  # not needed to look at a recipe
+
     recipe = prepared.recipe
     context = prepared.longest_prompt + recipe.train.max_completion_length
     try:
