@@ -23,7 +23,7 @@ test-newest: $(STAMP)  ## the trainer's tests with the newest TRL and transforme
 	$(BIN)/python scripts/test_newest.py
 
 catalogue: $(STAMP)  ## write the tables of `mirrorpo list` again
-	$(BIN)/python -m mirrorpo.cli.catalogue
+	$(BIN)/python -m mirrorpo.cli.listing
 
 lint: $(STAMP)  ## style, format, types
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import pytest
 from test_cli import refused, run
 
 import mirrorpo
-from mirrorpo.cli import catalogue, listing
+from mirrorpo.cli import listing
 from mirrorpo.cli import output as cli_output
 from mirrorpo.errors import RunError
 
@@ -168,7 +168,7 @@ def test_the_examples_in_docstrings_hold(module: str) -> None:
 
 
 def test_the_catalogue_is_what_the_code_says() -> None:
-    assert catalogue.read() == catalogue.build(), "write it again: python -m mirrorpo.cli.catalogue"
+    assert listing.read() == listing.build(), "write it again: python -m mirrorpo.cli.listing"
 
 
 @pytest.mark.parametrize("what", listing.TABLES)

@@ -157,7 +157,7 @@ def test_a_run_that_raises_is_tried_once_more_and_then_reported(
         calls.append(1)
         raise RuntimeError("no\nmemory")
 
-    monkeypatch.setattr("mirrorpo.studies.runner.train", fail)
+    monkeypatch.setattr("mirrorpo.training.run.train", fail)
     job = plan().jobs()[0]
     payload = {
         "recipe": job.recipe.model_dump(mode="json"), "folder": str(tmp_path / "a" / "b"), "threads": 1,
@@ -173,7 +173,7 @@ def test_a_run_waits_for_the_worker_that_is_dying_over_it(tmp_path: Path, monkey
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises unless it is free
         return {"seconds": 1.0, "accuracy_after": 0.5}
 
-    monkeypatch.setattr("mirrorpo.studies.runner.train", free)
+    monkeypatch.setattr("mirrorpo.training.run.train", free)
     (tmp_path / "recipe.yaml").touch()
     holder = (tmp_path / ".lock").open("w")
     fcntl.flock(holder, fcntl.LOCK_EX)

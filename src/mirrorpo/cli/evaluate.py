@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mirrorpo.cli import output
-from mirrorpo.cli.arguments import OVERRIDES, check_overrides, integers
+from mirrorpo.cli.output import OVERRIDES, check_overrides, integers
 from mirrorpo.errors import InputError
 
 

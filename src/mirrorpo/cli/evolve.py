@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mirrorpo.cli import output
-from mirrorpo.cli.arguments import OVERRIDES, check_overrides, recipe_file
+from mirrorpo.cli.output import OVERRIDES, check_overrides, recipe_file
 
 
 def command(

@@ -1,13 +1,19 @@
-"""``mirrorpo list``: the names that recipes and functions take."""
+"""``mirrorpo list``: the names that recipes and functions take.
+
+The tables are plain data in ``catalogue.json``, so that listing a name imports no torch. ``python -m
+mirrorpo.cli.listing`` writes the file again from the code; a test compares the two.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from mirrorpo.cli import catalogue, output
-from mirrorpo.cli.catalogue import Rows
+from mirrorpo.cli import output
 from mirrorpo.errors import InputError
 
 _MAX_NARROW_COLUMNS, _WIDE = 5, 140
@@ -43,7 +49,7 @@ def listing(what: str) -> Rows:
         raise InputError(f"unknown list {what!r}{hint} Legal: {', '.join(TABLES)}")
     if what == "recipes":
         return _recipes()
-    return [*catalogue.read()[what], *_plugins(what)]
+    return [*read()[what], *_plugins(what)]
 
 
 def _recipes() -> Rows:
@@ -102,3 +108,182 @@ def command(
         output.say(output.as_json(rows))
     else:
         render(what, rows)
+
+
+Rows = list[dict[str, str]]
+FILE = Path(__file__).with_name("catalogue.json")
+
+
+def read() -> dict[str, Rows]:
+    """The tables by name."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def build() -> dict[str, Rows]:
+    """The same from the code itself; imports torch."""
+    return {
+        "divergences": _divergences(),
+        "regions": _regions(),
+        "objectives": _objectives(),
+        "estimators": _estimators(),
+        "surrogates": _surrogates(),
+        "anchors": _anchors(),
+        "advantages": _advantages(),
+        "aggregations": _aggregations(),
+        "tasks": _tasks(),
+    }
+
+
+def _divergences() -> Rows:
+    from mirrorpo.divergences import DIVERGENCES
+
+    return [
+        {
+            "name": name,
+            "family": entry.family,
+            "formula": entry.formula,
+            "options": ", ".join((*entry.options, *entry.optional)),
+            "source": entry.source,
+        }
+        for name, entry in DIVERGENCES.items()
+    ]
+
+
+def _regions() -> Rows:
+    from mirrorpo.divergences import DIVERGENCES
+    from mirrorpo.losses.regions import DIVERGENCE_REGIONS, REGIONS
+
+    rows = [
+        {"name": name, "constraint": entry.constraint, "options": ", ".join(entry.options), "source": entry.source}
+        for name, entry in REGIONS.items()
+    ]
+    for name in DIVERGENCE_REGIONS:
+        entry = DIVERGENCES[name]
+        if name in REGIONS:
+            continue
+        constraint = "d(p_y, b_y) <= radius" if entry.family == "bregman" else "f(w) - f'(1)(w - 1) <= radius"
+        rows.append(
+            {
+                "name": name,
+                "constraint": f"{constraint}, {entry.formula}",
+                "options": ", ".join(("radius", *entry.options, *entry.optional)),
+                "source": entry.source,
+            }
+        )
+    return rows
+
+
+def _objectives() -> Rows:
+    from mirrorpo.losses.presets import PRESETS
+
+    rows = []
+    for name, preset in PRESETS.items():
+        rows.append(
+            {
+                "name": name,
+                "region": " + ".join(map(_region_name, preset.regions)) or "none",
+                "penalty": " + ".join(map(_penalty_name, preset.penalties)) or "none",
+                "surrogate": preset.surrogate,
+                "level": preset.level,
+                "advantage": preset.advantage,
+                "aggregation": preset.aggregation,
+                "source": preset.source,
+            }
+        )
+    return rows
+
+
+def _region_name(spec: Mapping[str, Any]) -> str:
+    numbers = {key.removeprefix("epsilon_"): value for key, value in spec.items() if isinstance(value, float)}
+    words = [str(value) for key, value in spec.items() if key in ("act", "level")]
+    words += [f"{key} {spec[key]}" for key in ("of", "anchor", "side") if key in spec]
+    shown = ", ".join([f"{key} {value:g}" for key, value in numbers.items()] + words)
+    return f"{spec['name']} ({shown})"
+
+
+def _penalty_name(spec: Mapping[str, Any]) -> str:
+    words = [str(spec[key]) for key in ("estimator", "anchor") if key in spec]
+    shown = f" ({', '.join(words)})" if words else ""
+    return f"{spec['coefficient']:g} {_divergence_name(spec['divergence'])}{shown}"
+
+
+def _divergence_name(chosen: str | Mapping[str, Any]) -> str:
+    if isinstance(chosen, str):
+        return chosen
+    options = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "name")
+    return f"{chosen['name']} ({options})"
+
+
+def _first_line(function: Any) -> str:
+    """What a function is, in its own words."""
+    text = (function.__doc__ or "").strip()
+    return " ".join(text.split("\n\n")[0].split()).rstrip(".")
+
+
+def _estimators() -> Rows:
+    from mirrorpo.divergences import ESTIMATORS, LOGITS_ESTIMATORS, Divergence
+
+    return [
+        {
+            "name": name,
+            "what": _first_line(getattr(Divergence, name)),
+            "needs": "logits" if name in LOGITS_ESTIMATORS else "log-probabilities of the sampled tokens",
+        }
+        for name in ESTIMATORS
+    ]
+
+
+def _surrogates() -> Rows:
+    from mirrorpo.losses.surrogates import SURROGATES
+
+    return [{"name": name, "loss of a token": _first_line(entry.fn)} for name, entry in SURROGATES.items()]
+
+
+def _anchors() -> Rows:
+    from mirrorpo.losses.anchors import ANCHORS
+
+    return [
+        {"name": name, "log-probabilities": anchor.logp or "", "logits": anchor.logits or "", "how": anchor.how}
+        for name, anchor in ANCHORS.items()
+    ]
+
+
+def _advantages() -> Rows:
+    from mirrorpo.losses.advantages import ADVANTAGES
+
+    return [{"name": name, "advantage": _ADVANTAGES[name]} for name in ADVANTAGES]
+
+
+def _aggregations() -> Rows:
+    from mirrorpo.losses.aggregation import AGGREGATIONS
+
+    return [{"name": name, "average": _AGGREGATIONS[name]} for name in AGGREGATIONS]
+
+
+def _tasks() -> Rows:
+    from mirrorpo.tasks import TASKS
+
+    return [{"name": name, "what": entry.summary} for name, entry in TASKS.items()]
+
+
+_ADVANTAGES = {
+    "grpo": "(r - mean) / (standard deviation + eps) of the group; GRPO, arXiv 2402.03300",
+    "dr_grpo": "r - mean of the group; Dr. GRPO, arXiv 2503.20783",
+    "maxrl": "(r - mean) / mean of the group, for rewards >= 0; MaxRL, arXiv 2602.02710",
+    "rloo": "r - mean of the others in the group; RLOO, arXiv 2402.14740",
+}
+_AGGREGATIONS = {
+    "sequence_mean": "mean over completions of the mean over their tokens; GRPO, arXiv 2402.03300",
+    "token_mean": "mean over all tokens; DAPO, arXiv 2503.14476",
+    "constant": "sum over tokens / (completions x max_completion_length); Dr. GRPO, arXiv 2503.20783",
+    "sequence_sum": "mean over completions of the sum over their tokens; LUSPO in TRL",
+}
+
+
+def main() -> None:
+    """Writes the file."""
+    FILE.write_text(json.dumps(build(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,23 @@
-"""Results on stdout, progress on stderr, and the options that every command takes."""
+"""Options, arguments and output that the commands share: results go to stdout, progress to stderr.
+
+Arguments are checked before anything slow is imported.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mirrorpo.config.shipped import find_recipe
+from mirrorpo.errors import InputError
+from mirrorpo.user_code import look_in
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,4 +80,68 @@ def typed() -> str:
     return "mirrorpo " + shlex.join(sys.argv[1:])
 
 
-__all__ = ["DEBUG", "JSON", "QUIET", "as_json", "chosen", "console", "reset", "say", "typed"]
+OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key=value, such as train.steps=5")]
+
+
+def recipe_file(name: str) -> Path:
+    """The recipe or study file that an argument names.
+
+    Raises:
+        InputError: neither a file nor the name of a shipped one.
+    """
+    if name.startswith("-") or "=" in name:
+        raise InputError(f"{name!r}: the recipe comes first, then key=value; `mirrorpo list recipes` has the names")
+    if Path(name).is_dir():
+        raise InputError(f"{name}: is a folder, not a recipe file; the recipe of a run is {Path(name, 'recipe.yaml')}")
+    path = find_recipe(name)
+    look_in(path.parent, Path.cwd())  # what the recipe names as "module:function" may be beside it
+    return path
+
+
+def check_overrides(overrides: Sequence[str] | None) -> list[str]:
+    """The overrides, each of them ``key=value``.
+
+    Raises:
+        InputError: one that is not.
+
+    Example:
+        >>> check_overrides(["train.steps=5"])
+        ['train.steps=5']
+    """
+    for override in overrides or ():
+        key, equals, _ = override.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise InputError(f"override {override!r}: must be key=value, such as train.steps=5")
+    return list(overrides or ())
+
+
+def integers(option: str, text: str) -> list[int]:
+    """Comma-separated positive integers.
+
+    Raises:
+        InputError: anything else; names the option.
+    """
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise InputError(f"{option} {text}: must be integers >= 1, comma-separated, such as 1,8")
+    return values
+
+
+__all__ = [
+    "DEBUG",
+    "JSON",
+    "OVERRIDES",
+    "QUIET",
+    "as_json",
+    "check_overrides",
+    "chosen",
+    "console",
+    "integers",
+    "recipe_file",
+    "reset",
+    "say",
+    "typed",
+]
