@@ -12,9 +12,8 @@ import torch
 import mirrorpo
 from mirror_naive import random_like, single
 from mirrorpo.divergences.neural.file import resolve_map
-from mirrorpo.divergences.neural.fit import non_negative_least_squares
+from mirrorpo.divergences.neural.generator import curvature, non_negative_least_squares
 from mirrorpo.divergences.neural.map import SLICES, MirrorMap, project
-from mirrorpo.divergences.neural.units import curvature
 from naive import logits
 
 INF, NAN = math.inf, math.nan

@@ -23,9 +23,9 @@ from mirror_naive import (
     single,
 )
 from mirrorpo.divergences.neural import table as neural_table
+from mirrorpo.divergences.neural.generator import curvature
 from mirrorpo.divergences.neural.map import phi_inv
 from mirrorpo.divergences.neural.table import LOG_BOTTOM, TABLE_ERROR, build_table
-from mirrorpo.divergences.neural.units import curvature
 from naive import logits
 
 V = 7

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import mirrorpo
+from mirrorpo.divergences.neural.generator import curvature
 from mirrorpo.divergences.neural.map import MirrorMap
-from mirrorpo.divergences.neural.units import curvature
 from mirrorpo.search.strategy import (
     Moments,
     ascend,

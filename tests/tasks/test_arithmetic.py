@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirrorpo.tasks.arithmetic import MAX_TEST_SIZE, MAX_TRAIN_SIZE, Arithmetic, is_test_problem
-from mirrorpo.tasks.base import Task
+from mirrorpo.tasks.task import Task
 
 LEVELS = ("easy", "medium", "hard")
 LARGEST_ANSWER = {"easy": 99 + 99, "medium": 9 * 9 + 99, "hard": 999 * 9 + 999}

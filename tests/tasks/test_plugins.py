@@ -13,7 +13,7 @@ from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.rewards.verdict import Grade
 from mirrorpo.tasks import Entry, Row, Split
-from mirrorpo.tasks.base import Settings
+from mirrorpo.tasks.task import Settings
 from mirrorpo.training.setup import build_task
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from mirrorpo.config.train import ObjectiveSpec, Recipe
 from mirrorpo.divergences.neural.map import MirrorMap, NeuralDivergence
-from mirrorpo.tasks.base import Settings
+from mirrorpo.tasks.task import Settings
 
 
 class EvolutionSpec(Settings):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, fi
 from mirrorpo.config.yaml import load, overridden, parse_override, read_spec, validated, with_bases
 from mirrorpo.errors import InputError
 from mirrorpo.tasks import TASKS, TaskSettings, find_task
-from mirrorpo.tasks.base import Settings
+from mirrorpo.tasks.task import Settings
 from mirrorpo.user_code import NotImportedError
 
 if TYPE_CHECKING:

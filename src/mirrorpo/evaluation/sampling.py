@@ -23,7 +23,7 @@ from mirrorpo.errors import InputError
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models.generation import bare_generation, end_tokens, say_what_is_ignored
 from mirrorpo.models.thresholds import forget_lengths
-from mirrorpo.tasks.base import Row, Task, grade_all
+from mirrorpo.tasks.task import Row, Task, grade_all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from mirrorpo.evaluation import Evaluation, evaluate
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
 from mirrorpo.tasks import Row, Task
-from mirrorpo.tasks.base import split_off
+from mirrorpo.tasks.task import split_off
 from mirrorpo.training.nonfinite import NonFiniteError
 from mirrorpo.training.setup import Prepared, build_trainer, prepare, sampler_of
 

@@ -10,10 +10,10 @@ from typing import Annotated
 from pydantic import Field
 
 from mirrorpo.tasks.arithmetic import Arithmetic, ArithmeticSettings
-from mirrorpo.tasks.base import Grade, Row, Settings, Split, Task
 from mirrorpo.tasks.gsm8k import Gsm8k, Gsm8kSettings
 from mirrorpo.tasks.jsonl import Jsonl, JsonlSettings
 from mirrorpo.tasks.mbpp import Mbpp, MbppSettings
+from mirrorpo.tasks.task import Grade, Row, Settings, Split, Task
 from mirrorpo.tasks.words import Words, WordsSettings
 
 ENTRY_POINT_GROUP = "mirrorpo.tasks"

@@ -27,7 +27,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from mirrorpo.tasks.base import Grade, Row, Settings, Split
+from mirrorpo.tasks.task import Grade, Row, Settings, Split
 
 Difficulty = Literal["easy", "medium", "hard"]
 
@@ -60,7 +60,7 @@ class ArithmeticSettings(Settings):
 
 
 class Arithmetic:
-    """Integer expressions to calculate, as a `mirrorpo.tasks.base.Task`.
+    """Integer expressions to calculate, as a `mirrorpo.tasks.task.Task`.
 
     Args:
         difficulty: "easy" (one operation), "medium" (two, small numbers) or "hard" (two, larger numbers).

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mirrorpo.tasks.base import Grade, Part, Row, Settings, check_test_part, load_from_hub, split_off
 from mirrorpo.tasks.jsonl import read_rows
+from mirrorpo.tasks.task import Grade, Part, Row, Settings, check_test_part, load_from_hub, split_off
 
 HUB_NAME = "openai/gsm8k"
 INSTRUCTION = "Think step by step. Write the final answer as a number on a line of its own, after ####."
@@ -39,7 +39,7 @@ class Gsm8kSettings(Settings):
 
 
 class Gsm8k:
-    """GSM8K, as a `mirrorpo.tasks.base.Task`.
+    """GSM8K, as a `mirrorpo.tasks.task.Task`.
 
     A part of the training problems is held out by a digest of question and seed: ``validation``, which training never
     sees. The rows for testing are GSM8K's test split where the source has it, else that part.

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mirrorpo._checks import unknown_name
 from mirrorpo.files import read_lines
-from mirrorpo.tasks.base import Grade, Row, Settings, Split
+from mirrorpo.tasks.task import Grade, Row, Settings, Split
 
 _ONE_IN = 10
 
@@ -35,7 +35,7 @@ class JsonlSettings(Settings):
 
 
 class Jsonl:
-    """Problems from a file, as a `mirrorpo.tasks.base.Task`.
+    """Problems from a file, as a `mirrorpo.tasks.task.Task`.
 
     A row is for testing if a digest of its prompt says so (one in ten), unless ``test_path`` names a file of its own;
     so a prompt that stands twice in the file is never in both splits.

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mirrorpo.tasks.base import Grade, Part, Row, Settings, check_test_part, load_from_hub
 from mirrorpo.tasks.jsonl import read_rows
+from mirrorpo.tasks.task import Grade, Part, Row, Settings, check_test_part, load_from_hub
 
 if TYPE_CHECKING:
     from mirrorpo.rewards.code import CodeVerifier
@@ -52,7 +52,7 @@ class MbppSettings(Settings):
 
 
 class Mbpp:
-    """MBPP, as a `mirrorpo.tasks.base.Task`.
+    """MBPP, as a `mirrorpo.tasks.task.Task`.
 
     Args:
         path: the original ``mbpp.jsonl``; None loads ``google-research-datasets/mbpp`` from the hub.

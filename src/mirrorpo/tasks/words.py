@@ -23,7 +23,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mirrorpo.tasks.base import Grade, Row, Settings, Split
+from mirrorpo.tasks.task import Grade, Row, Settings, Split
 
 MAX_SIZE = 20_000
 _ONE_IN = 8
@@ -68,7 +68,7 @@ class WordsSettings(Settings):
 
 
 class Words:
-    """Word problems of one sentence, as a `mirrorpo.tasks.base.Task`.
+    """Word problems of one sentence, as a `mirrorpo.tasks.task.Task`.
 
     Args:
         train_size: number of training problems, 1 to 20 000.

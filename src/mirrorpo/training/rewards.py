@@ -26,7 +26,7 @@ from trl.trainer.utils import get_callable_name, is_async_callable
 from mirrorpo.rewards.match import RewardError
 from mirrorpo.rewards.time_limit import TimeLimitExceeded, time_limit
 from mirrorpo.rewards.verdict import VERDICTS, Grade
-from mirrorpo.tasks.base import BatchTask, Task, grade_all
+from mirrorpo.tasks.task import BatchTask, Task, grade_all
 from mirrorpo.wording import printable
 
 logger = logging.get_logger(__name__)

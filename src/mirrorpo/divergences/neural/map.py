@@ -19,18 +19,19 @@ import torch
 from mirrorpo._checks import Float, Tensor, check_number, unknown_name
 from mirrorpo.divergences.base import Term
 from mirrorpo.divergences.bregman import BregmanDivergence
-from mirrorpo.divergences.neural.fit import TARGETS, closest
-from mirrorpo.divergences.neural.table import Table, build_table
-from mirrorpo.divergences.neural.units import (
+from mirrorpo.divergences.neural.generator import (
     GROUPS,
     NUM_PARAMETERS,
     NUM_UNITS,
     SLICES,
+    TARGETS,
     UNITS_PER_GROUP,
+    closest,
     curvature,
     phi_inv,
     project,
 )
+from mirrorpo.divergences.neural.table import Table, build_table
 
 INIT_SCALE = 0.01  # GBMPO
 SOURCES = ("seed", "path", "parameters", "like")

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from mirrorpo.divergences.base import LOG_PROB_FLOOR, Term
-from mirrorpo.divergences.neural.units import SLICES, UNITS_PER_GROUP, curvature
+from mirrorpo.divergences.neural.generator import SLICES, UNITS_PER_GROUP, curvature
 
 # The largest relative error of h'', hence of d and of h'(x) - h'(z), for x and z >= exp(LOG_BOTTOM).
 TABLE_ERROR = 1e-6
