@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrorpo.rewards.notation import ascii_of, tidy, words
+from mirrorpo.rewards.notation import PICTURES, ascii_of, tidy, words
 from mirrorpo.rewards.numbers import NUMBER_IN_TEXT, read_number
 
 # A final answer stands at the end; the rest of a long text is not looked at.
@@ -24,17 +24,27 @@ _BOX_CHARACTERS = 10_000
 _MAX_LOOKS = 50  # marks or phrases tried, from the end
 _MARKER = "####"
 
-_THOUGHT_END = re.compile(r"</\s*(?:think|thinking|thought|reasoning)\s*>|\[/THINK\]|◁/think▷", re.IGNORECASE)
-_THOUGHT = re.compile(r"<\s*(?:think|thinking|thought|reasoning)\s*>|\[THINK\]|◁think▷", re.IGNORECASE)
-_THOUGHT_WORDS = ("hink", "HINK", "ought>", "OUGHT>", "easoning", "EASONING")
+_THOUGHT_END = re.compile(
+    r"</\s*(?:think|thinking|thought|reasoning)\s*>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>", re.IGNORECASE
+)
+_THOUGHT = re.compile(
+    r"<\s*(?:think|thinking|thought|reasoning)\s*>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>", re.IGNORECASE
+)
+_THOUGHT_WORDS = ("<|channel|>", "hink", "HINK", "ought>", "OUGHT>", "easoning", "EASONING")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BARE_BOX = re.compile(r"[-+]?[0-9][0-9.,]*|[A-Za-z]")
-_IS = r"(?:is|are|equals|be|becomes|was)"
+_IS = r"(?:is|are|equals|be|becomes|was|(?:comes|works)\s+(?:out\s+)?to)"
 _PHRASE = re.compile(
-    rf"nswers?(?![A-Za-z])(?:\s*\([^()\n]{{1,40}}\))?(?:[*_`]{{0,3}}\s*[:=][*_`]{{0,3}}|(?:[^.\n:=!?]|\.(?=[0-9])){{0,80}}?[\s*_]{_IS}\b[*_`]{{0,3}}\s*:?|"
+    rf"nswers?(?![A-Za-z])(?:\s*\([^()\n]{{1,40}}\))?(?:[*_`]{{0,3}}\s*(?:[:=]|\s(?:[-–—]+>?|[→⇒])(?=\s))[*_`]{{0,3}}|(?:[^.\n:=!?]|\.(?=[0-9])){{0,80}}?[\s*_]{_IS}\b[*_`]{{0,3}}\s*:?|"
     rf"(?P<heading>[*_`]{{0,3}}[ \t]*\n))",
     re.IGNORECASE,
 )
+_DENIED = re.compile(rf"(?:\bnot|\bnever|\bcannot|n['’]t)\s+(?:\w+\s+)?{_IS}\b[*_`]{{0,3}}\s*:?\Z", re.IGNORECASE)
+_BEFORE_LINE = re.compile(r"\s*\n\s*(?:>\s*|```[a-z]*\s*\n)")
+_COMMENT, _COMMENT_END = "<!--", "-->"
+_TAGS = ("<answer>", "<Answer>", "<ANSWER>")
+_TAG_BEFORE = re.compile(r"<answer>([^<]{1,200})</answer>[\s,;.]*(?:or|and)[\s,;:]*\Z", re.IGNORECASE)
+_TEXT = re.compile(r"\\text(?:bf|rm)?\s*\{([^{}]*)\}")
 _HEADING = re.compile(
     r"[\s#*_`>]*(?:\d+[.)]\s*)?(?:the\s+|so\s+|my\s+)?(?:final\s+|correct\s+|numeric(?:al)?\s+|short\s+)?(?:answers?|results?|solution)\s*"
     r"(?P<colon>:|[*_]+\s*:)?[\s*_`:]*(?P<rest>.*)",
@@ -45,7 +55,7 @@ _LINE_BEFORE = re.compile(r"[\s#*_`>0-9.)-]*(?:[A-Za-z]+\s+){0,3}[Aa]?\Z")
 _SENTENCE = re.compile(
     r"\$\$[^$]{1,1000}\$\$|\\\[.{1,1000}?\\\]|\\\(.{1,1000}?\\\)|\\begin\{([a-z]+\*?)\}.{1,1000}?\\end\{\1\}"
     r"|\$(?![\s$])[^$\n]{0,300}(?<![\s\\])\$(?!\d)"
-    r"|(?P<end>[.;!?]+(?=[\s*_)\"'`]|$)|\n|,\s+(?!(?:or|and)\b)(?=[a-z]{2})"
+    r"|(?P<end>[.;!?]+(?=[\s*_)\"'`]|$)|\n|,\s+(?!(?:or|and)\b)(?=[a-z]{2}|[ie]\.)"
     r"|(?<!\s)\s{1,20}(?:[-–—]+\s+(?=[A-Za-z])|\((?=[A-Za-z]{2})"
     r"|(?=(?:because|since|which|so that|I hope|as required|as desired|as expected|as needed|as follows)\b)))",
     re.DOTALL,
@@ -57,12 +67,17 @@ _HEDGE = re.compile(
     r"\b(?:or|maybe|possibly|perhaps|alternatively|else|otherwise|if|unless|but|when|could|might)\b[^.\n]*[0-9]",
     re.IGNORECASE,
 )
+_NEXT_OFFERS = re.compile(r"\s*(?:or|maybe|perhaps|possibly|alternatively)\b[^.\n]{0,20}[0-9]", re.IGNORECASE)
 _SENTENCE_BREAK = re.compile(r"[.!?](?=\s|$)|\n")
 _JOINED = re.compile(r"[\s$*,;()\[\]\\.]*\b(?:or|and)\b[\s$*,;()\[\]\\]*", re.IGNORECASE)
 _OR_BEFORE = re.compile(r"(\S{1,60})\s+or\s+[$\\(\[*\s]*\Z")
-_OR_AFTER = re.compile(r"[\s$*)\]\\,]*\bor\s+(?:is\s+|just\s+|maybe\s+|possibly\s+)?([$\\(*-]*[0-9][^\s,;!?]{0,60})")
+_OR_AFTER = re.compile(
+    r"[\s$*)\]\\,.]*\b[oO]r\s+(?:is\s+|just\s+|maybe\s+|possibly\s+)?([$\\(*-]*[0-9][^\s,;!?]{0,60})"
+)
 _BULLET = re.compile(r"[-*•]\s+(.*)")
-_MARKDOWN = re.compile(r"(?<![\w)}*_])[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?![\w(\\{\[*_-])|`")
+_MARKDOWN = re.compile(
+    r"(?<![\w)}*_])[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?![\w(\\{\[*_-])|`|</?(?:b|strong|i|em|u|mark|code|p|span|center)>"
+)
 _FILLER = re.compile(
     r"(?:(?:indeed|simply|therefore|thus|then|clearly|that|now|also|equal to|given by|option|choice|the number|just|"
     r"definitely|still|hence)\b[\s:,]*)+",
@@ -123,7 +138,7 @@ def find_answer(completion: str, *, last_number: bool = False) -> Answer | None:
         >>> find_answer("either \\\\boxed{5} or \\\\boxed{6}").parts
         ('5', '6')
     """
-    text = _after_thought(completion)[-TAIL_CHARACTERS:]
+    text = _seen(_after_thought(completion)[-TAIL_CHARACTERS:])
     empty = None
     for kind, at in _marks(text):
         found = _marked(text, kind, at)
@@ -175,11 +190,24 @@ def _after_thought(text: str) -> str:
     return text[end : opened.start() if opened else None] if end or opened else text
 
 
+def _seen(text: str) -> str:
+    """A text without pictures and the comments of HTML."""
+    if not text.isascii():
+        text = PICTURES.sub("", text)
+    if _COMMENT not in text:
+        return text
+    kept, at = [], 0
+    while (start := text.find(_COMMENT, at)) >= 0 and (end := text.find(_COMMENT_END, start)) >= 0:
+        kept.append(text[at:start])
+        at = end + len(_COMMENT_END)
+    return "".join([*kept, text[at:]])
+
+
 def _marks(text: str) -> Iterator[tuple[str, int]]:
     """Kind and position of the marks, from the last to the first."""
     hashes = text.rfind(_MARKER)
     box = _last_box(text, len(text)) if "\\" in text else -1
-    tag = text.rfind("<answer>") if "<" in text else -1
+    tag = max(map(text.rfind, _TAGS)) if "<" in text else -1
     for _ in range(_MAX_LOOKS):
         at = max(hashes, box, tag)
         if at < 0:
@@ -194,7 +222,7 @@ def _marks(text: str) -> Iterator[tuple[str, int]]:
             box = _last_box(text, box)
         else:
             yield "tag", at
-            tag = text.rfind("<answer>", 0, at)
+            tag = max(text.rfind(name, 0, at) for name in _TAGS)
 
 
 def _last_box(text: str, end: int) -> int:
@@ -230,8 +258,12 @@ def _marked(text: str, kind: str, at: int) -> Answer | None:
     if kind == "box":
         return _boxed(text, at)
     if kind == "tag":
-        inside = text[at + len("<answer>") :].partition("</answer>")[0]
-        return find_answer(inside) if _MARKER in inside or "\\boxed" in inside else _labelled(inside.strip())
+        inside = re.split("</answer>", text[at + len(_TAGS[0]) :], maxsplit=1, flags=re.IGNORECASE)[0]
+        if _MARKER in inside or "\\boxed" in inside:
+            return find_answer(inside)
+        found = _labelled(inside.strip())
+        other = _TAG_BEFORE.search(text[max(0, at - 300) : at])
+        return Answer((other[1].strip(), *found.parts)) if other and other[1].strip() not in found.parts else found
     rest = text[at + len(_MARKER) : at + _NEAR_CHARACTERS].lstrip("# \t\r\n")
     if "answer" in rest[:60].lower() and _HEADING.fullmatch(rest.partition("\n")[0]):
         return _labelled(rest)
@@ -275,6 +307,8 @@ def _boxed(text: str, at: int) -> Answer:
     inside, end = _box(text, at)
     if not inside:
         return Answer(("",))
+    if "nswer" in inside:
+        inside = _labelled(_TEXT.sub(r"\1", inside)).parts[0]
     parts, start = [inside], at
     for _ in range(_MAX_LOOKS):
         before = _last_box(text, start)
@@ -328,12 +362,12 @@ def _phrases(text: str) -> Iterator[Answer]:
         if at < 1:
             return
         found = _PHRASE.match(text, at) if text[at - 1] in "aA" and not text[at - 2 : at - 1].isalpha() else None
-        if found is None:
+        if found is None or _DENIED.search(found[0]):
             continue
         if found["heading"] and not _LINE_BEFORE.fullmatch(text[max(0, at - 100) : at].rpartition("\n")[2]):
             continue
         rest = text[found.end() : found.end() + _NEAR_CHARACTERS]
-        yield _stated(rest.lstrip(" \t\r*_:`"))
+        yield _stated(_BEFORE_LINE.sub("\n", rest, count=1).lstrip(" \t\r*_:`,"))
 
 
 def _stated(rest: str) -> Answer:
@@ -365,6 +399,8 @@ def _first_sentence(text: str, *, prose: bool) -> Answer:
         if not prose and mark.strip(" !") == "" and mark.strip():
             continue  # after #### a "!" is a factorial
         rest = text[found.end() :]
+        if _NEXT_OFFERS.match(rest) or (mark[:2] == ".." and rest.lstrip()[:1].isdigit()):
+            continue
         if mark[:1] in ",; (" and _HEDGE.search(_SENTENCE_BREAK.split(rest, maxsplit=1)[0]):
             continue
         parts = [_MARKDOWN.sub("", text[: found.start()]).strip()]
@@ -389,6 +425,8 @@ def _readable(text: str) -> bool:
         return any(character.isalnum() for character in text) and not (text[:2] in ("a ", "A ") and len(text) > 3)
     if "\\text" in text or "\\mathrm" in text:
         return len(said) <= 6
+    if said[0] in ("minus", "negative"):
+        return len(said) <= 2 or text[len(said[0]) :].lstrip()[:1].isdigit()
     if said[0] in _SHORT_ANSWERS:
         return len(said) <= 2
     if all(word in _FUNCTIONS or (len(word) <= 2 and word not in _SMALL_WORDS) for word in said):

@@ -25,11 +25,15 @@ _MATRIX = re.compile(
     r"(?P<body>.*?)\\end\s*\{(?P=kind)\}[\])}|\s.]*(?P<after>.*)",
     re.DOTALL,
 )
+_OF_MATRIX = re.compile(r"\s*[A-Z]\s*\^\s*\{?\s*(?:-1|T)\s*\}?\s*")
+# A column of unknowns, as in "(x, y) = (1, 2)".
+_UNKNOWNS = re.compile(r"\s*\\begin\s*\{[pb]matrix\}\s*[a-z](?:\s*(?:\\\\|&)\s*[a-z])*\s*\\end\s*\{[pb]matrix\}\s*")
 _TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:\\(?:top|intercal|prime|mathsf|tran)\s*)?\{?\s*T?\s*\}?\s*\}?|'")
 _ROW_BREAK = re.compile(r"\\\\\s*(?:\[[^\]]*\])?|\\cr(?![a-z])|\\newline(?![a-z])|\\tabularnewline")
 _RULE = re.compile(r"\\(?:hline|cline\{[^}]*\})")
 _BASED = re.compile(
-    r"\(?\s*([0-9A-Za-z][0-9A-Za-z ,]*?)\s*\)?\s*_\s*\{?\s*\(?\s*"
+    r"(-?)\s*(?:\\overline\s*)?[({]?\s*([0-9A-Za-z][0-9A-Za-z ,]*?)\s*[)}]?\s*"
+    r"(?:_\s*\{?\s*\(?\s*|\(?\s*(?:in\s+)?base[\s-]*)"
     r"([0-9]{1,2}|two|three|eight|ten|sixteen|hex|bin|oct|dec)\s*\)?\s*\}?"
 )
 _BASE_WORDS = {"two": 2, "three": 3, "eight": 8, "ten": 10, "sixteen": 16, "hex": 16, "bin": 2, "oct": 8, "dec": 10}
@@ -38,6 +42,7 @@ _HOUR = re.compile(r"([0-9]{1,2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
 _NAME = re.compile(
     r"(?:[A-Za-z]|\\[a-zA-Z]+)\s*(?:_\s*(?:\{[^{}]*\}|[A-Za-z0-9]))?\s*'{0,2}\s*(?:\(\s*(?:[A-Za-z]|\\[a-z]+)(?:\s*,\s*[A-Za-z])*\s*\)|\([A-Z]\))?"
     r"|\\(?:overline|widehat|vec|hat|bar|angle|triangle|mathbf|frac\{d[a-z]\}\{d[a-z]\})\s*\{?[A-Za-z ]*\}?"
+    r"|\(\s*[A-Za-z](?:_\{?[0-9]\}?)?(?:\s*,\s*[A-Za-z](?:_\{?[0-9]\}?)?)+\s*\)|[fghpPFGHT]\s*\(\s*-?[0-9.]+\s*\)"
     r"|m?\s*\\angle\s*[A-Z]{1,3}|[A-Z]{2,3}"
     r"|(?:\\text)?[A-Za-z][A-Za-z ]{2,40}"
 )
@@ -155,8 +160,12 @@ def read(text: str, both: str) -> Node:
     text = text.strip().rstrip(".,;").strip()
     if not text or text.count("{") != text.count("}") or sum(map(text.count, "([{")) > _MAX_BRACKETS:
         raise Unreadable(text)
-    if "\\begin" in text and (matrix := _MATRIX.fullmatch(text)):
-        return _matrix(matrix, both)
+    if "\\begin" in text:
+        named, _, rest = text.partition("=")
+        if _OF_MATRIX.fullmatch(named) or (_UNKNOWNS.fullmatch(named) and "\\begin" in rest):
+            return read(rest, both)
+        if matrix := _MATRIX.fullmatch(text):
+            return _matrix(matrix, both)
     text = _TEXT_JOIN.sub(",", text)
     text = _ANGLES.sub(r"(\1)", text)
     separator = ";" if len(top_level(text, ";")) > 1 else ","
@@ -271,11 +280,11 @@ def _clock(text: str) -> Clock | None:
 def _based(text: str) -> Node | None:
     """A number with a base as its index: not ``x_2``, nor a digit that the base lacks."""
     found = _BASED.fullmatch(text)
-    if found is None or not any(character.isdigit() for character in found[1]):
+    if found is None or not any(character.isdigit() for character in found[2]):
         return None
-    base = _BASE_WORDS.get(found[2]) or int(found[2])
+    base = _BASE_WORDS.get(found[3]) or int(found[3])
     try:
-        value = int(found[1].replace(" ", "").replace(",", ""), base)
+        value = int(found[1] + found[2].replace(" ", "").replace(",", ""), base)
     except ValueError:
         raise Unreadable(text) from None
     if base == 10:
@@ -292,8 +301,8 @@ def _sympy_integer(value: int) -> Any:
 def _matrix(found: re.Match[str], both: str) -> Node:
     """A matrix, with what is before it (a name or a factor) and after it (a transpose)."""
     kind, before, after = found["kind"], found["before"].strip(), found["after"].strip()
-    if kind[0] in "vV" or "\\begin" in after:
-        return _expression(_RULE.sub("", found[0]), both)
+    if kind[0] == "V" or "\\begin" in after:
+        raise Unreadable(found[0])
     body = _ROW_BREAK.split(_RULE.sub("", found["body"]))
     while body and not body[-1].strip():
         body.pop()
@@ -301,6 +310,10 @@ def _matrix(found: re.Match[str], both: str) -> Node:
     if not rows or len({len(row) for row in rows}) != 1 or sum(map(len, rows)) > _MAX_ITEMS:
         raise Unreadable(found[0])
     cells = [[read(cell, both) for cell in row] for row in rows]
+    if kind[0] == "v":
+        if before or after or len(cells) != len(cells[0]):
+            raise Unreadable(found[0])
+        return _determinant(cells, found[0])
     if after:
         if not _TRANSPOSED.fullmatch(after) or not ("T" in after or "top" in after or "intercal" in after):
             raise Unreadable(found[0])
@@ -315,6 +328,14 @@ def _matrix(found: re.Match[str], both: str) -> Node:
             raise Unreadable(found[0])
         cells = [[Scalar(factor * cell.value) for cell in row] for row in cells]  # pyright: ignore[reportAttributeAccessIssue]
     return Matrix(tuple(map(tuple, cells)))
+
+
+def _determinant(cells: list[list[Node]], text: str) -> Node:
+    import sympy
+
+    if not all(isinstance(cell, Scalar) for row in cells for cell in row):
+        raise Unreadable(text)
+    return Scalar(sympy.Matrix([[cell.value for cell in row] for row in cells]).det())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_name(text: str) -> bool:
@@ -414,11 +435,16 @@ def same(left: Node, right: Node) -> bool:
 
 
 def _same_region(left: Node, right: Node) -> bool:
+    import sympy
+
     sets = [_as_set(node) for node in (left, right)]
     if all(value is not None for value in sets) and not (isinstance(left, Relation) and isinstance(right, Relation)):
         return same_set(*sets)
     if isinstance(left, Relation) and isinstance(right, Relation):
-        return same_relation(left.value, right.value)
+        if same_relation(left.value, right.value):
+            return True
+        inequalities = not any(node.value.atoms(sympy.Eq, sympy.Ne) for node in (left, right))
+        return inequalities and all(value is not None for value in sets) and same_set(*sets)
     return False
 
 

@@ -14,6 +14,7 @@ _DIGITS = 60
 # Digits on which constants that no simplification decides must agree.
 _MANY_DIGITS = 1000
 _MAX_LOG10 = 20_000.0
+_MILLION = 10**6
 _MAX_FACTORIAL = 5_000
 # Generic rational points: no small integers, some negative.
 _POINTS = ((17, 13), (-29, 31), (53, 19), (-7, 23))
@@ -49,8 +50,7 @@ def _log10(value: Any) -> float:
     import sympy
 
     if isinstance(value, sympy.Rational):
-        size = max(abs(value.p), value.q)
-        return size.bit_length() * math.log10(2)
+        return max(math.log10(max(abs(value.p), value.q)), 0.3) if value else 0.3
     if isinstance(value, sympy.factorial):
         inner = _log10(value.args[0])
         if inner > math.log10(_MAX_FACTORIAL):
@@ -60,7 +60,8 @@ def _log10(value: Any) -> float:
         base, exponent = (_log10(argument) for argument in value.args)
         if exponent > 6:
             raise TooLarge("power")
-        size = base * 10**exponent
+        known = _small(value.args[1])
+        size = base * (10**exponent if known is None else known)
         if size > _MAX_LOG10:
             raise TooLarge("power")
         return size
@@ -68,6 +69,19 @@ def _log10(value: Any) -> float:
     if isinstance(value, sympy.Mul):
         return sum(sizes)
     return max(sizes, default=1.0) + 1.0
+
+
+def _small(value: Any) -> int | None:
+    """The size of a whole number below a million, powers worked out; None for anything else."""
+    import sympy
+
+    if isinstance(value, sympy.Integer):
+        return abs(int(value)) if abs(value) < _MILLION else None
+    if isinstance(value, sympy.Pow):
+        base, exponent = map(_small, value.args)
+        if base and exponent is not None and exponent * math.log10(base) < math.log10(_MILLION):
+            return base**exponent if value.args[1] >= 0 else None
+    return None
 
 
 def same_expression(left: Any, right: Any) -> bool:
@@ -105,7 +119,7 @@ def _same_function(left: Any, right: Any, symbols: list[Any]) -> bool:
     """Whether two expressions agree at generic rational points: to 60 digits at all of them, exactly at the first."""
     import sympy
 
-    defined = []
+    defined, complex_only = [], []
     for top, bottom in _POINTS:
         point = {
             symbol: sympy.Rational(top * (1 + 2 * index) + index, bottom + index)
@@ -118,9 +132,17 @@ def _same_function(left: Any, right: Any, symbols: list[Any]) -> bool:
             continue
         for value in values:
             check_size(value)
+        # "sqrt(1/n)" is "1/sqrt(n)" where both are real; where neither is, roots have several values.
+        if not any(side.has(sympy.I) for side in (left, right)) and not any(value.is_real for value in values):
+            complex_only.append(values)
+            continue
         if _differ(*values):
             return False
         defined.append(values)
+    if len(defined) < 2:
+        if any(_differ(*values) for values in complex_only):
+            return False
+        defined += complex_only
     return len(defined) >= 2 and _same_constant(*defined[0])
 
 

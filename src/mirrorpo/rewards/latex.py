@@ -6,6 +6,7 @@ refused: words, numbers side by side, primes.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -20,6 +21,8 @@ _POWER_OF_SIGN = re.compile(r"\^\s*(-\s*[0-9A-Za-z]+|[0-9]{2,})")
 _POWER_IN_BRACKETS = re.compile(r"\^\s*\(([^()]*)\)")
 _TOKEN = r"(?:[0-9A-Za-z]|\\[A-Za-z]+)"
 _FRACTION = re.compile(rf"\\frac\s*(?:\{{((?:[^{{}}])*)\}}|({_TOKEN}))\s*(?:\{{((?:[^{{}}])*)\}}|({_TOKEN}))")
+_SHORT_FRACTION = re.compile(r"\\frac\s*([0-9A-Za-z])\s*([0-9A-Za-z])(?![A-Za-z])")
+_DOUBLE_FACTORIAL = re.compile(r"(?<![0-9A-Za-z.)}])([0-9]{1,3})!!(?!!)")
 _ROOT = re.compile(rf"\\sqrt\s*(\[[^\[\]]*\])?\s*({_TOKEN}(?![A-Za-z])|[0-9]+)")
 _ROOT_IN_BRACKETS = re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)")
 _FUNCTION = re.compile(
@@ -121,6 +124,7 @@ def respelled(text: str) -> str:
         while (changed := nested.sub(r"\1", text)) != text:
             text = changed
     text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+    text = _DOUBLE_FACTORIAL.sub(lambda m: str(math.prod(range(int(m[1]), 1, -2))), text)
     text = _SCIENTIFIC.sub(r"(\1 \\cdot 10^{\2})", text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _INFINITY.sub(r"\\infty ", text)
@@ -129,6 +133,7 @@ def respelled(text: str) -> str:
     text = _FUNCTION.sub(r"\\\1 ", text)
     text = text.replace("*", " \\cdot ").replace("\\div", "/").replace("\\arc ", "\\arc")
     text = _ROOT.sub(lambda m: f"\\sqrt{m[1] or ''}{{{m[2]}}}", text)
+    text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
     text = _FRACTION.sub(lambda m: f"\\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
     text = _POWER_IN_BRACKETS.sub(r"^{\1}", text)
     text = _POWER_OF_DECIMAL.sub(r"^{\1}", text)

@@ -19,7 +19,8 @@ from mirrorpo.rewards.algebra import Algebra
 from mirrorpo.rewards.answer_position import TAIL_CHARACTERS, final_answer, find_answer
 from mirrorpo.rewards.latex import has_words
 from mirrorpo.rewards.notation import tidy
-from mirrorpo.rewards.numbers import Number, agree, read_number
+from mirrorpo.rewards.numbers import Number, agree, bare_chain, read_number
+from mirrorpo.rewards.units import conflict
 from mirrorpo.rewards.verdict import Grade
 
 MAX_SYMBOLIC_CHARACTERS = 1_000
@@ -170,6 +171,10 @@ def _plain_verdict(given: str, wanted: Reference) -> Grade | None:
     if not given:
         return _MALFORMED
     number = read_number(given)
+    if number is None and wanted.number is not None and "=" in given:
+        given, unit = bare_chain(given)
+        if conflict(unit, wanted.number.unit):
+            return _MISMATCH
     if number is not None and wanted.number is not None:
         return _MATCH if agree(number, wanted.number) else _MISMATCH
     if wanted.letter and (option := _OPTION.fullmatch(given)):

@@ -19,9 +19,13 @@ _SUPER_RUN, _SUB_RUN = (re.compile(f"[{re.escape(''.join(table))}]+") for table 
 _SUPER_OVER_SUB = re.compile(f"([{re.escape(''.join(_SUPER))}]+)[⁄/∕]([{re.escape(''.join(_SUB))}]+)")
 # "1 1/2" as "1½", and "x½": the fraction stands apart from what is before it.
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufe0e\ufe0f\ufeff]")
+# Pictures say nothing, but for the signs of arithmetic among them.
+_PICTURE_SIGNS = "\u2600-\u2714\u2717-\u2794\u2798-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
+PICTURES = re.compile(f"[{_PICTURE_SIGNS}]")
+_INVISIBLE = re.compile(f"[{_PICTURE_SIGNS}\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufe0e\ufe0f\ufeff]")
 _WIDE = re.compile("[\uff01-\uff5e\U0001d400-\U0001d7ff\u2103\u2109\u212b\u2126\u00b5\u33d5\u338e-\u33a6]")
 _NOT_PLAIN = re.compile("[^\\x00-\\x7f€£¥₹₽₩฿¢°]")
+_ROOT = re.compile(r"([√∛∜])\s*([0-9]+(?:\.[0-9]+)?)")
 _RANGE_DASH = re.compile(r"(?<=[0-9%])\s*[–—]\s*(?=[$€£¥]?[0-9])")
 _SIGNS = {
     **dict.fromkeys("−﹣－‐‑‒–—", "-"),
@@ -97,10 +101,14 @@ _BARE_COMMAND = re.compile(
     r"left(?![a-z])|right(?![a-z])|[bB]igg?[lrm]?(?![a-z])|mathstrut|strut|allowbreak|quad(?![a-z])|qquad|hfill|nobreak|"
     r"noindent|centering|par(?![a-z])|text(?![a-z])|mathrm(?![a-z])|mathbf(?![a-z])|boldsymbol(?![a-z]))(?![A-Za-z])\.?"
 )
+_BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+_STILL_UNSEEN = re.compile(r"\\[hv]?phantom(?![A-Za-z])")
 _UNSEEN = re.compile(
     r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|label|tag\*?|mspace|kern|mkern|hskip|nonumber|notag)(?![A-Za-z])"
-    r"\s*(?:\{[^{}]*\}|-?[0-9.]+\s*(?:pt|em|ex|mu|cm|mm)(?![a-z]))?|(?<!\\)%[^\n%]*\n"
+    rf"\s*(?:{_BRACED}|-?[0-9.]+\s*(?:pt|em|ex|mu|cm|mm)(?![a-z]))?|(?<!\\)%[^\n%]*\n"
 )
+_LINES = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|gathered|gather|equation|split|displaymath|math)\*?\}")
+_IN_DOLLARS = re.compile(r"\$(?!\s)([^$]*[^\s$])\$(?![0-9])")
 _COLOUR = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}\s*(?=\{)|\\color\s*\{[^{}]*\}")
 _INVISIBLE_COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?:white|transparent)\s*\}")
 _THOUSANDS_COMMA = re.compile(r"(?<=[0-9])\s*(?:\{\s*,\s*\}|,\\!)\s*(?=[0-9])")
@@ -129,6 +137,7 @@ _REPLACED = (
     ("\\thinspace", " "),
     ("\\cdotp", "\\cdot"),
     ("\\colon", ":"),
+    ("\\varnothing", "\\emptyset"),
 )
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("***", "***"), ("**", "**"), ("__", "__"))
 _WRAPPERS += (("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("{", "}"), ("``", "''"), ("==", "=="))
@@ -155,6 +164,7 @@ def ascii_of(text: str) -> str:
         return text
     text = _INVISIBLE.sub("", text)
     text = _WIDE.sub(lambda m: unicodedata.normalize("NFKC", m[0]), text)
+    text = _ROOT.sub(r"\1{\2}", text)
     text = _RANGE_DASH.sub(" to ", text)
     text = _SUPER_OVER_SUB.sub(
         lambda m: f" \\frac{{{''.join(map(_SUPER.__getitem__, m[1]))}}}{{{''.join(map(_SUB.__getitem__, m[2]))}}}", text
@@ -185,10 +195,12 @@ def tidy(text: str) -> str:
     if _NOTHING_TO_DO.fullmatch(text):
         return text
     text = ascii_of(text)
-    if "\\" in text or "{" in text:
+    if "\\" in text or "{" in text or "%" in text[:-1]:
         text = _without_dress(text)
     elif "$" in text:
         text = text.replace("\0", "")
+    if "~" in text:
+        text = text.replace("~", " ")
     while True:
         before = text
         text = text.lstrip(_LEADING).rstrip(_TRAILING)
@@ -201,6 +213,10 @@ def tidy(text: str) -> str:
                     text = inside
         if text == before:
             break
+    if "$" in text[1:]:
+        text = _IN_DOLLARS.sub(r"\1", text)
+    if text[:1] == "=" != text[1:2]:
+        text = text[1:]
     text = " ".join(text.split())
     return text.replace("\0", "$") if "\0" in text else text
 
@@ -220,6 +236,12 @@ def _without_dress(text: str) -> str:
     if _INVISIBLE_COLOUR.search(text):
         return ""
     text = _UNSEEN.sub(" ", text)
+    if _STILL_UNSEEN.search(text):
+        return ""
+    if "\\begin" in text and _LINES.search(text):
+        text = _LINES.sub(" ", text)
+        if "\\begin" not in text:
+            text = text.replace("&", "").replace("\\\\", ",")
     text = _COLOUR.sub("", text)
     text = _THOUSANDS_COMMA.sub(",", text)
     for _ in range(_MAX_NESTED):
@@ -234,6 +256,6 @@ def _without_dress(text: str) -> str:
     for old, new in _REPLACED:
         if old in text:
             text = text.replace(old, new)
-    text = re.sub(r"\\(?=\s)", "", text)
+    text = re.sub(r"\\(?=\s|\Z)", "", text)
     text = _DEGREES.sub("°", text)
     return text.replace("\x01", " \\\\ ") if rows else text

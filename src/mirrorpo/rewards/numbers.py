@@ -61,6 +61,10 @@ nineteen twenty
 """
 _NUMBER_WORDS: list[str] = list(_COUNTING.split())
 _NUMBER_WORD = re.compile(rf"(?:{'|'.join(reversed(_NUMBER_WORDS))})(?![A-Za-z-])", re.IGNORECASE)
+DECIMAL_IN_TEXT = re.compile(rf"[-+]?{DECIMAL}(?:\s*/\s*{DECIMAL})?")
+_MONEY = re.compile(r"[$€£](?=[0-9.])")
+_COUNTED = re.compile(r"([0-9])\s+([A-Za-z]{2,20})(?![A-Za-z])")
+_NEGATIVE = re.compile(r"(?:negative|minus)\s+(?=[$€£0-9.]|[a-z])", re.IGNORECASE)
 _NAME = re.compile(r"\A[A-Za-z][A-Za-z ]{0,40}=\s*(?=[^=]+\Z)")
 _ROUGHLY = re.compile(
     r"(?:exactly|about|approximately|approx\.?|roughly|around|\\approx)\s*(?=[-+$€£¥\\.0-9])", re.IGNORECASE
@@ -98,6 +102,10 @@ def read_number(text: str, *, trusted: bool = False) -> Number | None:
     if not text or len(text) > MAX_CHARACTERS:
         return None
     text = spelled(text)
+    if text[:1] in "mMnN" and (negative := _NEGATIVE.match(text)):
+        text = f"-{text[negative.end() :]}"
+        if text[1:2].isalpha() and (word := _NUMBER_WORD.match(text, 1)):
+            text = f"-{_NUMBER_WORDS.index(word[0].lower())}{text[word.end() :]}"
     if text[:1].isalpha() and (word := _NUMBER_WORD.match(text)):
         text = f"{_NUMBER_WORDS.index(word[0].lower())}{text[word.end() :]}"
     found = _NUMBER.fullmatch(text)
@@ -122,6 +130,25 @@ def without_name(text: str) -> str:
         ('12', 'x = 1, y = 2')
     """
     return _NAME.sub("", text, count=1) if "=" in text else text
+
+
+def bare_chain(text: str) -> tuple[str, Unit]:
+    """A calculation such as "8 * $9 = 72 dollars" without its units, and the unit of its last number.
+
+    Example:
+        >>> bare_chain("8 clips * 9 = 72 clips")
+        ('8 * 9 = 72', (frozenset(), frozenset({'clip'})))
+    """
+    head, _, last = text.rpartition("=")
+    number = read_number(last.strip())
+    if number is None:
+        return text, NO_UNIT
+    shown = DECIMAL_IN_TEXT.search(last)
+    if number.unit is not NO_UNIT and shown is not None and not number.percent:
+        last = f" {shown[0]}"
+    head = _MONEY.sub("", head)
+    head = _COUNTED.sub(lambda m: m[1] if read_unit(f" {m[2]}") is not None else m[0], head)
+    return f"{head.rstrip()} ={last}", number.unit
 
 
 def spelled(text: str) -> str:

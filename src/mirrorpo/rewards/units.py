@@ -104,6 +104,8 @@ _CHANGING = words(
 )
 _WORD = re.compile(r"[A-Za-z°¢£€$¥'\"%][A-Za-z°.'\-]*")
 _POWER = re.compile(r"\s*\^\s*\{?\s*(-?[1-4])\s*\}?")
+_FRACTION = re.compile(r"\\frac\s*\{\s*([A-Za-z ]{1,20}?)\s*\}\s*\{\s*([A-Za-z ]{1,20}?)\s*\}")
+_COMPOUND = {"mph": {"mile", "/hour"}, "kph": {"km", "/hour"}, "kmh": {"km", "/hour"}}
 _GLUE = re.compile(r"[\s().,]+|\\cdot|\*|·")
 _MAX_LENGTH = 80
 
@@ -126,6 +128,8 @@ def read_unit(text: str, *, trusted: bool = False) -> Unit | None:
         >>> read_unit("km/h") == read_unit("kilometers per hour"), read_unit("squared"), read_unit("cm^{2}")[0]
         (True, None, frozenset({'cm^2'}))
     """
+    if "\\frac" in text:
+        text = _FRACTION.sub(r" \1/\2", text)
     if len(text) > _MAX_LENGTH or not _may_touch(text):
         return None
     measures, things = set[str](), set[str]()
@@ -152,16 +156,19 @@ def read_unit(text: str, *, trusted: bool = False) -> Unit | None:
             raised = _POWER.match(text, position)
             if raised:
                 position, power = raised.end(), f"^{raised[1]}"
-            measures.add(divided + measure + power)
+            measures |= {divided + measure + power} if measure not in _COMPOUND else _COMPOUND[measure]
             power = ""
         elif name in _NEUTRAL or name == "in":
             continue
         elif (thing := _thing(name)) is not None or (trusted and len(name) > 2 and name not in _CHANGING):
             things.add(thing or name.removesuffix("s"))
+            power = ""
         else:
             return None
     if not (measures or things) and any(len(word) == 1 for word in text.split()):
         return None  # "6 a" is a product
+    if measures & {"°c", "°f"}:
+        measures.discard("degree")
     return frozenset(measures), frozenset(things)
 
 
@@ -176,7 +183,8 @@ def _may_touch(text: str) -> bool:
 
 def _measure(text: str) -> bool:
     word = _WORD.search(text)
-    return word is not None and _known_measure(word[0].lower().rstrip(".-")) is not None
+    name = word[0].lower().rstrip(".-") if word else ""
+    return name in ("unit", "units") or _known_measure(name) is not None
 
 
 def _known_measure(name: str) -> str | None:
