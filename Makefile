@@ -12,8 +12,14 @@ demo: $(STAMP)  ## train the embedded model on arithmetic: runs/demo/
 test: $(STAMP)  ## the whole test suite, warnings as errors, on up to four cores
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-fast: $(STAMP)  ## the pure core and the command line's contract: about a minute
-	$(BIN)/python -m pytest tests/divergences tests/losses tests/test_user_code.py tests/test_moved.py
+FAST := $(addprefix tests/divergences/test_,custom.py enumeration.py neural.py neural_file.py reductions.py validation.py) \
+  $(addprefix tests/losses/test_,advantages.py aggregation.py anchors.py coefficient.py combinations.py metrics.py \
+  objective.py presets.py regions.py solver.py surrogates.py) tests/kernels/test_packing.py \
+  $(addprefix tests/config/test_,merge.py objective_file.py train_recipe.py) tests/runs/test_folder.py tests/tasks/test_plugins.py \
+  tests/training/test_trl_seam.py tests/cli/test_start.py tests/test_moved.py tests/test_user_code.py
+
+test-fast: $(STAMP)  ## the pure core and the contracts: under 90 seconds
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(FAST)
 
 test-install: $(STAMP)  ## the wheel in fresh environments: the core alone, beside verl, with the trainer
 	$(BIN)/python scripts/test_install.py
