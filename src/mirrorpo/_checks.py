@@ -1,4 +1,4 @@
-"""What makes an argument unusable? One line that names the argument, the value received and the legal range.
+"""Argument checks: one line that names the argument, the value received and the legal range.
 
 Shapes in signatures, without a dependency of the core.
 

@@ -1,4 +1,4 @@
-"""What went wrong, and is it the input? ``InputError`` ends with status 2, ``RunError`` with 1.
+"""Errors of one line: ``InputError`` ends with status 2, ``RunError`` with 1.
 
 The optional parts of the installation: which packages each brings, and one line for whoever lacks them.
 """

@@ -1,4 +1,4 @@
-"""How is a file written so that nobody ever sees half of it? To a temporary name beside it, then renamed.
+"""Files that nobody sees half written: a temporary name beside the file, then a rename.
 
 A rename within one folder is atomic: a reader sees the old file or the new one, and a killed writer leaves the old
 one as it was. The bytes reach the disk before the name does, so a power cut cannot leave an empty file either.

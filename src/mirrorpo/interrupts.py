@@ -1,4 +1,4 @@
-"""How does a command stop that waits for its workers? At once: what is finished is on record, the rest is repeated.
+"""Interruption of a command that waits for its workers: at once; finished work is on record, the rest is repeated.
 
 A training stops behind its step instead: ``mirrorpo.training.monitors``.
 
@@ -30,7 +30,7 @@ def stops_at_once(how_to_go_on: Callable[[], str]) -> Iterator[None]:
     """SIGINT and SIGTERM raise ``Interrupted`` in here, whatever is being done.
 
     Args:
-        how_to_go_on: asked when the signal arrives: what the line on stderr says behind the signal's name.
+        how_to_go_on: asked when the signal arrives: what the line on stderr says after the signal's name.
 
     Raises:
         Interrupted: a signal arrived.

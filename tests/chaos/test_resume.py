@@ -55,7 +55,7 @@ def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint_and_says_how_to
     stopped = harness.run(arguments, run, scratch, Fault(signal_at=(opened[2 + 1], number)))
     assert stopped.status == status
     last = stopped.stderr.splitlines()[-1]
-    assert last.startswith(f"stopped by {number.name} behind step 2 of 4; continue with: mirrorpo train arithmetic")
+    assert last.startswith(f"stopped by {number.name} after step 2 of 4; continue with: mirrorpo train arithmetic")
     assert last.endswith("--resume")
     assert all_checkpoints(run / "checkpoints")[0].name == "checkpoint-5"
     assert harness.to_the_end(arguments, run, scratch).status == 0

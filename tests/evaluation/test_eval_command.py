@@ -225,4 +225,4 @@ def test_an_edited_sample_is_named_by_its_line(whole: Path, tmp_path: Path) -> N
     lines = (whole / "samples.jsonl").read_text().splitlines()
     (tmp_path / "evaluation.json").write_text((whole / "evaluation.json").read_text())
     (tmp_path / "samples.jsonl").write_text("\n".join([lines[0], '{"problem": 1}', *lines[2:]]) + "\n")
-    assert "samples.jsonl: line 2: is no sample" in refused(*ARGUMENTS, "--out", str(tmp_path), "--resume")
+    assert "samples.jsonl: line 2: is not a sample" in refused(*ARGUMENTS, "--out", str(tmp_path), "--resume")

@@ -97,7 +97,7 @@ def test_the_conclusion_comes_first_and_tells_what_differs_what_does_not_and_wha
     assert "neither show a difference nor rule one out for wild (+0.0 [" in page.text
     assert "This study would have found a difference of" in page.text
     assert "Seeds agree worse: wild (variance ratio 36 [" in page.text
-    assert "Failed twice, and in no number: 1 run, wild seed 10 (NonFiniteError" in page.text
+    assert "Failed twice, and left out of every number: 1 run, wild seed 10 (NonFiniteError" in page.text
     assert "Not run yet: 2 runs of the study" in page.text
 
 

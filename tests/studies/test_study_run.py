@@ -123,7 +123,7 @@ def test_a_failed_run_is_left_out_openly_and_its_seed_stays_for_the_others(tmp_p
     assert [(f.arm, f.seed, f.reason) for f in found.failed] == [("grpo", 1, "ValueError: <b>x")]
     assert [len(runs) for runs in found.arms.values()] == [2, 1, 2]
     text = write_study_report(found, tmp_path)[1].read_text(encoding="utf-8")
-    assert "Failed twice, and in no number: 1 run, grpo seed 1" in text.replace("\u00a0", " ")
+    assert "Failed twice, and left out of every number: 1 run, grpo seed 1" in text.replace("\u00a0", " ")
     assert "the seeds that both arms have" in text
 
 
@@ -224,7 +224,7 @@ def test_a_study_is_not_resumed_with_another_version(tmp_path: Path, monkeypatch
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     go(tmp_path, Here())
     (tmp_path / "study.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(InputError, match=r"study\.sqlite: is no record of jobs"):
+    with pytest.raises(InputError, match=r"study\.sqlite: is not a record of jobs"):
         study_collection(tmp_path)
 
 

@@ -55,10 +55,10 @@ def test_a_checkpoint_as_it_was_written_has_no_fault(tmp_path: Path) -> None:
         (lambda p: (p / "weights").unlink(), "weights is missing"),
         (lambda p: (p / "more").write_bytes(b""), "more does not belong to it"),
         (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
-        (lambda p: (p / "manifest.json").write_text("{"), "manifest.json is no manifest"),
-        (lambda p: (p / "manifest.json").write_text("[" * 100_000), "manifest.json is no manifest"),
-        (lambda p: (p / "manifest.json").write_text('{"files": 3, "format": 1, "step": 3}'), "is no manifest"),
-        (lambda p: ((p / "state.json").unlink(), (p / "state.json").symlink_to("/etc/passwd")), "is no manifest"),
+        (lambda p: (p / "manifest.json").write_text("{"), "manifest.json is not a manifest"),
+        (lambda p: (p / "manifest.json").write_text("[" * 100_000), "manifest.json is not a manifest"),
+        (lambda p: (p / "manifest.json").write_text('{"files": 3, "format": 1, "step": 3}'), "is not a manifest"),
+        (lambda p: ((p / "state.json").unlink(), (p / "state.json").symlink_to("/etc/passwd")), "is not a manifest"),
     ],
 )
 def test_each_harm_is_found_and_the_checkpoint_before_is_taken(

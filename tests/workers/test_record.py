@@ -41,7 +41,7 @@ def test_a_result_that_is_no_json_is_refused(tmp_path: Path) -> None:
 
 def test_another_file_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "r.sqlite").write_bytes(b"not a database, but long enough to look at" * 50)
-    with pytest.raises(ValueError, match="is no record of jobs"):
+    with pytest.raises(ValueError, match="is not a record of jobs"):
         Record(tmp_path / "r.sqlite")
 
 

@@ -207,7 +207,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any], place: tuple[str,
 
 
 def _placed(under: Any, value: Any, place: tuple[str, ...]) -> Any:
-    """What stands at a place where ``value`` comes over ``under``."""
+    """The result at a place where ``value`` comes over ``under``."""
     group = _group(place)
     kind = _KINDS.get(group)
     if group == ("objective",):

@@ -48,10 +48,10 @@ SUPPORTS = ("anchor", "policy", "union")
 # Log-probabilities below this are treated as this: exp(-700) = 1e-304 is the edge of float64. Only a probability of
 # exactly 0 (a masked vocabulary entry) ever meets it, and there p * slope, the gradient, is 0 anyway.
 LOG_PROB_FLOOR = -700.0
-# A weight p/b or 1/b beyond exp(80) leaves float32. It is held there; the gradient keeps that weight, it does not
+# A weight p/b or 1/b beyond exp(80) leaves float32. It is clamped there; the gradient keeps that weight, it does not
 # vanish.
 MAX_LOG_WEIGHT = 80.0
-# Values and slopes beyond this leave float32. They are held there, both of them: a gradient stays 1e38, not 0 or inf.
+# Values and slopes beyond this leave float32. Both are clamped there: a gradient stays 1e38, not 0 or inf.
 MAX_MAGNITUDE = 1e38
 # exp(this) and what is a few orders larger fit into float32. Log-probabilities down to -MAX_ORDINARY / (1 + growth) can
 # meet none of the limits above: values and slopes grow as exp(growth * |log-ratio|), a weight adds one factor 1/b.

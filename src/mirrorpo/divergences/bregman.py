@@ -28,8 +28,8 @@ from torch import Tensor
 
 from mirrorpo.divergences.base import LOG_PROB_FLOOR, MAX_LOG_WEIGHT, MAX_MAGNITUDE, Divergence, Term
 
-# exp beyond this leaves float64: a factor is held there, so that 0 * factor stays 0. The slope, computed on its own, is
-# not affected.
+# exp beyond this leaves float64: a factor is clamped there, so that 0 * factor stays 0. The slope, computed on its own,
+# is not affected.
 MAX_EXPONENT = 700.0
 
 
@@ -87,8 +87,8 @@ def beta(logx: Tensor, logz: Tensor, delta: Tensor, *, beta: float) -> Term:
 def hold(logx: Tensor, logz: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
     """(log x, log z, log x/z) with the log-ratio held in [-bound, bound].
 
-    Where a small ratio is held, x is held with it: a product of x and a function of the ratio keeps its limit as x ->
-    0.
+    Where a small ratio is clamped, x is clamped with it: a product of x and a function of the ratio keeps its limit as
+    x -> 0.
     """
     delta = (logx - logz).clamp_(-bound, bound)
     return torch.maximum(logx, logz + delta), logz, delta

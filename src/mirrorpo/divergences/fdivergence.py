@@ -147,7 +147,7 @@ class RatioDivergence(Divergence):
 
     def term(self, logx: Tensor, logz: Tensor) -> Term:
         delta = self._hold(logx - logz, -LOG_PROB_FLOOR)
-        # Where a small ratio is held, x is held with it: x S stays z F(t), which has a limit as t -> 0.
+        # Where a small ratio is clamped, x is clamped with it: x S stays z F(t), which has a limit as t -> 0.
         x = torch.maximum(logx, logz + delta).exp()
         value, _, score = self.form(delta)
         return x * value, x * score

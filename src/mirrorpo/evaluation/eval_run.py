@@ -148,7 +148,7 @@ class SamplesFile:
             total: samples of the whole evaluation; the last batch may be smaller.
 
         Raises:
-            InputError: a line within them is no sample; names file and line.
+            InputError: a line within them is not a sample; names file and line.
         """
         path = self.path
         if not path.exists():
@@ -181,7 +181,7 @@ def _sample(line: bytes, where: str) -> Sample:
             raise ValueError(f"its keys must be {', '.join(f.name for f in fields(Sample))}")
         return Sample(**value)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{where}: is no sample ({error})") from None
+        raise InputError(f"{where}: is not a sample ({error})") from None
 
 
 def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine:

@@ -1,4 +1,4 @@
-"""Which settings of a framework run an objective file? ``python -m mirrorpo.integrations verl|prime-rl|slime FILE``.
+"""Settings of a framework that run an objective file: ``python -m mirrorpo.integrations verl|prime-rl|slime FILE``.
 
 Prints them, one a line; exit status 2 and one line on stderr for what the framework cannot express.
 """

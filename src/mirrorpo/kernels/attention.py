@@ -1,4 +1,4 @@
-r"""How does a packed row attend without a wasted score? Own tokens and prefix apart, joined by log-sum-exp.
+r"""Attention of packed rows without a wasted score: own tokens and prefix apart, joined by log-sum-exp.
 
 Softmax attention over two disjoint sets of keys is the mean of the attention over each, weighted by its share of the
 normaliser (Milakov & Gimelshein 2018, arXiv 1805.02867, eq. 3):

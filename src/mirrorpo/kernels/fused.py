@@ -1,4 +1,4 @@
-r"""Which losses can be had from hidden states? Every one that is a function of log-probabilities and entropies.
+r"""Losses from hidden states: every one that is a function of log-probabilities and entropies.
 
 ================  ======================================  ==========  ================================================
 function          result                                  flops       for

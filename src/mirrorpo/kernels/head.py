@@ -1,4 +1,4 @@
-r"""From which matrix do logits come, and what happens to them on the way? The head of a language model, by chunks.
+r"""The head of a language model, by chunks: the matrix that logits come from, and what happens to them on the way.
 
 .. math:: z = \frac{c}{\tau} \tanh\Big(\frac{s}{c} (h W^\top + b)\Big), \qquad
           \text{without a soft cap } z = \frac{s}{\tau} (h W^\top + b)

@@ -1,4 +1,4 @@
-r"""Where does each token of a padded batch of completions stand when nothing is computed twice? A plan of packed rows.
+r"""Plans of packed rows: the place of each token of a padded batch of completions when nothing is computed twice.
 
 A trainer holds G completions of a prompt as G padded rows, each with its own copy of the prompt. Packed, they are one
 row ``[prompt][c_1][c_2]...``: a token sees its prompt and what came before it in its own completion, positions restart

@@ -1,4 +1,4 @@
-r"""How do hidden states become loss and gradients without logits in memory? One sweep over chunks of tokens.
+r"""One sweep over chunks of tokens, from hidden states to loss and gradients without logits in memory.
 
 For each chunk: one projection; log-probabilities, probabilities and entropy in place; the loss of the chunk's tokens
 and its derivative in their log-probabilities; with those the gradient of the logits, in place of the probabilities,

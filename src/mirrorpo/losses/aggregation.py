@@ -1,4 +1,4 @@
-r"""How do per-token terms become one loss? Four averages that differ in what a long completion weighs.
+r"""Averages that make one loss of per-token terms; they differ in what a long completion weighs.
 
 ==================  =====================================  =======================================================
 mode                formula                                who uses it

@@ -46,7 +46,7 @@ class TrustRegion(ABC):
 
     Attributes:
         name: the name in the table.
-        divergence: whose ball it is; None: it is none.
+        divergence: whose ball it is; None for a region that is not a ball.
         radius: of that ball.
     """
 

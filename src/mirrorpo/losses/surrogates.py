@@ -29,8 +29,8 @@ from torch import Tensor
 from mirrorpo._checks import check_number, unknown_name
 from mirrorpo.user_code import import_attribute
 
-# w = exp(log_ratio) is held at exp(20) = 4.9e8: further out the value is constant and the gradient of a token with A <
-# 0 stays -w A at that w. No sensible region is that wide; it keeps (inf - inf) out of float32.
+# w = exp(log_ratio) is clamped at exp(20) = 4.9e8: further out the value is constant and the gradient of a token with
+# A < 0 stays -w A at that w. No sensible region is that wide; it keeps (inf - inf) out of float32.
 MAX_LOG_RATIO = 20.0
 
 
@@ -68,7 +68,7 @@ class Tokens:
     drift: Tensor | None = None
 
     def ratio(self) -> Tensor:
-        """w, held at exp(MAX_LOG_RATIO) with the slope that it has there."""
+        """w, clamped at exp(MAX_LOG_RATIO) with the slope that it has there."""
         return held_exp(self.log_ratio)
 
     def beyond(self) -> Tensor:

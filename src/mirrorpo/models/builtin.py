@@ -1,4 +1,4 @@
-"""Which models come with the package? One, ``tiny``: enough to run the real path on a CPU without a download.
+"""The model that comes with the package: ``tiny``, enough to run the real path on a CPU without a download.
 
 ``tiny`` is a Qwen3-architecture causal language model over bytes, taught small sums by ``scripts/build_tiny_model.py``;
 its folder holds plain transformers files, so ``AutoModelForCausalLM.from_pretrained`` and

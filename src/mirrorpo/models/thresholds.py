@@ -1,6 +1,6 @@
 """What a config says about a model as a function: lengths at which it changes, its context, its noise.
 
-A causal language model usually computes the same for a token whatever stands behind it and however wide the batch is.
+A causal language model usually computes the same for a token whatever follows it and however wide the batch is.
 Some features break that beyond a length: rotary embeddings that change their frequencies with the longest position of a
 forward pass (``longrope``: Ding et al. 2024, arXiv 2402.13753; ``dynamic`` NTK), and attention that sees a part of what
 came before (a sliding window, chunks, an index of the most relevant keys). Packed rows have neither, so a batch that is

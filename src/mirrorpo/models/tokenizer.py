@@ -1,4 +1,4 @@
-"""Checks on a model's tokenizer: is it there, does it know its end, can it lay out a chat?
+"""Checks on a model's tokenizer: its files, its end token, its layout of a chat.
 
 transformers makes an empty tokenizer of a folder that has none, without a word; and a policy whose tokenizer has no end
 token never learns to stop.

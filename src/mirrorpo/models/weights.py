@@ -1,4 +1,4 @@
-"""Are a model's weights all there, and do they fit its config? Read as a trainer reads them, without their memory.
+"""Checks that a model's weights are complete and fit its config: read as a trainer reads them, without their memory.
 
 Only the files' headers are read, which hold each tensor's name, shape and place: milliseconds, whatever the size. What
 transformers would start at random numbers, with a notice, is an error here: a policy with a random layer trains, too.

@@ -395,8 +395,9 @@ def _failures(collection: Collection) -> str:
         more = len(collection.failed) - len(named)
         tail = f" and {more} more" if more > 0 else ""
         parts.append(
-            f"Failed twice, and in no number: {plural(len(collection.failed), 'run')}, {', '.join(named)}{tail}. "
-            "The seed stays for the other arms; if failing and doing badly go together, the arm looks better than it is"
+            f"Failed twice, and left out of every number: {plural(len(collection.failed), 'run')}, "
+            f"{', '.join(named)}{tail}. The seed stays for the other arms; "
+            "if failing and doing badly go together, the arm looks better than it is"
         )
     if collection.num_missing:
         parts.append(f"Not run yet: {plural(collection.num_missing, 'run')} of the study")

@@ -36,7 +36,7 @@ class Row:
     low: float
     high: float
     middle: float
-    text: str  # what stands at the end of the row
+    text: str  # at the end of the row
     colour: int  # the arm's place among all arms
     strong: bool = False
 

@@ -15,7 +15,7 @@ from mirrorpo.studies.compare import Arrival, Comparison, Spread, area_under_cur
 from mirrorpo.wording import number, printable, signed, three_digits
 
 NOTHING = "–"
-# What Markdown would read as markup; an underscore within a word is none.
+# What Markdown would read as markup; an underscore within a word is not.
 _SPECIAL = re.compile(r"[\\`*\[\]#|>~]|(?<![^\W_])_|_(?![^\W_])")
 # What a spreadsheet takes for the start of a formula, behind blanks and in full width too; such a text gets an
 # apostrophe in front.

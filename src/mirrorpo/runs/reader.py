@@ -135,7 +135,7 @@ def read_metrics(run_dir: Path) -> Metrics:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line other than the last is broken, lacks `step`, or holds something that is no number.
+        ValueError: a line other than the last is broken, lacks `step`, or holds something that is not a number.
 
     Example:
         >>> import tempfile

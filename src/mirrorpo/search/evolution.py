@@ -1,4 +1,4 @@
-"""How does a search go on? A loop that is a pure function of its settings and of its members' results.
+"""The loop of a search, a pure function of its settings and of its members' results.
 
 It draws nothing from the clock or from a global state, so a search is resumed by running it again: members with a
 recorded result are not repeated, and the rest follows as it would have.

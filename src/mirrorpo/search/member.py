@@ -1,4 +1,4 @@
-"""How fit is a map? As right as the policy on held-out problems after T training steps with it, from the same start.
+"""Fitness of a map: accuracy on held-out problems after T training steps with it, from the same start.
 
 A worker process builds task, tokenizer, data set, trainer and model once; each member finds the weights, the optimiser
 and the random state as the first one did. What a member gives depends on its payload alone.
@@ -130,7 +130,7 @@ class Workshop:
         except NonFiniteError as error:
             return {"fitness": None, "failed": str(error)}
         except ValueError as error:
-            # A map that is none (all zero, too steep) is a failed member; every other ValueError is a mistake of ours.
+            # An unusable map (all zero, too steep) is a failed member; every other ValueError is a mistake of ours.
             if _is_map(parameters):
                 raise
             return {"fitness": None, "failed": str(error)}

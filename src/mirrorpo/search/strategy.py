@@ -1,4 +1,4 @@
-r"""Where does a population lead? An evolution strategy: the gradient of a smoothed fitness, from evaluations alone.
+r"""An evolution strategy: the gradient of a smoothed fitness, from evaluations alone.
 
 .. math:: \nabla_\mu E\,[f(\mu + \sigma \varepsilon)] \approx
           \frac{1}{2 n \sigma} \sum_{i=1}^{n} (f_i^+ - f_i^-)\, \varepsilon_i,

@@ -1,4 +1,4 @@
-"""Can a policy learn to calculate step by step? Small integer expressions, graded exactly.
+"""Integer expressions to be calculated step by step, graded exactly.
 
 A problem is ``12+7*3=?`` and its answer the integer that follows ``####`` in a completion, the convention of GSM8K
 (Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv:2110.14168, section 2). Every value on the way

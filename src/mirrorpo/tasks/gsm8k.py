@@ -49,7 +49,7 @@ class Gsm8k:
         test_path: the original ``test.jsonl``; only together with ``path``.
         test_part: "test", "validation", or "auto": the former where it is available.
         validation_size: problems held out of training.
-        train_size: at most so many training problems.
+        train_size: maximum number of training problems.
         seed: which problems are held out, and the order of the training problems.
         instruction: follows every question, in training and evaluation alike.
         last_number: a completion without a mark answers with its last number.

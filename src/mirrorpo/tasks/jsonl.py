@@ -38,7 +38,7 @@ class Jsonl:
     """Problems from a file, as a `mirrorpo.tasks.task.Task`.
 
     A row is for testing if a digest of its prompt says so (one in ten), unless ``test_path`` names a file of its own;
-    so a prompt that stands twice in the file is never in both splits.
+    so a duplicate prompt in the file is never in both splits.
 
     Args:
         path: the file; each line a JSON object.
@@ -48,11 +48,12 @@ class Jsonl:
         on_reward_error: ``raise``, or ``skip`` a completion on which a reward function of your own fails.
         reward_seconds: its time limit for a completion.
         test_path: a second file, all of it for testing.
-        train_size: at most so many training rows, from the top.
-        test_size: at most so many test rows, from the top.
+        train_size: maximum number of training rows, from the top.
+        test_size: maximum number of test rows, from the top.
 
     Raises:
-        ValueError: a broken line (its number is named), a field that is missing or no text, no rows, an unknown reward.
+        ValueError: a broken line (its number is named), a missing field, one that is not a text, no rows, an unknown
+            reward.
         FileNotFoundError: no such file.
     """
 
@@ -126,7 +127,7 @@ def read_rows(path: Path, prompt: str, answer: str | None, legal: Callable[[str]
         legal: whether a right answer can be graded against.
 
     Raises:
-        ValueError: a line that is no JSON object, a missing or empty field; names file, line and field.
+        ValueError: a line that is not a JSON object, a missing or empty field; names file, line and field.
         FileNotFoundError: no such file.
     """
     if not path.is_file():

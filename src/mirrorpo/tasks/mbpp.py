@@ -57,7 +57,7 @@ class Mbpp:
     Args:
         path: the original ``mbpp.jsonl``; None loads ``google-research-datasets/mbpp`` from the hub.
         test_part: "test", "validation", or "auto": the former where the source has it.
-        train_size: at most so many training problems.
+        train_size: maximum number of training problems.
         shown_tests: how many of the tests stand in the prompt. 3 is the usual prompt; fewer leave some unseen, which a
             program that only knows the shown results fails.
         instruction: the prompt's last line.

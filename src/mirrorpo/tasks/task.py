@@ -1,4 +1,4 @@
-"""What is a task? Problems to practise on, unseen problems to be tested on, and a verdict on an answer.
+"""Tasks: problems to practise on, unseen problems to be tested on, and a verdict on an answer.
 
 A task is data plus a verifier; it knows nothing of models or trainers. A problem is a plain dict (a row) with at least
 ``prompt``: the user's message as text, or a list of chat messages; every other key belongs to the task and comes back

@@ -89,7 +89,7 @@ def seal(folder: Path, step: int) -> None:
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Gives a sealed checkpoint its name; one that stands there already is replaced."""
+    """Gives a sealed checkpoint its name; an existing one is replaced."""
     if target.exists() or target.is_symlink():
         aside = target.parent / f"{_OLD}{target.name}"
         _remove(aside)
@@ -140,7 +140,7 @@ def fault_of(folder: Path) -> str | None:
         return "it is a symbolic link"
     try:
         if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > _MAX_MANIFEST_BYTES:
-            return f"{MANIFEST_FILE} is no manifest"
+            return f"{MANIFEST_FILE} is not a manifest"
         manifest = json.loads(path.read_bytes())
         entries = manifest["files"]
         if isinstance(manifest["format"], int) and manifest["format"] > _FORMAT:
@@ -163,7 +163,7 @@ def fault_of(folder: Path) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # the manifest is untrusted text
-        return f"{MANIFEST_FILE} is no manifest"
+        return f"{MANIFEST_FILE} is not a manifest"
 
 
 def newest_whole(root: Path, before: int | None = None) -> Found:
@@ -180,14 +180,14 @@ def newest_whole(root: Path, before: int | None = None) -> Found:
 
 
 def _files_of(folder: Path) -> list[str]:
-    """Names of all files but the manifest; a link or a device among them is none."""
+    """Names of all files but the manifest; links and devices are refused."""
     names = []
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
         if stat.S_ISDIR(mode) or path == folder / MANIFEST_FILE:
             continue
         if not stat.S_ISREG(mode):
-            raise ValueError(f"{path} is no plain file")
+            raise ValueError(f"{path} is not a plain file")
         names.append(path.relative_to(folder).as_posix())
     return names
 

@@ -27,7 +27,7 @@ from mirrorpo.training.trl_loss import TRL_DEFAULTS, TRL_FIELDS, check_fields, o
 FAST = ("auto", "off")
 # Set by TRL from the batch size when they are None; it refuses to be given both, so a copy must not carry both.
 _BATCH_FIELDS = ("steps_per_generation", "generation_batch_size")
-# Objectives that no plain data describes, by the key that stands for them in a configuration.
+# Objectives that plain data cannot describe, by their key in a configuration.
 _BY_HAND: dict[str, Objective] = {}
 
 

@@ -337,7 +337,7 @@ class GracefulStop(TrainerCallback):
             control.should_training_stop = True
 
     def _anybody(self, args: Any) -> bool:
-        """Whether a process of the run was signalled: all must stop behind the same step."""
+        """Whether a process of the run was signalled: all must stop after the same step."""
         if args.world_size == 1:
             return self.number is not None
         flag = torch.tensor(self.number or 0, device=args.device)
@@ -346,11 +346,11 @@ class GracefulStop(TrainerCallback):
         return self.number is not None
 
     def raise_if_stopped(self, step: int, steps: int) -> None:
-        """To be called behind the training: ends the run if a signal ended the training."""
+        """To be called after the training: ends the run if a signal ended the training."""
         if self.number is not None:
             name = signal.Signals(self.number).name
             raise Interrupted(
-                self.number, f"stopped by {name} behind step {step} of {steps}; continue with: {self.how_to_resume}"
+                self.number, f"stopped by {name} after step {step} of {steps}; continue with: {self.how_to_resume}"
             )
 
 

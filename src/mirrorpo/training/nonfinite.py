@@ -1,4 +1,4 @@
-"""What happens to a number that is none? The run stops, or the tokens (else the whole optimiser step) are left out.
+"""Handling of NaN and infinite values: the run stops, or the tokens (else the whole optimiser step) are left out.
 
 With ``raise`` the first non-finite log-probability, advantage, reward, loss or gradient ends the run and is named.
 With ``skip``:

@@ -291,7 +291,7 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     """Sizes of the recipe's model, from its config.
 
     Raises:
-        InputError: the config cannot be read and the model is none of ``KNOWN``; an adapter that does not fit it.
+        InputError: the config cannot be read and the model is not in ``KNOWN``; an adapter that does not fit it.
     """
     config, source = _config(recipe.model.path, recipe.model.trust_remote_code)
     text = config.get_text_config()
@@ -361,7 +361,7 @@ def _count(recipe: Recipe, config: Any) -> tuple[Any, int, int]:
     # Untrusted: the model's code and its author's config.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model.path {recipe.model.path!r}: is no causal language model ({reason})") from error
+        raise InputError(f"model.path {recipe.model.path!r}: is not a causal language model ({reason})") from error
     parameters = sum(p.numel() for p in model.parameters())
     with torch.device("meta"):
         adapted = adapt(recipe, model)

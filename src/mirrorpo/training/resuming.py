@@ -48,7 +48,7 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.
 
 
 class _Restore(TrainerCallback):
-    """transformers sets its sums to zero after it has loaded a checkpoint: this is the first seam behind that."""
+    """transformers sets its sums to zero after it has loaded a checkpoint: this is the first seam after that."""
 
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer

@@ -170,7 +170,7 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     seconds = trim_metrics(folder.path, done) if is_main() else 0.0
     try:
         if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
-            trainer.load_weights(checkpoint)  # all that is left is what comes behind the last step
+            trainer.load_weights(checkpoint)  # all that is left is what comes after the last step
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:

@@ -1,4 +1,4 @@
-"""What must be there before a run begins? Task, tokenizer, settings, trainer and sampler, made from a recipe."""
+"""Parts of a run, made from a recipe: task, tokenizer, settings, trainer and sampler."""
 
 from __future__ import annotations
 

@@ -67,13 +67,13 @@ class Record:
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.executescript(_SCHEMA)
         except sqlite3.Error as error:
-            raise ValueError(f"{path}: is no record of jobs ({error})") from None
+            raise ValueError(f"{path}: is not a record of jobs ({error})") from None
 
     def add(self, key: str, digest: str, result: Any, seconds: float = 0.0, deaths: int = 0) -> None:
         """Keeps the result of a job.
 
         Raises:
-            ValueError: the key has a result already, or the result is no JSON (NaN is none).
+            ValueError: the key has a result already, or the result is not JSON (NaN is not).
             RunError: the disk refused; what was added before is intact.
         """
         text = json.dumps(result, allow_nan=False)
@@ -102,7 +102,7 @@ class Record:
                 for key, digest, result, seconds, deaths in rows
             }
         except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{self.path}: is no record of jobs ({error})") from None
+            raise ValueError(f"{self.path}: is not a record of jobs ({error})") from None
 
     def settle(self, name: str, value: Any) -> Any:
         """The value of a setting that must not change when a run is resumed: the first one given stays.
@@ -123,7 +123,7 @@ class Record:
             row = self._connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
             return json.loads(row[0])
         except (sqlite3.DatabaseError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path}: is no record of jobs ({error})") from None
+            raise ValueError(f"{self.path}: is not a record of jobs ({error})") from None
 
     def close(self) -> None:
         """Closes the file."""
@@ -195,7 +195,7 @@ class Pool(Protocol):
 
 
 def call(function: str, payload: Any) -> tuple[Any, str | None]:
-    """Runs a job where it stands: (result, None), or (None, what went wrong)."""
+    """Runs a job in this process: (result, None), or (None, what went wrong)."""
     try:  # untrusted: the function may be the user's, and a worker must outlive it
         result = import_attribute(function, "job function")(payload)
         json.dumps(result, allow_nan=False)  # what cannot be recorded is refused here, where the function is known

@@ -94,7 +94,7 @@ def load_map(path: str | os.PathLike[str]) -> MirrorMap:
     """Read what ``save_map`` wrote, or a map of the package (``builtin:embedded``).
 
     Raises:
-        ValueError: no such file, no JSON, another format or version, a key that is missing or unknown, a parameter
+        ValueError: no such file, not JSON, another format or version, a key that is missing or unknown, a parameter
             that ``MirrorMap`` refuses; the message starts with the path.
     """
     try:  # untrusted: the file may hold anything

@@ -41,7 +41,7 @@ SLICES = {
 }
 # Added inside the log units (GBMPO): bounds their slope at u = 0 by v w / 1e-3.
 LOG_OFFSET = 1e-3
-# A unit's argument w x + b below this is held here, so that its power -2/3 stays finite. Only w < 1e-240 meets it.
+# A unit's argument w x + b below this is clamped here, so that its power -2/3 stays finite. Only w < 1e-240 meets it.
 SMALLEST_ARGUMENT = 1e-290
 
 

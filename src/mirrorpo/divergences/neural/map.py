@@ -4,7 +4,7 @@ r"""The neural mirror map of GBMPO: 380 non-negative numbers choose the generato
           \qquad d_h(x, z) = \int_z^x (h'(s) - h'(z)) ds
 
 (an omega-potential; GBMPO, arXiv 2602.04380). h' increases because every parameter is >= 0; that is checked here, for
-every map, however it was made: a map outside the non-negative orthant is no divergence. a = 2 alone is ProbL2, c = 1
+every map, however it was made: a map outside the non-negative orthant is not a divergence. a = 2 alone is ProbL2, c = 1
 alone is KL, and every map is locally a mixture of the two (``neural_table``).
 """
 
@@ -92,7 +92,7 @@ class MirrorMap:
         """Parameters uniform on [0, scale]; the global random state is not touched.
 
         Raises:
-            ValueError: a seed that is no integer >= 0, a scale outside (0, 10].
+            ValueError: a seed that is not an integer >= 0, a scale outside (0, 10].
         """
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"seed must be an integer in [0, 2^63), got {seed!r}")
@@ -175,7 +175,7 @@ def checked(given: Any) -> Tensor:
 
 
 def parameter_name(index: int) -> str:
-    """What stands at that place of the vector.
+    """The name of that place of the vector.
 
     Example:
         >>> parameter_name(0), parameter_name(126 + 22), parameter_name(379)

@@ -135,7 +135,7 @@ class Table:
         if self.rate:
             place.add_(high, alpha=self.rate * scale)
             move = torch.add(delta, gap, alpha=self.rate)
-        # Clamped as integers: a NaN, which may stand where a mask will remove it, is no legal index.
+        # Clamped as integers: a NaN, which may stand where a mask will remove it, is not a legal index.
         last = self.columns.shape[1] - 1
         at_high = place.int().clamp_(0, last)
         at_low = place.sub_(torch.hardshrink(move, _NEAR * self.width), alpha=scale).int().clamp_(0, last)
