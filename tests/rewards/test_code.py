@@ -183,6 +183,53 @@ def test_unusable_tests_are_no_verdict(verifier: CodeVerifier, tests: list[str],
     assert (grade.reward, grade.reason) == (0.0 if reason == "error" else None, reason)
 
 
+PASSES = "assert f(1) == 1"
+
+
+@pytest.mark.parametrize(
+    ("test", "setup", "reward", "reason"),
+    [
+        # The program was never asked for anything: whatever happens is the tests' own doing.
+        ("while True: pass\n" + PASSES, "", None, "broken test"),
+        ("import time\ntime.sleep(60)\n" + PASSES, "", None, "broken test"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n" + PASSES, "", None, "broken test"),
+        ("x = 'a' * 10 ** 10\n" + PASSES, "", None, "broken test"),
+        (PASSES, "import os; os._exit(0)", 1.0, "passed"),
+        (PASSES, "import os; os._exit(1)", None, "broken test"),
+        ("assert 1 == 2\n" + PASSES, "", None, "broken test"),
+        # It was: it may be the cause.
+        ("for i in (1,): assert f(i) == 1\nwhile True: pass", "", 0.0, "timeout"),
+        ("import os\nfor i in (1,): assert f(i) == 1\nos._exit(0)", "", 1.0, "passed"),
+        ("import os\nfor i in (1,): assert f(i) == 1\nos._exit(1)", "", 0.0, "failed"),
+    ],
+)
+def test_what_the_tests_do_to_themselves_is_not_the_programs_fault(
+    test: str, setup: str, reward: float | None, reason: str
+) -> None:
+    verifier = CodeVerifier(limits=Limits(wall_seconds=2.0, cpu_seconds=1), require="limits")
+    try:
+        one, other = verifier.grade_many(
+            [(fenced("def f(x): return x"), [t], s) for t, s in ((test, setup), (PASSES, ""))]
+        )
+    finally:
+        verifier.close()
+    assert (one.reward, one.reason) == (reward, reason)
+    assert other.reward == 1.0, "one row never ends a batch"
+
+
+def test_a_program_that_loads_slowly_cannot_leave_the_count(verifier: CodeVerifier) -> None:
+    slow = fenced("import time\ntime.sleep(1)\ndef f(x): return 2")
+    assert verifier.grade(slow, ["x = [][0]\n" + PASSES]).reward == 0.0
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", "\ufeff\n"])
+def test_a_byte_order_mark_is_skipped(mark: str, verifier: CodeVerifier) -> None:
+    program = "def f(x): return x"
+    for completion in (mark + program, mark + fenced(program), fenced(mark + program)):
+        grade = verifier.grade(completion, ["\ufeffassert f(1) == 1"], "\ufeffx = 1")
+        assert (grade.reward, grade.reason) == (1.0, "passed")
+
+
 def test_every_mbpp_reference_passes(verifier: CodeVerifier) -> None:
     rows = rows_of(MBPP)
     grades = verifier.grade_many([(fenced(row["code"]), row["test_list"], row["test_setup_code"]) for row in rows])

@@ -96,10 +96,10 @@ def test_shown_tests_are_in_the_prompt_and_all_tests_count(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"task_id": 601, "text": "x", "test_list": []}], r"row 1: task 601: no tests \(field test_list\)"),
-        ([{"task_id": 601, "text": "x"}], "row 1: task 601: no tests"),
-        ([{"task_id": 601, "text": "x", "test_list": ["assert f("]}], "row 1: task 601: tests are not Python"),
-        ([{"task_id": "a", "text": "x", "test_list": ["assert f()"]}], "row 1: task_id must be an integer, got 'a'"),
+        ([{"task_id": 601, "text": "x", "test_list": []}], r"line 1: task 601: no tests \(field test_list\)"),
+        ([{"task_id": 601, "text": "x"}], "line 1: task 601: no tests"),
+        ([{"task_id": 601, "text": "x", "test_list": ["assert f("]}], "line 1: task 601: tests are not Python"),
+        ([{"task_id": "a", "text": "x", "test_list": ["assert f()"]}], "line 1: task_id must be an integer, got 'a'"),
         ([{"task_id": 1}], "line 1: no field 'text'"),
         (programs(511, 512), "no training rows"),
         (programs(601), "no rows for testing"),
@@ -115,7 +115,7 @@ def test_rows_whose_tests_check_nothing_are_counted_and_give_no_reward(tmp_path:
     rows[1]["test_list"] = ["f() == 1"]
     rows[2]["test_list"] = ["assert np.isclose(f(), 602)"]
     with pytest.warns(
-        UserWarning, match=r"m: 2 of 4 rows give no reward, the first of them is row 2 \(task 601\): tests "
+        UserWarning, match=r"m: 2 of 4 rows give no reward, the first of them is line 2 \(task 601\): tests "
     ):
         task = Mbpp(path=written(tmp_path / "m", rows), sandbox=LIMITS)
     grades = [task.grade(f"```python\ndef f(): return {row['task_id']}\n```", row) for row in task.rows("train")]
@@ -123,7 +123,7 @@ def test_rows_whose_tests_check_nothing_are_counted_and_give_no_reward(tmp_path:
     assert [grade.reason for grade in grades[:2]] == ["tests assert nothing", "tests use np, which nothing defines"]
     task.close()
     with pytest.raises(
-        ValueError, match=r"no row has tests that can be used; row 1 \(task 601\): tests assert nothing"
+        ValueError, match=r"no row has tests that can be used; line 1 \(task 601\): tests assert nothing"
     ):
         Mbpp(path=written(tmp_path / "n", rows[1:2]), sandbox=LIMITS)
 

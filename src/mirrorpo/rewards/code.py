@@ -141,6 +141,8 @@ class CodeVerifier:
         answer = outcome.answer
         if answer is not None and answer.get("status") == "passed":
             return _YES
+        if answer is None and not outcome.used:  # it never came to the program: too slow, too large, killed itself
+            return Grade(reward=None, reason="broken test")
         if answer is not None and answer.get("status") == "broken test":
             return Grade(reward=None, reason="broken test")
         return _no(self._reason(outcome))

@@ -88,7 +88,7 @@ def extract_code(completion: str, names: Collection[str] = ()) -> str | None:
         >>> extract_code("Sure:\\n```python\\ndef f():\\n    return 1\\n```\\nDone.")
         'def f():\\n    return 1\\n'
     """
-    text = completion.rpartition(_END_OF_THOUGHT)[2].replace("\r\n", "\n")
+    text = completion.rpartition(_END_OF_THOUGHT)[2].replace("\r\n", "\n").replace("\ufeff", "")
     wanted = set(names)
     for part in _parts(text):
         blocks = [_Block.of(code) for code in _fenced(part)]

@@ -130,6 +130,13 @@ def read_rows(path: Path, prompt: str, answer: str | None, legal: Callable[[str]
         ValueError: a line that is not a JSON object, a missing or empty field; names file, line and field.
         FileNotFoundError: no such file.
     """
+    return [row for _, row in numbered_rows(path, prompt, answer, legal)]
+
+
+def numbered_rows(
+    path: Path, prompt: str, answer: str | None, legal: Callable[[str], bool] | None = None
+) -> list[tuple[int, Row]]:
+    """The rows of a file with their line numbers; see ``read_rows``."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     rows = []
@@ -146,7 +153,7 @@ def read_rows(path: Path, prompt: str, answer: str | None, legal: Callable[[str]
                     f"{where}: field {answer!r} cannot be read as an answer: {row['answer'][-60:]!r}; legal: one "
                     "final answer, alone or after ####, and for the reward 'numeric' a single number"
                 )
-            rows.append(row)
+            rows.append((number, row))
     if not rows:
         raise ValueError(f"{path}: the file has no rows")
     return rows

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mirrorpo.tasks.jsonl import read_rows
+from mirrorpo.tasks.jsonl import numbered_rows
 from mirrorpo.tasks.task import Grade, Part, Row, Settings, check_test_part, load_from_hub
 
 if TYPE_CHECKING:
@@ -87,10 +87,11 @@ class Mbpp:
         if isinstance(shown_tests, bool) or not 0 <= shown_tests <= 3:
             raise ValueError(f"shown_tests must be in [0, 3], got {shown_tests}")
         self._shown, self._instruction = shown_tests, instruction
-        rows = read_rows(Path(path), "text", None) if path is not None else _from_hub()
+        rows = numbered_rows(Path(path), "text", None) if path is not None else list(enumerate(_from_hub(), 1))
         where = path or HUB_NAME
         self._unusable: list[str] = []
-        checked = [self._row(row, f"{where}: row {number}") for number, row in enumerate(rows, 1)]
+        unit = "row" if path is None else "line"
+        checked = [self._row(row, f"{where}: {unit} {number}") for number, row in rows]
         self._tell_unusable(where, len(checked))
         parts: dict[Part, list[Row]] = {
             "train": _between(checked, *IDS["train"])[:train_size],

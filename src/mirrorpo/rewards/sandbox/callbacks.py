@@ -9,7 +9,11 @@ Standard library only: the isolated side imports this file as well.
 
 from __future__ import annotations
 
+import builtins
 import collections.abc
+import enum
+import inspect
+import io
 import sys
 import types
 from collections.abc import Callable
@@ -20,6 +24,7 @@ from mirrorpo.rewards.sandbox.plain import Encoder, NotPlain
 from mirrorpo.rewards.sandbox.raised import describe, describe_class
 
 # Operations of a class of the tests that a program may use without having been given an object of it.
+_SLOT = types.MemberDescriptorType
 _OPEN = frozenset(
     f"__{name}__"
     for name in ("eq", "ne", "lt", "le", "gt", "ge", "hash", "repr", "str", "len", "iter", "bool", "contains")
@@ -90,21 +95,25 @@ class Callbacks:
         number = value.__dict__.get("_number") if hasattr(value, "__dict__") else None
         if kind.__module__ == "solution" or kind.__module__ == "mirrorpo.rewards.sandbox.remote":
             if isinstance(value, BaseException):
-                return ["e", describe(value, lambda _: None)]
+                return ["e", describe(value, _own_name)]
             if isinstance(number, int):
                 return ["r", number]
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, BaseException):
-            return ["e", describe(value, lambda _: None)]
-        if callable(value) and not _is_own_object(value):
+            return ["e", describe(value, _own_name)]
+        if callable(value) and not _is_own_object(value) and not _is_tool(value):
             return _library_reference(value) or ["k", self._number(value), getattr(value, "__name__", "callback")[:80]]
         if isinstance(value, types.CoroutineType):
             raise self._link.refuse("opaque")
+        if _is_tool(value):
+            return ["p", self._number(value)]
         if isinstance(value, collections.abc.Iterator):
             return ["it", self._number(value)]
         if isinstance(value, types.ModuleType):
             return ["m", value.__name__] if value.__name__ in sys.stdlib_module_names else None
+        if isinstance(value, enum.Enum):
+            return ["em", kind.__name__, value.name]
         if _is_own_object(value):
             self._waiting.append(value)
             return ["n", self._object_number(value)]
@@ -138,7 +147,7 @@ class Callbacks:
         self._object_numbers[id(value)] = number
         self._classes.setdefault(type(value).__name__, type(value))
 
-    def _class_named(self, name: str) -> type:
+    def class_named(self, name: str) -> type:
         """A class of the tests: one that was met, or one at module level."""
         found = self._classes.get(name, self.namespace.get(name))
         if not isinstance(found, type) or found.__module__ != "__main__":
@@ -147,12 +156,15 @@ class Callbacks:
 
     def decode(self, tag: str, rest: list[Any], _: Callable[[Any], Any]) -> Any:
         """Something of the judge's that comes back."""
-        if tag == "k" or tag == "it":
+        if tag in ("k", "it", "p"):
             return self._values[_natural(rest[0])]
         if tag == "n":
             return self._objects[_natural(rest[0])]
+        if tag == "em":
+            found: Any = self.class_named(str(rest[0]))
+            return found[str(rest[1])] if issubclass(found, enum.Enum) else None
         if tag == "N":
-            return self._class_named(str(rest[0]))
+            return self.class_named(str(rest[0]))
         if tag == "g":
             return PLAIN_KINDS[str(rest[0])]
         raise NotPlain(f"an unknown kind {tag[:20]!r}")
@@ -169,12 +181,13 @@ class Callbacks:
             if _natural(number) not in self._objects:
                 if number % 2 == 0:
                     raise NotPlain("an object that nobody sent")
-                kind: Any = self._class_named(str(name))
+                kind: Any = self.class_named(str(name))
                 self._keep(number, kind.__new__(kind))
             fresh.append((number, pairs))
         wanted = _reached(value, dict(fresh))
         for number, pairs in fresh:
             state = {str(key): decode(tree) for key, tree in pairs}
+            check_state(self._objects[number], state)
 
             def change(one: Any = self._objects[number], new: dict[str, Any] = state) -> None:
                 set_state(one, new)
@@ -199,22 +212,30 @@ class Callbacks:
                     return ["end"]
             elif kind == "call":
                 value = self._values[_natural(subject)](*given, **named)
+            elif kind == "attribute" and not str(arguments[0]).startswith("_"):
+                value = getattr(self._values[_natural(subject)], *given)
+            elif kind == "input":
+                value = builtins.input(*given)
+            elif kind == "stdin" and subject in ("read", "readline", "readlines"):
+                value = getattr(sys.stdin, subject)(*given)
             else:
                 value = self._run(kind, subject, given, named)
-            return ["value", self.encode(value), self.take_objects(given=kind in ("call", "next"))]
+            tree, handed = self.encode(value), self.take_objects(given=kind in ("call", "next"))
+            self._waiting.extend(self._objects[number] for number, _, _ in objects)
+            return ["value", tree, handed + self.take_objects(given=False)]
         except AssertionError as error:
             link.refuse("failed")
-            return ["raised", describe(error, lambda _: None)]
+            return ["raised", describe(error, _own_name)]
         except NotPlain:
             link.refuse("opaque")
             return ["raised", describe(TypeError("no message"), lambda _: None)]
         except BaseException as error:  # noqa: BLE001  (the program gets what a function of the tests raises)
-            return ["raised", describe(error, lambda _: None)]
+            return ["raised", describe(error, _own_name)]
 
     def _run(self, kind: str, subject: Any, given: list[Any], named: dict[str, Any]) -> Any:
         """A method or the constructor of a class of the tests."""
         name, method = (str(part) for part in subject)
-        owner = self._class_named(name)
+        owner = self.class_named(name)
         known = any(issubclass(owner, given_class) or issubclass(given_class, owner) for given_class in self._given)
         if kind == "new":
             if not known and not self._link.simple.get(name, False):
@@ -225,10 +246,21 @@ class Callbacks:
         return getattr(owner, method)(*given, **named)
 
 
+def _own_name(kind: type) -> str | None:
+    """How the program knows a class of the tests."""
+    return kind.__name__ if kind.__module__ == "__main__" else None
+
+
 def _natural(number: Any) -> int:
     if type(number) is not int or number < 0:
         raise NotPlain("no reference")
     return number
+
+
+def _is_tool(value: Any) -> bool:
+    """Something to write to, or a mock: the program may use its public attributes."""
+    kinds = {(kind.__module__, kind.__name__) for kind in type(value).__mro__}
+    return isinstance(value, io.StringIO | io.BytesIO) or ("unittest.mock", "NonCallableMock") in kinds
 
 
 def _is_own_object(value: Any) -> bool:
@@ -249,6 +281,18 @@ def state_of(value: Any) -> dict[str, Any]:
 def _slots(kind: type) -> tuple[str, ...]:
     slots = kind.__dict__.get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def check_state(value: Any, state: dict[str, Any]) -> None:
+    """Refuses attributes that would stand in for a method of the tests' class: the program would answer for it.
+
+    Raises:
+        NotPlain: there is such an attribute.
+    """
+    for name in state.keys() - state_of(value).keys():
+        found = inspect.getattr_static(type(value), name, None)
+        if name.startswith("__") or (hasattr(type(found), "__get__") and not isinstance(found, _SLOT)):
+            raise NotPlain(f"an attribute in place of {name[:40]}")
 
 
 def set_state(value: Any, state: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ number          int below 2**53 in size
 ["l", [...]]    list; ``t`` tuple, ``s`` set, ``z`` frozenset
 ["d", [[k,v]]]  dict, in its order
 ["x", kind, []] further types of the standard library                ``_FURTHER``: a few constructors
+["nt", ...]     named tuple: name, fields, items                     ``_named_tuple``
 ["o", name]     opaque: not plain data                               ``Opaque``
 others          references                                           the caller's ``extend``
 =============== ==================================================== ======================================
@@ -30,7 +31,9 @@ import collections
 import datetime
 import decimal
 import fractions
+import functools
 import json
+import keyword
 from collections.abc import Callable
 from typing import Any
 
@@ -66,8 +69,35 @@ _FURTHER: dict[str, Callable[..., Any]] = {
     "decimal": lambda text: decimal.Decimal(text),
     "date": lambda *parts: datetime.date(*parts),
     "datetime": lambda *parts: datetime.datetime(*parts),
+    "time": lambda *parts: datetime.time(*parts),
+    "timezone": lambda offset: datetime.timezone(offset),
     "timedelta": lambda *parts: datetime.timedelta(*parts),
+    "default": lambda factory, items: collections.defaultdict(_FACTORIES[factory], items),
 }
+# What a default dictionary may make, by name.
+_FACTORIES: dict[str, type] = {kind.__name__: kind for kind in (int, float, str, bool, list, dict, set, tuple)}
+# No field of a named tuple may look like a method of a plain value: tests would call it.
+_METHODS = frozenset(n for kind in (str, bytes, list, tuple, dict, set, int, float, complex) for n in dir(kind))
+_MAX_FIELDS = 64
+# Containers whose changes by a called function show in the caller.
+CHANGEABLE = (list, dict, set, bytearray, collections.deque, collections.Counter, collections.OrderedDict)
+CHANGEABLE += (collections.defaultdict,)
+
+
+@functools.lru_cache(256)
+def _named_tuple_class(name: str, fields: tuple[str, ...]) -> Any:
+    return collections.namedtuple(name, fields)
+
+
+def _named_tuple(name: Any, fields: Any, items: list[Any]) -> tuple[Any, ...]:
+    """A named tuple of our own making; a bare tuple if its fields could stand for methods."""
+    names = [str(field) for field in fields]
+    legal = all(f.isidentifier() and not f.startswith("_") and not keyword.iskeyword(f) for f in [str(name), *names])
+    if not legal or len(names) > _MAX_FIELDS or len({*names}) != len(items) or _METHODS & {*names}:
+        return tuple(items)
+    return (
+        tuple(items) if any(callable(item) for item in items) else _named_tuple_class(str(name), tuple(names))(*items)
+    )
 
 
 class Encoder:
@@ -123,6 +153,10 @@ class Encoder:
         if further is not None:
             name, arguments = further
             return ["x", name, [self._tree(item, depth) for item in arguments]]
+        fields = type.__dict__["__dict__"].__get__(kind).get("_fields") if issubclass(kind, tuple) else None
+        if type(fields) is tuple and len(fields) == tuple.__len__(value) and all(type(f) is str for f in fields):
+            name = type.__dict__["__name__"].__get__(kind)
+            return ["nt", name, list(fields), [self._tree(item, depth) for item in tuple.__iter__(value)]]
         for base, tag in ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z")):
             if issubclass(kind, base):
                 return [tag, [self._tree(item, depth) for item in base.__iter__(value)]]
@@ -153,8 +187,14 @@ class Encoder:
             return "fraction", [value.numerator, value.denominator]
         if kind is decimal.Decimal:
             return "decimal", [str(value)]
-        if kind is datetime.datetime and value.tzinfo is None:
-            return "datetime", [*value.timetuple()[:6], value.microsecond]
+        if kind is datetime.datetime and (value.tzinfo is None or type(value.tzinfo) is datetime.timezone):
+            return "datetime", [*value.timetuple()[:6], value.microsecond, value.tzinfo]
+        if kind is datetime.time and (value.tzinfo is None or type(value.tzinfo) is datetime.timezone):
+            return "time", [value.hour, value.minute, value.second, value.microsecond, value.tzinfo]
+        if kind is datetime.timezone:
+            return "timezone", [value.utcoffset(None)]
+        if kind is collections.defaultdict and value.default_factory in _FACTORIES.values():
+            return "default", [value.default_factory.__name__, dict(dict.items(value))]
         if kind is datetime.date:
             return "date", [value.year, value.month, value.day]
         if kind is datetime.timedelta:
@@ -232,6 +272,9 @@ class Decoder:
             self.is_core = False
             arguments = [self._value(item, depth + 1) for item in rest[1]]
             return _FURTHER[rest[0]](*arguments) if self._build_further else Opaque(str(rest[0]))
+        if tag == "nt" and len(rest) == 3:
+            self.is_core = False
+            return _named_tuple(rest[0], rest[1], [self._value(item, depth + 1) for item in rest[2]])
         if tag == "o" and len(rest) == 1:
             self.opaque.append(str(rest[0])[:80])
             return Opaque(str(rest[0])[:80])

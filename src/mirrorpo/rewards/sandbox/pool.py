@@ -43,11 +43,13 @@ class Outcome:
         answer: the message, if there was one that can be read; from a candidate, nothing in it can be trusted.
         ended: how the copy ended, if it did so before answering.
         problem: "too large" or "garbled" if what came back is no message.
+        used: of a judge: whether the program has had a say.
     """
 
     answer: dict[str, Any] | None = None
     ended: Ended | None = None
     problem: str = ""
+    used: bool = False
 
 
 class Pool:
@@ -262,31 +264,37 @@ class Pool:
 
     async def _converse(self, sock: socket.socket, job: dict[str, Any], ended: asyncio.Future[Ended]) -> Outcome:
         loop = asyncio.get_running_loop()
+        used = False
         try:
             await loop.sock_sendall(sock, frame(to_bytes(job)))
-            header = await _exactly(sock, HEADER.size)
-            size = HEADER.unpack(header)[0] if header else 0
-            if size > self.limits.result_bytes + 1000:
-                return Outcome(problem="too large")
-            data = await _exactly(sock, size) if header else b""
-        except OSError:  # it died with our message unread
-            data = b""
-        if not data:
-            return Outcome(ended=await asyncio.shield(ended))
-        try:
-            answer = from_bytes(data)
+            while True:
+                header = await _exactly(sock, HEADER.size)
+                size = HEADER.unpack(header)[0]
+                if size > self.limits.result_bytes + 1000:
+                    return Outcome(problem="too large")
+                answer = from_bytes(await _exactly(sock, size))
+                if type(answer) is not dict:
+                    return Outcome(problem="garbled")
+                if job["role"] != "judge" or answer.get("status") != "used":
+                    return Outcome(answer=answer, used=used)
+                used = True
+        except (OSError, EOFError):  # it died, perhaps with our message unread
+            return Outcome(ended=await asyncio.shield(ended), used=used)
         except NotPlain:
             return Outcome(problem="garbled")
-        return Outcome(answer=answer) if type(answer) is dict else Outcome(problem="garbled")
 
 
 async def _exactly(sock: socket.socket, size: int) -> bytes:
-    """So many bytes; fewer at the end of file."""
+    """So many bytes.
+
+    Raises:
+        EOFError: there are no more.
+    """
     loop = asyncio.get_running_loop()
     data = bytearray()
     while len(data) < size:
         part = await loop.sock_recv(sock, min(size - len(data), 1 << 16))
         if not part:
-            return b""
+            raise EOFError
         data += part
     return bytes(data)

@@ -18,12 +18,21 @@ _MAX_CAUSES = 3
 # A program must not be able to skip a test, or to end a test runner.
 _NEVER = frozenset(("unittest", "_pytest", "pytest", "doctest"))
 # Raised out of a call inside ``map`` or ``all``, these would end the iteration as if nothing had happened.
+GIVEN = "_mirrorpo_given"  # named arguments of an exception of the tests' own class, kept by its stand-in
 ENDINGS = (StopIteration, StopAsyncIteration, GeneratorExit)
 
 
-def describe_class(kind: type, number: Callable[[type], int | None], depth: int = 0) -> list[Any]:
-    """A class as plain data: module, name, number (of classes that belong to the program) and bases."""
+Number = Callable[[type], "int | str | None"]
+
+
+def describe_class(kind: type, number: Number, depth: int = 0) -> list[Any]:
+    """A class as plain data: module, name, number (of classes that belong to the program) and bases.
+
+    A class of the tests has its name for a number, and no bases: both sides have it.
+    """
     own = number(kind)
+    if isinstance(own, str):
+        return ["tests", own, own, []]
     module, name = type.__getattribute__(kind, "__module__"), type.__dict__["__name__"].__get__(kind)
     bases = type.__dict__["__bases__"].__get__(kind) if depth < _MAX_DEPTH else (Exception,)
     if own is None and module == "builtins":
@@ -31,9 +40,13 @@ def describe_class(kind: type, number: Callable[[type], int | None], depth: int 
     return [str(module)[:80], str(name)[:80], own, [describe_class(base, number, depth + 1) for base in bases]]
 
 
-def describe(error: BaseException, number: Callable[[type], int | None], depth: int = 0) -> dict[str, Any]:
+def describe(error: BaseException, number: Number, depth: int = 0) -> dict[str, Any]:
     """An exception as plain data."""
-    encoder = Encoder()
+
+    def nested(value: Any, _: Any) -> Any:
+        return ["e", describe(value, number, depth + 1)] if isinstance(value, BaseException) and depth < 2 else None
+
+    encoder = Encoder(extend=nested)
 
     def written(value: Any) -> Any:
         try:
@@ -60,14 +73,15 @@ def describe(error: BaseException, number: Callable[[type], int | None], depth: 
 
 
 class Classes:
-    """The judge's copies of the exception classes of a program.
+    """One side's copies of the exception classes of the other.
 
     Args:
-        own: classes by number that exist here already (of the program that describes them).
+        of_tests: finds a class of the tests by its name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of_tests: Callable[[str], type]) -> None:
         self._made: dict[int, type] = {}
+        self._of_tests = of_tests
 
     def build(self, description: Any, depth: int = 0) -> type:
         """The class that a description stands for: the real one of the standard library, or one made like it.
@@ -79,6 +93,9 @@ class Classes:
             module, name, number, bases = description
             if type(number) is int and number in self._made:
                 return self._made[number]
+            if isinstance(number, str):
+                found = self._of_tests(number)
+                return found if issubclass(found, BaseException) else Exception
             if number is None:
                 found = _library_class(str(module), str(name))
                 if found is not None:
@@ -102,19 +119,36 @@ class Classes:
         try:
             kind = self.build(description["class"])
             arguments, text, cause = description["arguments"], str(description["text"]), description["cause"]
-            state = [(str(key), Decoder().decode(value)) for key, value in description["state"]]
-            values = () if arguments is None else Decoder().decode(arguments)
+            decode = Decoder(extend=self._nested if depth < _MAX_CAUSES else None).decode
+            state = {str(key): decode(value) for key, value in description["state"]}
+            values = () if arguments is None else decode(arguments)
         except (KeyError, TypeError, ValueError) as error:
             raise NotPlain(f"no exception: {type(error).__name__}") from None
         if not issubclass(kind, BaseException):
             raise NotPlain("no exception class")
-        error = _instance(kind, values if type(values) is tuple else (), text)
-        for key, value in state:
-            if key.isidentifier() and not key.startswith("__"):
+        values = values if type(values) is tuple else ()
+        error = _of_tests(kind, values, state.pop(GIVEN, None)) or _instance(kind, values, text)
+        for key, value in state.items():
+            if key.isidentifier() and not key.startswith("__") and not callable(getattr(kind, key, None)):
                 vars(error)[key] = value
         if cause is not None and depth < _MAX_CAUSES:
             error.__cause__ = self.rebuild(cause, depth + 1)
         return error
+
+    def _nested(self, tag: str, rest: list[Any], _: Any) -> Any:
+        if tag != "e":
+            raise NotPlain("an unknown kind")
+        return self.rebuild(rest[0], _MAX_CAUSES)
+
+
+def _of_tests(kind: type[BaseException], values: tuple[Any, ...], named: Any) -> BaseException | None:
+    """An exception of a class of the tests, made by its own constructor."""
+    if kind.__module__ != "__main__":
+        return None
+    try:
+        return kind(*values, **{str(key): value for key, value in (named or {}).items()})
+    except Exception:  # noqa: BLE001  (the constructor wants other arguments than the program gave)
+        return None
 
 
 def _library_class(module: str, name: str) -> type | None:

@@ -9,14 +9,17 @@ Standard library only: the isolated side imports this file as well.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import time
+import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from mirrorpo.rewards.sandbox.callbacks import Callbacks, Unsendable
 from mirrorpo.rewards.sandbox.frames import TooLarge
 from mirrorpo.rewards.sandbox.peer import Message, Peer
-from mirrorpo.rewards.sandbox.plain import MAX_ITEMS, Decoder, NotPlain
+from mirrorpo.rewards.sandbox.plain import CHANGEABLE, MAX_ITEMS, Decoder, NotPlain
 from mirrorpo.rewards.sandbox.raised import ENDINGS, Classes
 from mirrorpo.rewards.sandbox.roles import PLAIN_ATTRIBUTES
 
@@ -24,7 +27,8 @@ from mirrorpo.rewards.sandbox.roles import PLAIN_ATTRIBUTES
 _MADE, _DERIVED, _RETURNED, _ITERATING = "made", "derived", "returned", "iterating"
 # Asked for by name on objects whose class the tests know: the answer is a value, as that of a function is.
 _ANSWERS = {
-    "len": int, "str": str, "repr": str, "int": int, "float": float, "complex": complex, "index": int, "bytes": bytes,
+    "len": int, "hash": int, "str": str, "repr": str, "int": int, "float": float, "complex": complex, "index": int,
+    "bytes": bytes,
     "round": None, "abs": None, "neg": None, "pos": None, "invert": None, "getitem": None, "iter": None, "next": None,
     "reversed": None, "copy": None, "deepcopy": None, "format": str, "trunc": None, "floor": None, "ceil": None,
 }  # fmt: skip
@@ -35,6 +39,10 @@ _BINARY = (
     "lt", "le", "gt", "ge",
 )  # fmt: skip
 _REFLECTED = tuple(f"r{name}" for name in _BINARY[:14])
+_IN_PLACE = tuple(f"i{name}" for name in _BINARY[:14] if name != "divmod")
+
+
+_LONG_SECONDS = 0.5
 
 
 class Refused(BaseException):
@@ -52,35 +60,52 @@ class Link:
         fd: descriptor of the channel.
         limit: of a message, in bytes.
         job: what ``tests_of.Plan`` says about names and classes.
+        tell: is called when the program has a say for the first time.
 
     Attributes:
         raised: the last exception that came from the program.
-        used: whether the program has had a say.
+        used: whether the program has been asked for anything.
+        described: whether a class of the program is known here, on whose description a test may depend.
         refused: why the judgement has to end as failed, whatever the tests make of it.
     """
 
-    def __init__(self, fd: int, limit: int, job: dict[str, Any]) -> None:
+    def __init__(self, fd: int, limit: int, job: dict[str, Any], tell: Callable[[], None]) -> None:
         self._peer = Peer(fd, limit, self._serve)
-        self._classes = Classes()
         self._known: dict[int, Any] = {}
         self._handles: dict[tuple[int, str], Live] = {}
         self._kinds: dict[int, LiveType] = {}
         self._pending: list[Callable[[], None]] = []
+        self._given_back: dict[int, tuple[Any, Any]] = {}
         self._named_classes = frozenset(job.get("classes", ()))
         self._instances = frozenset(job.get("instances", ()))
         self.simple = {stub["name"]: stub["simple"] for stub in job.get("stubs", ())}
         self._called = frozenset(job.get("called", ()))
         self.attributes = frozenset(job.get("attributes", ()))
         self.callbacks = Callbacks(self)
+        self._classes = Classes(self.callbacks.class_named)
         self.endings_allowed: Callable[[], bool] = lambda: False
         self.raised: BaseException | None = None
         self.used = False
+        self.described = False
+        self._tell = tell
         self.refused = ""
 
     def ready(self) -> str | None:
-        """Waits until the program is loaded; the name of its exception if it failed."""
+        """Waits until the program is loaded; the name of its exception if it failed.
+
+        A program that takes long has used time that the tests would need: that counts as its first say.
+        """
+        began = time.monotonic()
         answer = self._talk(lambda: self._peer.wait())
+        if time.monotonic() - began > _LONG_SECONDS:
+            self.use()
         return None if answer[0] == "ready" else str(answer[-1])[:80]
+
+    def use(self) -> None:
+        """From here on the program has had a say."""
+        if not self.used:
+            self.used = True
+            self._tell()
 
     def name(self, name: str) -> Any:
         """What stands for a name of the program in the tests.
@@ -93,6 +118,7 @@ class Link:
         if kind == "missing":
             self.raised = NameError(name)
             raise self.raised
+        self.described = self.described or kind in ("exception", "class")
         if kind == "exception":
             return self._classes.build(answer[1])
         if kind == "class":
@@ -108,8 +134,9 @@ class Link:
     def _kind(self, description: Any, known: bool) -> LiveType:
         """The judge's copy of a class of the program."""
         try:
-            _, name, number, bases = description
+            _, name, number, bases, fields = description
             parents = tuple(self._kind(base, False) for base in bases if base[2] is not None)
+            like = None if fields is None else dataclasses.make_dataclass("Like", [str(field) for field in fields])
         except (TypeError, ValueError, IndexError, RecursionError):
             raise NotPlain("no class") from None
         if type(number) is not int:
@@ -120,6 +147,9 @@ class Link:
                 made = LiveType(str(name)[:80], parents or (Live,), {"__module__": "solution"})
             except TypeError:
                 made = LiveType(str(name)[:80], (Live,), {"__module__": "solution"})
+            if like is not None:
+                # For ``dataclasses.asdict`` and ``replace``, which then ask for the attributes one by one.
+                type.__setattr__(made, "__dataclass_fields__", getattr(like, "__dataclass_fields__"))  # noqa: B009
             type.__setattr__(made, "_link", self)
             type.__setattr__(made, "_number", number)
             self._kinds[number] = made
@@ -129,7 +159,7 @@ class Link:
 
     def call(self, tree: Any, arguments: tuple[Any, ...], named: dict[str, Any], origin: str) -> Any:
         """Calls what a tree stands for; changes of the arguments are taken over when the statement ends."""
-        self.used = True
+        self.use()
         sent = [self.callbacks.encode(argument) for argument in arguments]
         words = [[name, self.callbacks.encode(value)] for name, value in named.items()]
         objects = self.callbacks.take_objects()
@@ -138,7 +168,7 @@ class Link:
 
     def operate(self, name: str, subject: Any, arguments: tuple[Any, ...], origin: str) -> Any:
         """Has the program apply an operation to one of its objects."""
-        self.used = True
+        self.use()
         sent = [self.callbacks.encode(argument) for argument in arguments]
         tree = self.callbacks.encode(subject)
         answer = self._talk(lambda: self._peer.ask(["operate", name, tree, sent, self.callbacks.take_objects()]))
@@ -148,7 +178,7 @@ class Link:
 
     def _result(self, answer: Message, arguments: list[Any], origin: str) -> Any:
         try:
-            kind, value, after, objects, printed = answer
+            kind, value, after, objects, printed, given = answer
         except ValueError:
             raise self.refuse("opaque") from None
         if printed:
@@ -167,7 +197,10 @@ class Link:
                 raise self.raised
             if kind != "value":
                 raise self.refuse("too large" if kind == "too large" else "opaque")
-            return decode(value)
+            result = decode(value)
+            if type(given) is int and 0 <= given < len(arguments):
+                self._given_back[id(result)] = (result, arguments[given])
+            return result
         except NotPlain:
             raise self.refuse("opaque") from None
 
@@ -189,6 +222,14 @@ class Link:
         for change in pending:
             change()
 
+    def same(self, one: Any, other: Any) -> bool:
+        """``is``, where an object has several handles here, and an argument that is given back is rebuilt."""
+        if isinstance(one, Live) and isinstance(other, Live):
+            return vars(one)["_number"] == vars(other)["_number"]
+        _, one = self._given_back.get(id(one), (None, one))
+        _, other = self._given_back.get(id(other), (None, other))
+        return one is other
+
     def refuse(self, why: str) -> Refused:
         """Ends the judgement as failed."""
         self.refused = self.refused or why
@@ -208,6 +249,8 @@ class Link:
             return self._once(rest[0], lambda: (Generator if rest[1] else Iterator)(self, int(rest[0])))
         if tag == "a":
             return awaited(self, int(rest[0]))
+        if tag == "ag":
+            return self._once(rest[0], lambda: AsyncIterator(self, int(rest[0])))
         if tag == "cl":
             return self._kind(rest[0], known=False)
         if tag == "e":
@@ -240,13 +283,13 @@ def _update(old: Any, new: Any) -> None:
         return
     if type(old) is list:
         for index, (one, other) in enumerate(zip(old, new, strict=False)):
-            if type(one) is type(other) and type(one) in (list, dict, set, bytearray):
+            if type(one) is type(other) and type(one) in CHANGEABLE:
                 _update(one, other)
                 new[index] = one
         old[:] = new
-    elif type(old) is dict:
+    elif isinstance(old, dict):
         for key in old.keys() & new.keys():
-            if type(old[key]) is type(new[key]) and type(old[key]) in (list, dict, set, bytearray):
+            if type(old[key]) is type(new[key]) and type(old[key]) in CHANGEABLE:
                 _update(old[key], new[key])
                 new[key] = old[key]
         old.clear()
@@ -257,13 +300,6 @@ def _update(old: Any, new: Any) -> None:
     elif hasattr(old, "extend"):  # bytearray, deque
         old.clear()
         old.extend(new)
-
-
-def same(one: Any, other: Any) -> bool:
-    """``is``, where an object of the program may have several handles."""
-    if isinstance(one, Live) and isinstance(other, Live):
-        return vars(one)["_number"] == vars(other)["_number"]
-    return one is other
 
 
 class Function:
@@ -343,6 +379,23 @@ async def awaited(link: Link, number: int) -> Any:
     return await Awaited(link, number)
 
 
+class AsyncIterator:
+    """An asynchronous generator of the program."""
+
+    def __init__(self, link: Link, number: int) -> None:
+        self._link = link
+        self._number = number
+
+    def __aiter__(self) -> AsyncIterator:
+        return self
+
+    async def __anext__(self) -> Any:
+        value = self._link.operate("anext", self, (), _RETURNED)
+        if value is None:
+            raise StopAsyncIteration
+        return value[0]
+
+
 class LiveType(type):
     """The judge's copy of a class of the program."""
 
@@ -379,6 +432,8 @@ class LiveType(type):
         return len(cls._link.operate("list", cls, (), _DERIVED))
 
     def __getitem__(cls, name: Any) -> Any:
+        if all(isinstance(part, type | types.GenericAlias) for part in (name if type(name) is tuple else (name,))):
+            return cls  # Stack[int]
         if not cls._known:
             raise cls._link.refuse("item")
         return cls._link.operate("getitem", cls, (name,), _DERIVED)
@@ -424,7 +479,7 @@ class Live(metaclass=LiveType):
         return self._ask(name, (other,))
 
     def __eq__(self, other: object) -> bool:
-        if same(self, other):
+        if isinstance(other, Live) and vars(self)["_number"] == vars(other)["_number"]:
             return True
         if other is None:
             return False
@@ -437,6 +492,8 @@ class Live(metaclass=LiveType):
         return not self == other
 
     def __hash__(self) -> int:
+        if vars(self)["_origin"] == _MADE:
+            return self._answer("hash")
         return hash((Live, vars(self)["_number"]))
 
     def __bool__(self) -> bool:
@@ -532,8 +589,19 @@ def _as_answer(name: str) -> Any:
     return lambda self, *arguments: self._answer(name, *arguments)
 
 
+def _as_change(name: str) -> Any:
+    """``account += other``: the same object keeps its handle."""
+
+    def change(self: Any, other: Any) -> Any:
+        result = self._pair(name, other)
+        return self if isinstance(result, Live) and vars(result)["_number"] == vars(self)["_number"] else result
+
+    return change
+
+
 _define([*_BINARY, *_REFLECTED], _as_operator)
-_define(_ANSWERS.keys() - {"iter", "next", "copy", "deepcopy", "format", "round"}, _as_answer)
+_define(_IN_PLACE, _as_change)
+_define(_ANSWERS.keys() - {"hash", "iter", "next", "copy", "deepcopy", "format", "round"}, _as_answer)
 
 __all__ = [
     "Awaited",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import sys
 import types
 import unittest
@@ -16,7 +17,7 @@ from typing import Any
 
 from mirrorpo.rewards.sandbox.frames import ChannelClosed
 from mirrorpo.rewards.sandbox.raised import ENDINGS
-from mirrorpo.rewards.sandbox.remote import Function, Link, Live, Refused, same
+from mirrorpo.rewards.sandbox.remote import Function, Link, Live, Refused
 from mirrorpo.rewards.sandbox.scopes import parse
 
 _ENDING_NAMES = frozenset(kind.__name__ for kind in ENDINGS)
@@ -44,10 +45,12 @@ def run(job: dict[str, Any], link: Link) -> None:
     names = module.__dict__
     texts = _Texts()
     counted = {"asserted": 0}
-    names.update({_SETTLE: link.settle, _PRESENT: _present, _SAME: same, _TRUE: _counter(counted)})
+    names.update({_SETTLE: link.settle, _PRESENT: _present, _SAME: link.same, _TRUE: _counter(counted)})
     link.callbacks.namespace = names
     link.endings_allowed = texts.allows_endings
     names.update(exit=sys.exit, quit=sys.exit)
+    # Tests that end their process mean to say how they ended.
+    os._exit = sys.exit  # type: ignore[assignment]
     # The runner below is ours: one of the tests' own would end the judge, or run everything twice.
     unittest.main = lambda *_, **__: None  # type: ignore[assignment,misc]
     exec(compile(job["imports"], "<imports>", "exec"), names)
@@ -252,7 +255,7 @@ def _verdict_on(error: BaseException, link: Link) -> dict[str, Any]:
     if error is link.raised:
         return {"status": "raised", "kind": type(error).__name__[:80]}
     if isinstance(error, AssertionError | SystemExit):
-        return {"status": "failed"}
+        return {"status": "failed" if link.used or link.described else "broken test", "kind": type(error).__name__}
     if type(error).__name__ == "Unsendable":
         return {"status": "broken test", "kind": f"hand over a {str(error)[:40]}"}
     # Once the program has had a say, what it returned may be the cause: no excuse to be left out of the count.

@@ -145,4 +145,4 @@ def parse(text: str) -> ast.Module:
         >>> ast.unparse(parse("import solution\\nassert solution.f(1)"))
         'pass\\nassert f(1)'
     """
-    return ast.fix_missing_locations(_WithoutProgramImports().visit(ast.parse(text)))
+    return ast.fix_missing_locations(_WithoutProgramImports().visit(ast.parse(text.removeprefix("\ufeff"))))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
+import enum
+import functools
 import importlib
 import inspect
 import io
@@ -21,8 +23,8 @@ from typing import Any, cast
 from mirrorpo.rewards.sandbox.callbacks import PLAIN_KINDS, set_state, state_of
 from mirrorpo.rewards.sandbox.frames import ChannelClosed, TooLarge
 from mirrorpo.rewards.sandbox.peer import Message, Peer
-from mirrorpo.rewards.sandbox.plain import Decoder, Encoder, NotPlain
-from mirrorpo.rewards.sandbox.raised import Classes, describe, describe_class
+from mirrorpo.rewards.sandbox.plain import CHANGEABLE, Decoder, Encoder, NotPlain
+from mirrorpo.rewards.sandbox.raised import GIVEN, Classes, describe, describe_class
 
 _MAX_PRINTED = 100_000
 _ITERATORS = tuple(
@@ -44,6 +46,7 @@ _SINGLE = (
     "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "lt", "le", "gt", "ge", "eq", "contains", "getitem",
     "setitem", "delitem", "neg", "pos", "invert", "abs", "index", "and_", "or_", "xor", "lshift", "rshift",
 )  # fmt: skip
+_IN_PLACE = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 _BUILTIN = (
     "len",
     "str",
@@ -82,6 +85,24 @@ class _Output(io.RawIOBase):
         return text
 
 
+class _Input:
+    """Standard input: what the tests have put there."""
+
+    def __init__(self, ask: Callable[..., Any]) -> None:
+        self.read = functools.partial(ask, "stdin", "read")
+        self.readline = functools.partial(ask, "stdin", "readline")
+        self.readlines = functools.partial(ask, "stdin", "readlines")
+
+    def __iter__(self) -> Any:
+        return iter(self.readline, "")
+
+
+def _keep_given(this: Any, *_: Any, **named: Any) -> None:
+    """The constructor of what stands in for an exception class of the tests."""
+    if named:
+        vars(this)[GIVEN] = named
+
+
 def _equals_anything(value: Any) -> bool:
     """Whether an object equals one of a class that did not exist before."""
     try:
@@ -95,10 +116,22 @@ def _exit(value: Any, error: Any) -> bool:
     return bool(type(value).__exit__(value, kind, error, None if error is None else error.__traceback__))
 
 
-def _awaited(value: Any) -> Any:
+@functools.cache
+def _event_loop() -> Any:
     # Imported by those who need it: the size of the template process is part of the price of every copy.
-    asyncio = importlib.import_module("asyncio")
-    return asyncio.run(value) if inspect.iscoroutine(value) else value
+    return importlib.import_module("asyncio").new_event_loop()
+
+
+def _awaited(value: Any) -> Any:
+    return _event_loop().run_until_complete(value) if inspect.iscoroutine(value) else value
+
+
+def _next_awaited(value: Any) -> list[Any] | None:
+    """The next item of an asynchronous generator, in a list; None at its end."""
+    try:
+        return [_event_loop().run_until_complete(anext(value))]
+    except StopAsyncIteration:
+        return None
 
 
 def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -108,6 +141,7 @@ def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{name.rstrip("_"): getattr(operator, name) for name in _SINGLE},
     **{name: getattr(builtins, name) for name in _BUILTIN},
+    **{f"i{name.rstrip('_')}": getattr(operator, f"i{name.rstrip('_')}") for name in _IN_PLACE},
     **{f"r{name.rstrip('_')}": _reflected(getattr(operator, name)) for name in _SINGLE[:7] + _SINGLE[-5:]},
     "rdivmod": lambda a, b: divmod(b, a),
     "rpow": lambda a, b: pow(b, a),
@@ -122,6 +156,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "throw": lambda value, error: value.throw(error),
     "close": lambda value: value.close(),
     "await": _awaited,
+    "anext": _next_awaited,
+    "hash": hash,
     "equals anything": _equals_anything,
 }
 
@@ -149,14 +185,16 @@ class Server:
         self._stubs: dict[str, type] = {}
         self._callbacks: dict[int, Any] = {}
         self._printed = _Output()
-        self._classes = Classes()
+        self._classes = Classes(lambda name: self._class_named(name, []))
         for stub in stubs:
-            names[stub["name"]] = self._stub(stub["name"], stub["methods"], stub["bases"])
+            names[stub["name"]] = self._stub(stub["name"], stub["methods"], stub["bases"], stub["members"])
 
     def run(self, load: Callable[[], None]) -> None:
         """Loads the program, then answers until the judge is gone."""
         try:
             sys.stdout = io.TextIOWrapper(cast("Any", self._printed), encoding="utf-8", write_through=True)
+            sys.stdin = cast("Any", _Input(self._question))
+            builtins.input = lambda *prompt: self._question("input", "", *map(str, prompt))
             load()
         except BaseException as error:  # noqa: BLE001  (whatever the program raises, SystemExit included)
             self._peer.answer(["raised", type(error).__name__[:80]])
@@ -183,7 +221,7 @@ class Server:
             arguments = [self._decode(tree) for tree in sent]
             named = {name: self._decode(tree) for name, tree in words}
         except (NotPlain, LookupError, ValueError) as error:
-            return ["value", ["o", type(error).__name__], [], [], ""]
+            return ["value", ["o", type(error).__name__], [], [], "", -1]
         if question[0] != "call":
             subject = self._decode(target)
             return self._done(lambda *given: function(subject, *given), arguments, {}, sent, touched, operation)
@@ -199,8 +237,10 @@ class Server:
         operation: str,
     ) -> Message:
         """Calls a function; the answer has what became of its arguments and of the objects among them."""
+        result: Any = None
+        value: Any
         try:
-            value: Any = function(*arguments, **named)
+            result = value = function(*arguments, **named)
             status = "value"
         except StopIteration as error:
             if operation in ("next", "send", "throw"):
@@ -215,18 +255,19 @@ class Server:
                 value = self._encoder().encode(value)
             after = self._changed([*arguments, *named.values()], sent)
             self._waiting.extend(touched)
-            return [status, value, after, self._take_objects(), self._printed.take()]
+            given = next((i for i, a in enumerate([*arguments, *named.values()]) if a is result), -1)
+            return [status, value, after, self._take_objects(), self._printed.take(), given]
         except (NotPlain, RecursionError):
-            return ["too large", None, [], [], ""]
+            return ["too large", None, [], [], "", -1]
         except BaseException as error:  # noqa: BLE001  (an iterator's own code may run while its items are written)
-            return ["raised", describe(error, self._class_number), [], [], ""]
+            return ["raised", describe(error, self._class_number), [], [], "", -1]
 
     def _changed(self, arguments: list[Any], sent: list[Any]) -> list[Any]:
         """Of arguments that are containers and no longer what was sent: what they are now."""
         after: list[Any] = []
         for argument, before in zip(arguments, sent, strict=True):
             tree = None
-            if before is not None and any(type(argument) is kind for kind in (list, dict, set, bytearray)):
+            if before is not None and any(type(argument) is kind for kind in CHANGEABLE):
                 tree = self._encoder().encode(argument)
             after.append(None if tree == before else tree)
         return after
@@ -238,7 +279,7 @@ class Server:
         if isinstance(value, type):
             if issubclass(value, BaseException):
                 return ["exception", describe_class(value, self._class_number)]
-            if known and self._class_number(value) is not None:
+            if known and self._class_number(value) is not None and value is not self._stubs.get(name):
                 self._live_kinds.add(value)
             return ["class", self._describe(value)]
         return ["function", self._keep(value)]
@@ -247,9 +288,14 @@ class Server:
         """A class as the judge rebuilds it: every class that is not ``object`` has a number."""
         bases = [base for base in type.__dict__["__bases__"].__get__(kind) if base is not object]
         name = type.__dict__["__name__"].__get__(kind)
-        return ["solution", str(name)[:80], self._keep(kind), [self._describe(base) for base in bases[:8]]]
+        fields = type.__dict__["__dict__"].__get__(kind).get("__dataclass_fields__")
+        names = [str(field) for field in fields] if isinstance(fields, dict) else None
+        return ["solution", str(name)[:80], self._keep(kind), [self._describe(base) for base in bases[:8]], names]
 
-    def _class_number(self, kind: type) -> int | None:
+    def _class_number(self, kind: type) -> int | str | None:
+        name = type.__dict__["__name__"].__get__(kind)
+        if self._stubs.get(name) is kind and self._names.get(name) is kind and issubclass(kind, BaseException):
+            return name
         module = str(type.__getattribute__(kind, "__module__")).partition(".")[0]
         return None if module in sys.stdlib_module_names or module == "builtins" else self._keep(kind)
 
@@ -274,13 +320,15 @@ class Server:
             return ["y", self._keep(value), kind is types.GeneratorType]
         if any(value is plain for plain in PLAIN_KINDS.values()):
             return ["g", value.__name__]
-        known = self._reference(value)
+        known = None if self._is_kept(kind) else self._reference(value)
         if known is not None:
             return known
         if any(kind is function for function in _FUNCTIONS) or kind.__module__ == "functools":
             return ["fn", self._keep(value), str(getattr(value, "__name__", ""))[:80]]
         if kind is types.CoroutineType:
             return ["a", self._keep(value)]
+        if kind is types.AsyncGeneratorType:
+            return ["ag", self._keep(value)]
         if isinstance(value, type):
             return ["E", describe_class(value, self._class_number)] if issubclass(value, BaseException) else (
                 ["cl", self._describe(value)]
@@ -293,9 +341,13 @@ class Server:
         """Something of the judge's that goes back, or an object of a class that the tests define."""
         if type(value) is _Items:
             return ["it", value.number]
+        if type(value) is _Tool:
+            return ["p", vars(value)["_number"]]
         for number, callback in self._callbacks.items():
             if value is callback:
                 return ["k", number]
+        if isinstance(value, enum.Enum) and self._stubs.get(type(value).__name__) is type(value):
+            return ["em", type(value).__name__, value.name]
         stub = self._stub_of(type(value))
         if stub is None:
             return None
@@ -354,9 +406,16 @@ class Server:
             return own
         return self._stubs.get(name) or self._stub(name, methods, [])
 
-    def _stub(self, name: str, methods: list[str], bases: list[str]) -> type:
+    def _stub(self, name: str, methods: list[str], bases: list[str], members: list[Any] | None = None) -> type:
         """A class of the tests: its methods are run by the judge."""
-        parents = tuple(self._stubs[base] for base in bases if base in self._stubs) or (object,)
+        if members is not None:
+            self._stubs[name] = cast("Any", enum.Enum)(name, [(member, value) for member, value in members])
+            return self._stubs[name]
+        known = {**vars(builtins), **self._stubs}
+        parents = tuple(known[base] for base in bases if isinstance(known.get(base), type)) or (object,)
+        if issubclass(parents[0], BaseException):
+            self._stubs[name] = type(name, parents, {"__init__": _keep_given, "__module__": "solution"})
+            return self._stubs[name]
 
         def constructed(this: Any, *arguments: Any, **named: Any) -> None:
             answer = self._asked(["new", [name, "__init__"]], arguments, named)
@@ -389,6 +448,9 @@ class Server:
         self._take_over(answer[2])
         return answer
 
+    def _question(self, kind: str, subject: Any, *arguments: Any, **named: Any) -> Any:
+        return self._decode(self._asked([kind, subject], arguments, named)[1])
+
     def _decode(self, tree: Any) -> Any:
         return Decoder(extend=self._extended).decode(tree)
 
@@ -397,12 +459,16 @@ class Server:
             return self._kept[rest[0]]
         if tag == "k":
             return self._callback(rest[0], rest[1])
+        if tag == "p":
+            return self._callbacks.setdefault(rest[0], _Tool(rest[0], self._question))
         if tag == "it":
             if rest[0] not in self._callbacks:
                 self._callbacks[rest[0]] = _Items(rest[0], lambda: self._asked(["next", rest[0]], (), {}), self._decode)
             return self._callbacks[rest[0]]
         if tag == "n":
             return self._objects[rest[0]]
+        if tag == "em":
+            return cast("Any", self._stubs[rest[0]])[rest[1]]
         if tag == "N":
             return self._class_named(rest[0], rest[1])
         if tag == "e":
@@ -426,6 +492,25 @@ class Server:
             callback.__name__ = callback.__qualname__ = name
             self._callbacks[number] = callback
         return self._callbacks[number]
+
+
+class _Tool:
+    """A tool of the tests, such as a mock or a buffer: its attributes and calls are asked for."""
+
+    def __init__(self, number: int, ask: Callable[..., Any]) -> None:
+        self._number = number
+        self._ask = ask
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._ask("attribute", self._number, name)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._ask("call", self._number, *arguments, **named)
+
+    def __iter__(self) -> Any:
+        return iter(self.readline, "")
 
 
 class _Items:

@@ -179,7 +179,7 @@ def _planned(tests: tuple[str, ...], setup: str) -> Plan:
             attributes=tuple(sorted(found.attributes)),
             called=tuple(sorted(found.called)),
             entries=tuple(entries(bodies)),
-            stubs=tuple(_stub(node) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)),
+            stubs=tuple(_stub(n, trees, found) for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)),
         )
     return Plan(**common, calls=calls, checks=checks)
 
@@ -252,17 +252,46 @@ def _check_structure(trees: list[ast.Module], bodies: list[ast.Module], found: R
                 raise BadTests(f"tests derive a class from the program's {base.id[:40]}")
 
 
-def _stub(node: ast.ClassDef) -> dict[str, Any]:
-    """What the program may know of a class that the tests define: names, and whether constructing it tells anything."""
+def _stub(node: ast.ClassDef, trees: list[ast.Module], found: Roles) -> dict[str, Any]:
+    """What the program may know of a class that the tests define: names, and whether constructing it tells anything.
+
+    Of an enumeration whose members are handed to the program it is told the members.
+    """
     methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
     init = next((method for method in methods if method.name == "__init__"), None)
     bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
     return {
         "name": node.name,
         "bases": bases,
+        "members": _members(node) if _is_handed_over(node.name, trees, found) else None,
         "methods": [method.name for method in methods],
         "simple": init is None or all(_only_stores(s, {a.arg for a in parameters(init.args)}) for s in init.body),
     }
+
+
+def _members(node: ast.ClassDef) -> list[list[Any]] | None:
+    """Names and values of an enumeration; None if it is none, or not one of plain values."""
+    if not any(getattr(base, "attr", getattr(base, "id", "")) == "Enum" for base in node.bases):
+        return None
+    pairs = [(s.targets[0], s.value) for s in node.body if isinstance(s, ast.Assign)]
+    found: list[list[Any]] = []
+    for number, (target, value) in enumerate(pairs, 1):
+        automatic = isinstance(value, ast.Call) and ast.unparse(value.func).endswith("auto")
+        if not isinstance(target, ast.Name) or not (automatic or isinstance(value, ast.Constant)):
+            return None
+        plain = value.value if isinstance(value, ast.Constant) else number
+        if type(plain) not in (int, str, float, bool):
+            return None
+        found.append([target.id, plain])
+    return found
+
+
+def _is_handed_over(name: str, trees: list[ast.Module], found: Roles) -> bool:
+    """Whether the tests call the program with something of a class of theirs: ``flip(Color.RED)``."""
+    calls = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    ours = [c for c in calls if {p.id for p in ast.walk(c.func) if isinstance(p, ast.Name)} & found.program]
+    parts = (part for call in ours for argument in call.args for part in ast.walk(argument))
+    return any(isinstance(p, ast.Attribute) and isinstance(p.value, ast.Name) and p.value.id == name for p in parts)
 
 
 def _only_stores(statement: ast.stmt, given: set[str]) -> bool:

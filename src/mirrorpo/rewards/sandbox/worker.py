@@ -96,4 +96,6 @@ def _server(job: Job) -> None:
 
 
 def _judge(job: Job) -> dict[str, Any]:
-    return running.verdict(job, Link(RPC, job["limits"]["result_bytes"], job))
+    """The word of the judge, preceded by one on when the program has its first say."""
+    told = to_bytes({"status": "used"})
+    return running.verdict(job, Link(RPC, job["limits"]["result_bytes"], job, lambda: write_frame(CHANNEL, told)))
