@@ -51,7 +51,7 @@ def test_a_policy_that_generates_by_itself_is_its_own_sampler(tmp_path: Path) ->
 
 
 def test_what_the_trainer_does_not_carry_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="anchor 'teacher' is not supported by the trainer yet"):
+    with pytest.raises(ValueError, match="give teacher, a mapping with path, url or prefix"):
         build(tmp_path, "opd")
 
 

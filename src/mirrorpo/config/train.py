@@ -6,6 +6,7 @@ Every key is checked before anything is written, and the objective is built once
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -234,6 +235,51 @@ class ReferenceSpec(Settings):
     rate: float = Field(default=0.01, gt=0.0, le=1.0, description="share of the policy in each update (averaged)")
 
 
+class TeacherSpec(Settings):
+    """Whom the policy learns from, if the objective has a penalty toward ``teacher``."""
+
+    path: str | None = Field(default=None, min_length=1, description="builtin:tiny, a folder or a hub name")
+    url: str | None = Field(default=None, pattern=r"^https?://\S+$", description="a vLLM server, http://localhost:8000")
+    model: str | None = Field(default=None, min_length=1, description="the server's name of it; empty: its first")
+    prefix: str | None = Field(
+        default=None, min_length=1, description="text before the prompt that the teacher alone reads"
+    )
+    top_k: int = Field(default=20, ge=1, le=10_000, description="entries per token that a server sends")
+    seconds: float = Field(default=60.0, gt=0.0, description="time limit of a request")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> TeacherSpec:
+        if self.path is not None and self.url is not None:
+            raise ValueError("path and url are two teachers: give one of them")
+        if self.path is None and self.url is None and self.prefix is None:
+            raise ValueError("needs path, url, or a prefix (then the policy teaches itself)")
+        unused = {"model", "top_k", "seconds"} & self.model_fields_set
+        if self.url is None and unused:
+            raise ValueError(f"{sorted(unused)[0]} has no effect without url")
+        return self
+
+
+def check_teacher(objective: Objective, teacher: TeacherSpec | None) -> None:
+    """Raises ``ValueError`` for an objective that needs a teacher and has none, or has one and does not look at it."""
+    if "teacher" in objective.needs and teacher is None:
+        raise ValueError(
+            f"objective {objective.name!r} has a penalty or a region around a teacher: give teacher, a mapping with "
+            "path, url or prefix"
+        )
+    if teacher is None:
+        return
+    if "teacher" not in objective.needs:
+        raise ValueError(f"teacher has no effect: objective {objective.name!r} has no penalty toward it")
+    dense = [p for p in objective.penalties if p.anchor == "teacher" and p.estimator == "exact"]
+    if teacher.url is not None and (
+        dense or any(r.anchor == "teacher" and r.region.needs_logits for r in objective.rules)
+    ):
+        raise ValueError(
+            "a server sends top_k entries, not the teacher's whole distribution: estimator 'exact' and regions over "
+            "the vocabulary need teacher.path. Legal: sampled, weighted, score, top_k"
+        )
+
+
 class Recipe(Settings):
     """A whole experiment."""
 
@@ -241,6 +287,7 @@ class Recipe(Settings):
     model: ModelSpec = ModelSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
     reference: ReferenceSpec = ReferenceSpec()
+    teacher: TeacherSpec | None = None
     train: TrainSpec = TrainSpec()
     eval: EvalSpec = EvalSpec()
 
@@ -255,6 +302,12 @@ class Recipe(Settings):
             )
         if self.model.lora is not None:
             raise ValueError("reference.kind must be 'kept' with model.lora: the reference is the adapter switched off")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_exists(self) -> Recipe:
+        with suppress(NotImportedError):  # a plan: checked when the run begins
+            check_teacher(self.objective.build(), self.teacher)
         return self
 
     def to_yaml(self) -> str:

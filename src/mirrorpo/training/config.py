@@ -19,6 +19,8 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from mirrorpo._checks import check_number, unknown_name
 from mirrorpo.config.objective_file import read_objective
+from mirrorpo.config.train import TeacherSpec
+from mirrorpo.config.yaml import parse_yaml, validated
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
 from mirrorpo.training.distributed import uses_deepspeed
@@ -47,6 +49,9 @@ class MirrorConfig(GRPOConfig):
             region, penalty, level, advantage and aggregation; TRL's own fields for these (``loss_type``, ``epsilon``,
             ``scale_rewards``, ...) are set to match and refuse another value. None (the default): the objective that
             TRL's own fields describe, with TRL's defaults.
+        teacher: whom the policy learns from, if the objective has a penalty toward ``teacher``: a mapping (or its JSON)
+            with ``path`` (a model), or ``url`` (a vLLM server) with ``model``, ``top_k`` and ``seconds``; beside it
+            ``prefix``, text before the prompt that the teacher alone reads. A prefix alone: the policy teaches itself.
         gradient_share_every: optimiser steps between measurements of the penalty's share of the gradient norm (two
             extra backward passes each); 0 for never.
         on_nonfinite: "raise" ends the run at the first number that is not finite; "skip" leaves out the tokens, else
@@ -79,6 +84,9 @@ class MirrorConfig(GRPOConfig):
     objective: dict | str | Objective | None = field(
         default=None,
         metadata={"help": "Preset, mapping (or JSON) with 'preset' and overrides, or an objective file."},
+    )
+    teacher: dict | str | None = field(
+        default=None, metadata={"help": "Teacher: a mapping (or JSON) with 'path', 'url' or 'prefix'."}
     )
     gradient_share_every: int = field(
         default=100, metadata={"help": "Steps between measurements of the penalty's share of the gradient norm."}
@@ -140,6 +148,8 @@ class MirrorConfig(GRPOConfig):
             check_number("reward_seconds", self.reward_seconds, 0, open_low=True)
         if isinstance(self.fast, bool):  # YAML reads a bare `off` as false
             self.fast = "auto" if self.fast else "off"
+        if self.teacher is not None:
+            self.teacher = teacher_from(self.teacher).model_dump(exclude_defaults=True)
         self._settle()
         self._forget_implied(_BATCH_FIELDS)
         unset = [name for name in _BATCH_FIELDS if getattr(self, name) is None]
@@ -216,6 +226,12 @@ class MirrorConfig(GRPOConfig):
         return {name: value for name, value in self.__dict__.items() if name not in ("_built", "_built_from")}
 
 
+def teacher_from(source: dict | str) -> TeacherSpec:
+    """The settings of a teacher; raises ``ValueError`` in one line."""
+    data = parse_yaml(source, "teacher") if isinstance(source, str) else source
+    return validated(TeacherSpec, data, "teacher")
+
+
 def _objective_of(source: Any) -> Objective:
     """The objective of a configuration's field."""
     if isinstance(source, dict) and "by_hand" in source:
@@ -262,4 +278,4 @@ def _with_coefficient(chosen: Objective, beta: float) -> Objective:
     return replace(chosen, penalties=(replace(chosen.penalties[0], coefficient=beta),) if beta else ())
 
 
-__all__ = ["FAST", "MirrorConfig"]
+__all__ = ["FAST", "MirrorConfig", "teacher_from"]

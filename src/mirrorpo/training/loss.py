@@ -143,6 +143,7 @@ class LossComputer:
         known = {
             "logp_old": inputs.get("old_per_token_logps"),
             "logp_ref": inputs.get("ref_per_token_logps"),
+            "logp_teacher": inputs.get("teacher_per_token_logps"),
             "advantages": inputs["advantages"],
             "importance_sampling_ratio": inputs.get(_SAMPLER_RATIO),
         }
@@ -195,6 +196,11 @@ class LossComputer:
             reference = self.scorer.reference_anchor(model, packing, kept)
             if reference is None:
                 return None
+        teacher = None
+        if self._reads_teacher(inputs):
+            teacher = self.scorer.teacher_anchor(model, inputs, packing, kept)
+            if teacher is None:
+                return None
 
         def weight(logp: Tensor, entropy: Tensor) -> Tensor | None:
             return self._policy_weight(Scored(logp=logp, entropy=entropy), inputs, mask)
@@ -208,6 +214,7 @@ class LossComputer:
             packing.tokens[kept],
             mask=mask,
             reference=reference,
+            teacher=teacher,
             weight=weight if by_scores else weight(mask, mask),  # looks at neither
             entropy_weight=self._entropy_weight(moment),
             **self._common(inputs, moment),
@@ -238,6 +245,7 @@ class LossComputer:
             logits=scored.logits,
             logits_ref=self.scorer.reference_logits(model, inputs) if of_reference else None,
             logits_old=inputs.get("old_logits"),
+            logits_teacher=self.scorer.teacher_logits(model, inputs) if self._reads_teacher(inputs) else None,
             tokens=inputs["completion_ids"],
             entropy=scored.entropy,
             vocabulary=self.scorer.vocabulary(model) if "uniform" in objective.needs else None,
@@ -247,15 +255,23 @@ class LossComputer:
 
     def _common(self, inputs: dict[str, Any], moment: Moment) -> dict[str, Any]:
         """Arguments that the objective takes from both layouts."""
+        sparse = "teacher_indices" in inputs and "teacher" in self.objective.needs_logits_of
+        top = (inputs["teacher_indices"], inputs["teacher_entries"]) if sparse else None
         return {
             "advantages": inputs["advantages"],
             "logp_old": inputs.get("old_per_token_logps"),
             "logp_ref": inputs.get("ref_per_token_logps"),
             "logp_sampler": inputs.get("sampling_per_token_logps"),
+            "logp_teacher": inputs.get("teacher_per_token_logps"),
+            "teacher_top": top,
             "max_completion_length": self.settings.max_completion_length,
             "num_tokens": self._num_tokens(inputs, moment),
             "penalty_scale": moment.penalty_factor,
         }
+
+    def _reads_teacher(self, inputs: dict[str, Any]) -> bool:
+        """Whether a local teacher's whole next-token distributions are needed."""
+        return "teacher" in self.objective.needs_logits_of and "teacher_indices" not in inputs
 
     def _num_tokens(self, inputs: dict[str, Any], moment: Moment) -> Tensor | None:
         """This micro-batch's share of an optimiser step's tokens (TRL counts those of a whole generation batch)."""
@@ -346,12 +362,8 @@ def carried(objective: Objective, args: Any, *, drawn_here: bool) -> Objective:
         drawn_here: whether the policy generates by itself: then the sampler is the old policy.
 
     Raises:
-        ValueError: an anchor that the trainer does not have, or a correction for the sampler that would count twice.
+        ValueError: a correction for the sampler that would count twice.
     """
-    if "teacher" in objective.needs:
-        raise ValueError(
-            "anchor 'teacher' is not supported by the trainer yet. Legal: reference, old, sampler, uniform"
-        )
     if "sampler" in objective.needs and drawn_here:
         objective = objective.drawn_by_policy()
         logger.warning("the policy generates by itself: anchor and behaviour 'sampler' are the old policy")
@@ -369,7 +381,7 @@ def needs_padding(objective: Objective) -> str | None:
         if rule.region.needs_logits:
             return f"region {rule.region.name!r}"
     for p in objective.penalties:
-        if p.needs_logits and (p.anchor != "reference" or p.support != "anchor"):
+        if p.needs_logits and p.anchor == "old":
             return p.what
     return None
 

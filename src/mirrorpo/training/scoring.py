@@ -92,6 +92,11 @@ def gather_ids(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
     return ids, attention, inputs["completion_ids"].shape[1]
 
 
+def read_by_teacher(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch with the prompts as the teacher reads them, behind its prefix."""
+    return {**inputs, **{key: inputs.get(f"teacher_{key}", inputs[key]) for key in ("prompt_ids", "prompt_mask")}}
+
+
 def score_from_logits(model: nn.Module, ids: Tensor, attention: Tensor, keep: int, temperature: float) -> Scored:
     """Scores the last ``keep`` tokens of each row.
 
@@ -351,6 +356,7 @@ class Scorer:
         reference: the reference model; None if it is the policy with its adapter off.
         head_scores: TRL's method that scores padded rows through the model's own head.
         aux_loss: whether the load-balancing loss of a mixture model is wanted.
+        teacher: the teacher's model; None if there is none, or it is the policy behind a prefix.
     """
 
     def __init__(
@@ -361,8 +367,10 @@ class Scorer:
         reference: Any,
         head_scores: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]],
         aux_loss: bool,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.packed, self.accelerator, self.temperature = packed, accelerator, temperature
+        self.teacher = teacher
         self.reference, self.head_scores, self.aux_loss = reference, head_scores, aux_loss
 
     def padded(self, model: nn.Module, inputs: dict[str, Any], *, with_logits: bool) -> Scored:
@@ -405,6 +413,29 @@ class Scorer:
         if causal is None or hidden is None:
             return None
         return Anchor(hidden=hidden[kept], head=self.packed.head(causal))
+
+    @torch.no_grad()
+    def teacher_logits(self, policy: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+        """(B, T, V) under the teacher."""
+        return self.with_logits(
+            policy if self.teacher is None else self.teacher, *gather_ids(read_by_teacher(inputs))
+        ).logits
+
+    @torch.no_grad()
+    def teacher_anchor(self, policy: nn.Module, inputs: dict[str, Any], packing: Packing, kept: Any) -> Anchor | None:
+        """The teacher's hidden states of the tokens that count, and its head; None where it cannot read the rows."""
+        model = policy if self.teacher is None else self.teacher
+        causal = self.packed.model(model)
+        if causal is None:
+            return None
+        own = self.packed.pack(causal, *gather_ids(read_by_teacher(inputs)))
+        hidden = None if own is None else self.packed.hidden(model, own)
+        if own is None or hidden is None:
+            return None
+        # Behind a prefix, completions may be laid out in another order.
+        place = torch.empty(int(own.slots.max()) + 1, dtype=torch.long, device=own.slots.device)
+        place[own.slots] = torch.arange(len(own.slots), device=own.slots.device)
+        return Anchor(hidden=hidden[place[packing.slots]][kept], head=self.packed.head(causal))
 
     @contextmanager
     def _reference_of(self, policy: nn.Module) -> Iterator[nn.Module]:

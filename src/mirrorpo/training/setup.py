@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PrinterCallback
 from transformers.utils import logging
 
-from mirrorpo.config.train import Recipe
+from mirrorpo.config.train import Recipe, TeacherSpec
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
@@ -158,6 +158,8 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
     tokenizer = tokenizer_of(recipe, [*train_rows, *test_rows])
     model = check_model(recipe)
+    if recipe.teacher is not None:
+        check_teacher(recipe.teacher, recipe.model.path, model, tokenizer)
     lengths, notes = prompt_lengths(recipe, tokenizer, train_rows)
     longest = max(lengths)
     notes += check_context(recipe, longest, context_of(model.config, model))
@@ -177,6 +179,16 @@ def prepare(recipe: Recipe) -> Prepared:
         longest_prompt=longest,
         noise=noise,
     )
+
+
+def check_teacher(spec: TeacherSpec, policy: str, model: Any, tokenizer: Any) -> None:
+    """Raises ``InputError`` for a teacher that is not there, is the policy, or reads other tokens."""
+    from mirrorpo.training.teacher import check_teacher_model, server_of
+
+    if spec.path is not None:
+        check_teacher_model(spec, policy, tokenizer)
+    elif spec.url is not None:
+        server_of(spec, model, tokenizer)
 
 
 def check_model(recipe: Recipe) -> Any:
@@ -252,6 +264,7 @@ def trainer_config(
     return MirrorConfig(
         output_dir=str(output_dir),
         objective=recipe.objective.build(),
+        teacher=None if recipe.teacher is None else recipe.teacher.model_dump(exclude_defaults=True),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=train.updates_per_batch * accumulation,

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from mirrorpo.config.train import TeacherSpec, check_teacher
 from mirrorpo.losses.advantages import advantages as group_advantages
 from mirrorpo.losses.objective import Objective, Output
 from mirrorpo.models import resolve_model
 from mirrorpo.models.generation import bare_generation, causal_part, say_what_is_ignored
 from mirrorpo.models.thresholds import forget_lengths, noise_of
-from mirrorpo.training.config import MirrorConfig
+from mirrorpo.training.config import MirrorConfig, teacher_from
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
 from mirrorpo.training.loss import LossComputer, LossSettings, Moment, carried, needs_padding, regroup
 from mirrorpo.training.model_adapter import check_reference, noise
@@ -28,6 +29,7 @@ from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, holds_optimizer, load_state, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
 from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, budget_advice, gather_ids
+from mirrorpo.training.teacher import Teacher, TeacherError
 
 logger = logging.get_logger(__name__)
 
@@ -100,9 +102,12 @@ class MirrorTrainer(ResumableTrainer):
             self._background = background(functions)
             reward_funcs = [guarded(function, args.on_reward_error, args.reward_seconds) for function in functions]
         self.penalty_state = PenaltyState(self.policy_objective.control)
+        spec = None if args.teacher is None else teacher_from(args.teacher)
+        check_teacher(self.policy_objective, spec)
         check_equal(trainer_settings(args, self.policy_objective))
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
+        self.teacher = None if spec is None else self._load_teacher(spec)
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
         say_what_is_ignored(self.accelerator.unwrap_model(self.model))
@@ -112,7 +117,9 @@ class MirrorTrainer(ResumableTrainer):
         self.loss_computer = self._loss_computer()
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
-            logger.warning("%s; reference: %s", self.policy_objective.describe(), self.reference_description())
+            teacher = "" if self.teacher is None else f"; teacher: {self.teacher.describe()}"
+            said = (self.policy_objective.describe(), self.reference_description(), teacher)
+            logger.warning("%s; reference: %s%s", *said)
 
     def reference_description(self) -> str:
         """Where the penalty is measured from, in a few words."""
@@ -131,6 +138,36 @@ class MirrorTrainer(ResumableTrainer):
         if self.accelerator.distributed_type in UNSHARDED:
             unwrap = self.accelerator.unwrap_model
             check_reference(unwrap(self.model), unwrap(self.ref_model))
+
+    def _load_teacher(self, spec: TeacherSpec) -> Teacher:
+        if self.accelerator.distributed_type not in UNSHARDED:
+            raise ValueError("teacher is not supported with FSDP, ZeRO-3 and other sharded models")
+        options = self.args.model_init_kwargs
+        dtype = options.get("dtype", "float32") if isinstance(options, dict) else "float32"
+        policy = self.accelerator.unwrap_model(self.model)
+        teacher = Teacher(spec, policy, self.processing_class, self.temperature, dtype=dtype)
+        if teacher.model is not None:
+            teacher.model = self.accelerator.prepare_model(teacher.model, evaluation_mode=True)
+        return teacher
+
+    def _teacher_scores(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> dict[str, Tensor]:
+        """What the teacher says of a rollout batch, as more of its tensors."""
+        assert self.teacher is not None
+
+        @torch.no_grad()
+        def score(model: nn.Module | None, ids: Tensor, attention: Tensor, keep: int) -> Tensor:
+            size = self.args.per_device_train_batch_size
+            reader = self.model if model is None else model
+            return self._get_per_token_logps_and_entropies(reader, ids, attention, keep, batch_size=size)[0]
+
+        prompts = [row["prompt"] for row in inputs]
+        found = self.teacher.read(output, prompts, lambda prompts: self._tokenize_prompts(prompts)[0], score)
+        if "teacher_entries" in found:
+            covered = found["teacher_entries"].exp().sum(-1)[output["completion_mask"].bool()].mean().item()
+            metrics = self._metrics["train" if self.model.training else "eval"]
+            metrics["teacher/covered/mean"].append(covered)
+            metrics["teacher/tail/mean"].append(1.0 - covered)
+        return found
 
     def _say_noise(self) -> None:
         causal = causal_part(self.accelerator.unwrap_model(self.model))
@@ -155,13 +192,23 @@ class MirrorTrainer(ResumableTrainer):
     # What a resumed run needs beyond TRL's checkpoint
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        with budget_advice(self.packed, self.model):
-            loss = super().training_step(*args, **kwargs)
+        try:
+            with budget_advice(self.packed, self.model):
+                loss = super().training_step(*args, **kwargs)
+        except TeacherError:
+            self._keep_what_is_trained()
+            raise
         if self.accelerator.sync_gradients:
             self._settle_nonfinite()
             self._skip_noise()
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
+
+    def _keep_what_is_trained(self) -> None:
+        """Writes a checkpoint of the last whole step, if there is none."""
+        step = self.state.global_step
+        if step > 0 and not (Path(str(self.args.output_dir)) / f"checkpoint-{step}").exists():
+            self._save_checkpoint(self.model, None)
 
     def _settle_nonfinite(self) -> None:
         if not self.nonfinite.skips:
@@ -255,6 +302,8 @@ class MirrorTrainer(ResumableTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
         output = super()._generate_and_score_completions(inputs)
+        if self.teacher is not None:
+            output.update(self._teacher_scores(inputs, output))
         penalty = self._reward_penalty(output) if self.policy_objective.placed("reward") else None
         output["advantages"] = self._advantages(output["advantages"], penalty)
         if "old" in self.policy_objective.needs_logits_of:
@@ -303,6 +352,7 @@ class MirrorTrainer(ResumableTrainer):
             mask,
             self.penalty_state.factor,
             logp_sampler=output.get("sampling_per_token_logps"),
+            logp_teacher=output.get("teacher_per_token_logps"),
             vocabulary=vocabulary,
         )
         everyone: Tensor = self.accelerator.gather(penalty)  # pyright: ignore[reportAssignmentType]
@@ -370,6 +420,7 @@ class MirrorTrainer(ResumableTrainer):
             self.ref_model,
             super()._get_per_token_logps_and_entropies,  # the trainer's own would pack
             self.aux_loss_enabled,
+            None if self.teacher is None else self.teacher.model,
         )
         settings = LossSettings(
             max_completion_length=self.max_completion_length,
