@@ -206,7 +206,7 @@ def test_the_level_of_the_sandbox_is_told_and_a_weak_one_is_a_warning(
 
 
 def test_a_sandbox_that_does_not_start_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox.boot, "interpreter", lambda: "/bin/false")
+    monkeypatch.setattr(sandbox.template, "interpreter", lambda: "/bin/false")
     (finding,) = machine._sandbox()
     assert (finding["state"], finding["found"]) == ("bad", "does not start")
     assert "the template process" in finding["advice"]

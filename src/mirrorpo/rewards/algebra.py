@@ -20,8 +20,15 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import Any, NoReturn
 
-from mirrorpo.rewards.sandbox.frames import ChannelClosed, TooLarge, read_frame, write_frame
-from mirrorpo.rewards.sandbox.plain import NotPlain, from_bytes, to_bytes
+from mirrorpo.rewards.sandbox.messages import (
+    ChannelClosed,
+    NotPlain,
+    TooLarge,
+    from_bytes,
+    read_frame,
+    to_bytes,
+    write_frame,
+)
 
 _START_SECONDS = 120.0
 _MAX_MESSAGE = 100_000
@@ -231,10 +238,10 @@ def _verdict(compare: Any, given: str, wanted: str, alarm: _Alarm) -> str:
 
 
 def _lock_in() -> None:
-    from mirrorpo.rewards.sandbox import libc, seccomp
+    from mirrorpo.rewards.sandbox import kernel
 
     try:
-        libc.forget_privileges()
-        seccomp.install()
+        kernel.forget_privileges()
+        kernel.install_filter()
     except OSError:  # another kind of machine: the grammar alone stands between the text and the process
         return

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mirrorpo.rewards.extraction import MAX_CODE_CHARACTERS, extract_code
-from mirrorpo.rewards.sandbox.levels import LAYERS, Level
-from mirrorpo.rewards.sandbox.limits import Limits
-from mirrorpo.rewards.sandbox.plain import Decoder, NotPlain, to_bytes
+from mirrorpo.rewards.sandbox.limits import LAYERS, Level, Limits
+from mirrorpo.rewards.sandbox.messages import Decoder, NotPlain, to_bytes
 from mirrorpo.rewards.sandbox.pool import Ended, Outcome, Pool
 from mirrorpo.rewards.sandbox.template import Reached
 from mirrorpo.rewards.sandbox.tests_of import BadTests, Check, Plan, plan
@@ -37,7 +36,7 @@ class CodeVerifier:
 
     Args:
         limits: of each program.
-        require: the least level of isolation (``mirrorpo.rewards.sandbox.levels``); less is refused, not accepted.
+        require: the least level of isolation (``mirrorpo.rewards.sandbox.limits``); less is refused, not accepted.
         in_flight: programs at once.
         layers: which may be used (for tests of lower levels).
 

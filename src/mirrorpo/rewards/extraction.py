@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from mirrorpo.rewards.sandbox.scopes import bound_in, global_loads
+from mirrorpo.rewards.sandbox.roles import bound_in, global_loads
 
 MAX_CODE_CHARACTERS = 200_000
 _MAX_BLOCKS = 60  # the last ones; a completion with more of them is no answer

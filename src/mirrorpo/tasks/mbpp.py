@@ -19,7 +19,7 @@ from mirrorpo.tasks.task import Grade, Part, Row, Settings, check_test_part, loa
 
 if TYPE_CHECKING:
     from mirrorpo.rewards.code import CodeVerifier
-    from mirrorpo.rewards.sandbox.levels import Level
+    from mirrorpo.rewards.sandbox.limits import Level
 
 HUB_NAME = "google-research-datasets/mbpp"
 # First and last task id of each part.

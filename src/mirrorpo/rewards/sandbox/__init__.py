@@ -1,7 +1,6 @@
 """Where do programs that nobody has read run? In processes that can reach nothing, and that judge nothing."""
 
-from mirrorpo.rewards.sandbox.levels import LEVELS, Level
-from mirrorpo.rewards.sandbox.limits import Limits
+from mirrorpo.rewards.sandbox.limits import LEVELS, Level, Limits
 from mirrorpo.rewards.sandbox.pool import Outcome, Pool
 from mirrorpo.rewards.sandbox.template import Reached, SandboxError, Template
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Iterable, Iterator
 
-from mirrorpo.rewards.sandbox.roles import BUILTINS
-
+BUILTINS = frozenset(vars(builtins)) | {"__name__", "__file__", "__doc__", "__builtins__", "__spec__"}
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 # Where what a program prints comes to light.
 _PRINTED = {"getvalue", "readouterr"}
@@ -223,3 +223,194 @@ def _always_true(test: ast.expr) -> bool:
     if isinstance(test, ast.JoinedStr):
         return any(isinstance(part, ast.Constant) and part.value for part in test.values)
     return isinstance(test, ast.Lambda | ast.GeneratorExp)
+
+
+# Names of what is called for nothing but its exception.
+_CHECKING = ("assert", "check", "verify", "expect", "ensure", "validate", "run_test", "compare", "require")
+_EQUALITIES = (
+    "assertEqual",
+    "assertEquals",
+    "assertListEqual",
+    "assertDictEqual",
+    "assertSetEqual",
+    "assertTupleEqual",
+)
+_EQUALITIES += ("assertCountEqual", "assertSequenceEqual", "assertMultiLineEqual", "assertAlmostEqual", "assertIn")
+
+
+class Judging:
+    """Names that would judge what another name of the program gave: ``close(solve(3), 9)``, ``run_tests(solve)``.
+
+    They are the tests' to define. A name is the program's all the same if it is tested for itself
+    (``is_even(2)`` beside ``is_even(double(3))``), if its result is compared with a value that says something
+    (``decode(encode(x)) == x``), or if the tests want both answers of it.
+
+    Args:
+        trees: of the setup and the tests.
+        nodes: ids of the nodes that are undefined names.
+    """
+
+    def __init__(self, trees: list[ast.Module], nodes: set[int]) -> None:
+        self._nodes = nodes
+        self._all = [node for tree in trees for node in ast.walk(tree)]
+        self._parent = {id(child): node for node in self._all for child in ast.iter_child_nodes(node)}
+        self._functions = {n.name: n for n in self._all if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+        self._sources: dict[str, set[str]] = {}  # of variables: names of the program that they come from
+        self._made_by: dict[str, set[str]] = {}  # of variables: calls of undefined names that they hold
+        self._given: set[str] = set()  # what the call in question is given: no answer of its own
+        self._flow()
+
+    def names(self) -> set[str]:
+        """Those that no program may define."""
+        fed_signs: dict[str, set[str]] = {}
+        own_signs: dict[str, set[str]] = {}
+        for call in (node for node in self._all if isinstance(node, ast.Call)):
+            for name in self._callees(call):
+                arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+                self._given = {ast.dump(argument) for argument in arguments}
+                fed = {source for argument in arguments for source in self._from(argument)} - {name}
+                (fed_signs if fed else own_signs).setdefault(name, set()).update(self._verdicts(call, set()))
+        return {name for name, signs in fed_signs.items() if not self._is_tested(signs, own_signs.get(name, set()))}
+
+    def _is_tested(self, fed: set[str], own: set[str]) -> bool:
+        """Whether constant answers do not do: nothing depends on them, both are wanted, or one that says something."""
+        return not fed - {"="} or "=" in fed | own or {"+", "-"} <= fed | own
+
+    def _callees(self, call: ast.Call) -> set[str]:
+        """The undefined names that a call calls: a function, or the class of the object whose method it is."""
+        function = call.func
+        if isinstance(function, ast.Name):
+            return {function.id} if id(function) in self._nodes else set()
+        if not isinstance(function, ast.Attribute):
+            return set()
+        base = function.value
+        if isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and id(base.func) in self._nodes:
+            return {base.func.id}
+        return self._made_by.get(base.id, set()) if isinstance(base, ast.Name) else set()
+
+    def _from(self, node: ast.AST) -> set[str]:
+        """Names of the program on which a value depends; of an object that is only constructed here, none."""
+        found: set[str] = set()
+        waiting = [node]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, ast.Call):
+                constructs = isinstance(part.func, ast.Name) and part.func.id[:1].isupper()
+                found |= set() if constructs else self._callees(part)
+                waiting += [*part.args, *(keyword.value for keyword in part.keywords)]
+                waiting += [] if constructs and id(part.func) in self._nodes else [part.func]
+            elif isinstance(part, ast.Name):
+                own = {part.id} if id(part) in self._nodes and not part.id[:1].isupper() else set()
+                found |= own | self._sources.get(part.id, set())
+            elif not isinstance(part, ast.Lambda):
+                waiting.extend(ast.iter_child_nodes(part))
+        return found
+
+    def _flow(self) -> None:
+        """Fills in what variables and parameters come from."""
+        pairs: list[tuple[ast.AST, ast.AST]] = []
+        for node in self._all:
+            if isinstance(node, ast.Assign):
+                pairs += [(target, node.value) for target in node.targets]
+            elif isinstance(node, ast.AnnAssign | ast.NamedExpr | ast.AugAssign) and node.value is not None:
+                pairs.append((node.target, node.value))
+            elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+                pairs.append((node.target, node.iter))
+            elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+                pairs.append((node.optional_vars, node.context_expr))
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self._functions:
+                given = self._functions[node.func.id].args
+                pairs += list(zip([*given.posonlyargs, *given.args], node.args, strict=False))
+        while True:
+            before = [len(names) for names in self._sources.values()]
+            for target, value in pairs:
+                targets = [target.arg] if isinstance(target, ast.arg) else sorted(_stored(target))
+                for name in targets:
+                    self._sources.setdefault(name, set()).update(self._from(value))
+                if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and id(value.func) in self._nodes:
+                    for name in targets:
+                        self._made_by.setdefault(name, set()).add(value.func.id)
+            if before == [len(names) for names in self._sources.values()]:
+                return
+
+    def _verdicts(self, node: ast.AST, seen: set[str]) -> set[str]:
+        """What the tests make of a value: "+" or "-" (it should be true or false), "=" (it should be a certain value
+        that says something), "?" (it is a measure), or nothing.
+        """
+        parent = self._parent.get(id(node))
+        if parent is None:
+            return set()
+        if isinstance(parent, ast.Assert):
+            return {"+"} if parent.test is node else set()
+        if isinstance(parent, ast.If | ast.While | ast.IfExp):
+            return {"?"} if parent.test is node else set()
+        if isinstance(parent, ast.UnaryOp) and isinstance(parent.op, ast.Not):
+            swap = {"+": "-", "-": "+"}
+            return {swap.get(sign, sign) for sign in self._verdicts(parent, seen)}
+        if isinstance(parent, ast.Compare):
+            return self._compared(parent, node, seen)
+        if isinstance(parent, ast.Call):
+            return self._in_call(parent, node, seen)
+        if isinstance(parent, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.NamedExpr):
+            targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
+            return self._of_variables({name for target in targets for name in _stored(target)} - seen, seen)
+        if isinstance(parent, ast.Expr | ast.withitem):
+            name = getattr(getattr(node, "func", None), "id", "")
+            return {"?"} if name.lower().lstrip("_").startswith(_CHECKING) else set()
+        if isinstance(parent, ast.expr):
+            return self._verdicts(parent, seen)
+        return set()
+
+    def _of_variables(self, names: set[str], seen: set[str]) -> set[str]:
+        loads = [n for n in self._all if isinstance(n, ast.Name) and n.id in names and isinstance(n.ctx, ast.Load)]
+        return {sign for load in loads for sign in self._verdicts(load, seen | names)}
+
+    def _compared(self, parent: ast.Compare, node: ast.AST, seen: set[str]) -> set[str]:
+        others = [side for side in _sides(parent) if side is not node]
+        operator = parent.ops[0]
+        if len(parent.ops) > 1 or not isinstance(operator, ast.Eq | ast.Is | ast.In | ast.NotEq | ast.IsNot):
+            return {"?"}
+        value = others[0].value if isinstance(others[0], ast.Constant) else None
+        if isinstance(value, bool):
+            return {"+"} if value is isinstance(operator, ast.Eq | ast.Is) else {"-"}
+        if self._from(others[0]) & self._from(node):
+            return {"?"}
+        if ast.dump(others[0]) in self._given or not isinstance(operator, ast.Eq | ast.In):
+            return {"?"}
+        return _wanted(others[0])
+
+    def _in_call(self, parent: ast.Call, node: ast.AST, seen: set[str]) -> set[str]:
+        name = parent.func.attr if isinstance(parent.func, ast.Attribute) else getattr(parent.func, "id", "")
+        if node is parent.func:
+            return set()  # the result is called: its own result is what counts
+        if name in ("assertTrue", "assertFalse"):
+            return {"+" if name == "assertTrue" else "-"}
+        if name in _EQUALITIES:
+            others = [argument for argument in parent.args[:2] if argument is not node]
+            if not others or ast.dump(others[0]) in self._given or self._from(others[0]) & self._from(node):
+                return {"?"}
+            return _wanted(others[0])
+        if name.startswith("assert"):
+            return {"?"}
+        if self._callees(parent) or name in self._functions:
+            return set()
+        return self._verdicts(parent, seen)
+
+
+def _stored(target: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(target) if isinstance(node, ast.Name)}
+
+
+def _sides(node: ast.Compare) -> list[ast.expr]:
+    return [node.left, *node.comparators]
+
+
+def _wanted(node: ast.AST) -> set[str]:
+    """What it says to be equal to a value: 0, 1, None and what is empty are no more than false and true."""
+    try:
+        value = ast.literal_eval(node) if isinstance(node, ast.expr) else ...
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        return {"="}
+    if not value:
+        return {"-"}
+    return {"+"} if value in (True, ...) else {"="}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import builtins
 import collections.abc
 import enum
+import functools
 import inspect
 import io
 import sys
@@ -19,12 +20,11 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from mirrorpo.rewards.sandbox.peer import Message
-from mirrorpo.rewards.sandbox.plain import Encoder, NotPlain
-from mirrorpo.rewards.sandbox.raised import describe, describe_class
+from mirrorpo.rewards.sandbox.messages import Encoder, Message, NotPlain
+from mirrorpo.rewards.sandbox.raised import GIVEN, describe, describe_class
 
-# Operations of a class of the tests that a program may use without having been given an object of it.
 _SLOT = types.MemberDescriptorType
+# Operations of a class of the tests that a program may use without having been given an object of it.
 _OPEN = frozenset(
     f"__{name}__"
     for name in ("eq", "ne", "lt", "le", "gt", "ge", "hash", "repr", "str", "len", "iter", "bool", "contains")
@@ -93,7 +93,7 @@ class Callbacks:
     def _extend(self, value: Any, _: Callable[[Any], Any]) -> Any:
         kind = type(value)
         number = value.__dict__.get("_number") if hasattr(value, "__dict__") else None
-        if kind.__module__ == "solution" or kind.__module__ == "mirrorpo.rewards.sandbox.remote":
+        if kind.__module__ == "solution" or kind.__module__ == "mirrorpo.rewards.sandbox.live":
             if isinstance(value, BaseException):
                 return ["e", describe(value, _own_name)]
             if isinstance(number, int):
@@ -339,3 +339,58 @@ def _reached(value: Any, objects: dict[int, Any]) -> set[int]:
             continue
         waiting.extend(tree)
     return found
+
+
+# What stands for them in the program's process.
+
+
+class Input:
+    """Standard input: what the tests have put there."""
+
+    def __init__(self, ask: Callable[..., Any]) -> None:
+        self.read = functools.partial(ask, "stdin", "read")
+        self.readline = functools.partial(ask, "stdin", "readline")
+        self.readlines = functools.partial(ask, "stdin", "readlines")
+
+    def __iter__(self) -> Any:
+        return iter(self.readline, "")
+
+
+def keep_given(this: Any, *_: Any, **named: Any) -> None:
+    """The constructor of what stands in for an exception class of the tests."""
+    if named:
+        vars(this)[GIVEN] = named
+
+
+class Tool:
+    """A tool of the tests, such as a mock or a buffer: its attributes and calls are asked for."""
+
+    def __init__(self, number: int, ask: Callable[..., Any]) -> None:
+        self._number = number
+        self._ask = ask
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._ask("attribute", self._number, name)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._ask("call", self._number, *arguments, **named)
+
+    def __iter__(self) -> Any:
+        return iter(self.readline, "")
+
+
+class Items:
+    """An iterator of the tests, pulled item by item."""
+
+    def __init__(self, number: int, pull: Callable[[], Message], decode: Callable[[Any], Any]) -> None:
+        self.number = number
+        self._pull = pull
+        self._decode = decode
+
+    def __iter__(self) -> Items:
+        return self
+
+    def __next__(self) -> Any:
+        return self._decode(self._pull()[1])

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mirrorpo.rewards.sandbox.frames import HEADER, frame
-from mirrorpo.rewards.sandbox.levels import LAYERS, Level, satisfies
-from mirrorpo.rewards.sandbox.limits import Limits
-from mirrorpo.rewards.sandbox.plain import NotPlain, from_bytes, to_bytes
+from mirrorpo.rewards.sandbox.limits import LAYERS, Level, Limits, satisfies
+from mirrorpo.rewards.sandbox.messages import HEADER, NotPlain, frame, from_bytes, to_bytes
 from mirrorpo.rewards.sandbox.template import Reached, SandboxError, Template
 
 # What the judge may use beyond the candidate, whose answers it waits for.
@@ -176,7 +174,7 @@ class Pool:
         """Runs one job in a fresh copy.
 
         Args:
-            job: as ``worker`` describes.
+            job: as ``zygote`` describes.
 
         Raises:
             SandboxError: the template process cannot be started again.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mirrorpo.rewards.sandbox.plain import Decoder, Encoder, NotPlain
+from mirrorpo.rewards.sandbox.messages import Decoder, Encoder, NotPlain
 
 _MAX_TEXT = 10_000
 _MAX_DEPTH = 12

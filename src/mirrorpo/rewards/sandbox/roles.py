@@ -1,22 +1,22 @@
-"""Which of the names that tests leave undefined are the program's, and which of those are classes?
+"""Names that tests use and do not define: which are the program's, which of those are classes, which are tools?
 
-Decided from the text of the tests alone, so that no program can change the answer. A name is the program's if the tests
-call it, or hand it on; what stands around such a call (``fabs(solve(3) - 9)``), opposite to it (``== approx(9)``) or is
-used as a value (``== EXPECTED``) is a tool of the tests, and has to be defined by them.
+Decided from the text of the tests alone, by Python's rules of scope, so that no program can change the answer. A name
+is the program's if the tests call it, or hand it on; what stands around such a call (``fabs(solve(3) - 9)``), opposite
+to it (``== approx(9)``) or is used as a value (``== EXPECTED``) is a tool of the tests, and has to be defined by them.
+
+Standard library only: the isolated side imports this file as well.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mirrorpo.rewards.sandbox.scopes import PROGRAM_MODULES, bound_in, global_loads
-from mirrorpo.rewards.sandbox.well_known import LIBRARY, TOOLS
+from mirrorpo.rewards.sandbox.assertions import BUILTINS, Judging
 
-BUILTINS = frozenset(vars(builtins)) | {"__name__", "__file__", "__doc__", "__builtins__", "__spec__"}
 _PLAIN_TYPES = (str, bytes, list, tuple, dict, set, frozenset, int, float, complex, bool)
 PLAIN_ATTRIBUTES = frozenset(name for kind in _PLAIN_TYPES for name in dir(kind) if not name.startswith("__"))
 _TYPE_CALLS = frozenset(("isinstance", "issubclass", "assertRaises", "assertRaisesRegex", "assertIsInstance", "raises"))
@@ -177,197 +177,6 @@ class _Uses:
                 self._opposite_nodes.add(id(callee))
 
 
-# Names of what is called for nothing but its exception.
-_CHECKING = ("assert", "check", "verify", "expect", "ensure", "validate", "run_test", "compare", "require")
-_EQUALITIES = (
-    "assertEqual",
-    "assertEquals",
-    "assertListEqual",
-    "assertDictEqual",
-    "assertSetEqual",
-    "assertTupleEqual",
-)
-_EQUALITIES += ("assertCountEqual", "assertSequenceEqual", "assertMultiLineEqual", "assertAlmostEqual", "assertIn")
-
-
-class Judging:
-    """Names that would judge what another name of the program gave: ``close(solve(3), 9)``, ``run_tests(solve)``.
-
-    They are the tests' to define. A name is the program's all the same if it is tested for itself
-    (``is_even(2)`` beside ``is_even(double(3))``), if its result is compared with a value that says something
-    (``decode(encode(x)) == x``), or if the tests want both answers of it.
-
-    Args:
-        trees: of the setup and the tests.
-        nodes: ids of the nodes that are undefined names.
-    """
-
-    def __init__(self, trees: list[ast.Module], nodes: set[int]) -> None:
-        self._nodes = nodes
-        self._all = [node for tree in trees for node in ast.walk(tree)]
-        self._parent = {id(child): node for node in self._all for child in ast.iter_child_nodes(node)}
-        self._functions = {n.name: n for n in self._all if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
-        self._sources: dict[str, set[str]] = {}  # of variables: names of the program that they come from
-        self._made_by: dict[str, set[str]] = {}  # of variables: calls of undefined names that they hold
-        self._given: set[str] = set()  # what the call in question is given: no answer of its own
-        self._flow()
-
-    def names(self) -> set[str]:
-        """Those that no program may define."""
-        fed_signs: dict[str, set[str]] = {}
-        own_signs: dict[str, set[str]] = {}
-        for call in (node for node in self._all if isinstance(node, ast.Call)):
-            for name in self._callees(call):
-                arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
-                self._given = {ast.dump(argument) for argument in arguments}
-                fed = {source for argument in arguments for source in self._from(argument)} - {name}
-                (fed_signs if fed else own_signs).setdefault(name, set()).update(self._verdicts(call, set()))
-        return {name for name, signs in fed_signs.items() if not self._is_tested(signs, own_signs.get(name, set()))}
-
-    def _is_tested(self, fed: set[str], own: set[str]) -> bool:
-        """Whether constant answers do not do: nothing depends on them, both are wanted, or one that says something."""
-        return not fed - {"="} or "=" in fed | own or {"+", "-"} <= fed | own
-
-    def _callees(self, call: ast.Call) -> set[str]:
-        """The undefined names that a call calls: a function, or the class of the object whose method it is."""
-        function = call.func
-        if isinstance(function, ast.Name):
-            return {function.id} if id(function) in self._nodes else set()
-        if not isinstance(function, ast.Attribute):
-            return set()
-        base = function.value
-        if isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and id(base.func) in self._nodes:
-            return {base.func.id}
-        return self._made_by.get(base.id, set()) if isinstance(base, ast.Name) else set()
-
-    def _from(self, node: ast.AST) -> set[str]:
-        """Names of the program on which a value depends; of an object that is only constructed here, none."""
-        found: set[str] = set()
-        waiting = [node]
-        while waiting:
-            part = waiting.pop()
-            if isinstance(part, ast.Call):
-                constructs = isinstance(part.func, ast.Name) and part.func.id[:1].isupper()
-                found |= set() if constructs else self._callees(part)
-                waiting += [*part.args, *(keyword.value for keyword in part.keywords)]
-                waiting += [] if constructs and id(part.func) in self._nodes else [part.func]
-            elif isinstance(part, ast.Name):
-                own = {part.id} if id(part) in self._nodes and not part.id[:1].isupper() else set()
-                found |= own | self._sources.get(part.id, set())
-            elif not isinstance(part, ast.Lambda):
-                waiting.extend(ast.iter_child_nodes(part))
-        return found
-
-    def _flow(self) -> None:
-        """Fills in what variables and parameters come from."""
-        pairs: list[tuple[ast.AST, ast.AST]] = []
-        for node in self._all:
-            if isinstance(node, ast.Assign):
-                pairs += [(target, node.value) for target in node.targets]
-            elif isinstance(node, ast.AnnAssign | ast.NamedExpr | ast.AugAssign) and node.value is not None:
-                pairs.append((node.target, node.value))
-            elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
-                pairs.append((node.target, node.iter))
-            elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-                pairs.append((node.optional_vars, node.context_expr))
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self._functions:
-                given = self._functions[node.func.id].args
-                pairs += list(zip([*given.posonlyargs, *given.args], node.args, strict=False))
-        while True:
-            before = [len(names) for names in self._sources.values()]
-            for target, value in pairs:
-                targets = [target.arg] if isinstance(target, ast.arg) else sorted(_stored(target))
-                for name in targets:
-                    self._sources.setdefault(name, set()).update(self._from(value))
-                if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and id(value.func) in self._nodes:
-                    for name in targets:
-                        self._made_by.setdefault(name, set()).add(value.func.id)
-            if before == [len(names) for names in self._sources.values()]:
-                return
-
-    def _verdicts(self, node: ast.AST, seen: set[str]) -> set[str]:
-        """What the tests make of a value: "+" or "-" (it should be true or false), "=" (it should be a certain value
-        that says something), "?" (it is a measure), or nothing.
-        """
-        parent = self._parent.get(id(node))
-        if parent is None:
-            return set()
-        if isinstance(parent, ast.Assert):
-            return {"+"} if parent.test is node else set()
-        if isinstance(parent, ast.If | ast.While | ast.IfExp):
-            return {"?"} if parent.test is node else set()
-        if isinstance(parent, ast.UnaryOp) and isinstance(parent.op, ast.Not):
-            swap = {"+": "-", "-": "+"}
-            return {swap.get(sign, sign) for sign in self._verdicts(parent, seen)}
-        if isinstance(parent, ast.Compare):
-            return self._compared(parent, node, seen)
-        if isinstance(parent, ast.Call):
-            return self._in_call(parent, node, seen)
-        if isinstance(parent, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.NamedExpr):
-            targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
-            return self._of_variables({name for target in targets for name in _stored(target)} - seen, seen)
-        if isinstance(parent, ast.Expr | ast.withitem):
-            name = getattr(getattr(node, "func", None), "id", "")
-            return {"?"} if name.lower().lstrip("_").startswith(_CHECKING) else set()
-        if isinstance(parent, ast.expr):
-            return self._verdicts(parent, seen)
-        return set()
-
-    def _of_variables(self, names: set[str], seen: set[str]) -> set[str]:
-        loads = [n for n in self._all if isinstance(n, ast.Name) and n.id in names and isinstance(n.ctx, ast.Load)]
-        return {sign for load in loads for sign in self._verdicts(load, seen | names)}
-
-    def _compared(self, parent: ast.Compare, node: ast.AST, seen: set[str]) -> set[str]:
-        others = [side for side in _sides(parent) if side is not node]
-        operator = parent.ops[0]
-        if len(parent.ops) > 1 or not isinstance(operator, ast.Eq | ast.Is | ast.In | ast.NotEq | ast.IsNot):
-            return {"?"}
-        value = others[0].value if isinstance(others[0], ast.Constant) else None
-        if isinstance(value, bool):
-            return {"+"} if value is isinstance(operator, ast.Eq | ast.Is) else {"-"}
-        if self._from(others[0]) & self._from(node):
-            return {"?"}
-        if ast.dump(others[0]) in self._given or not isinstance(operator, ast.Eq | ast.In):
-            return {"?"}
-        return _wanted(others[0])
-
-    def _in_call(self, parent: ast.Call, node: ast.AST, seen: set[str]) -> set[str]:
-        name = parent.func.attr if isinstance(parent.func, ast.Attribute) else getattr(parent.func, "id", "")
-        if node is parent.func:
-            return set()  # the result is called: its own result is what counts
-        if name in ("assertTrue", "assertFalse"):
-            return {"+" if name == "assertTrue" else "-"}
-        if name in _EQUALITIES:
-            others = [argument for argument in parent.args[:2] if argument is not node]
-            if not others or ast.dump(others[0]) in self._given or self._from(others[0]) & self._from(node):
-                return {"?"}
-            return _wanted(others[0])
-        if name.startswith("assert"):
-            return {"?"}
-        if self._callees(parent) or name in self._functions:
-            return set()
-        return self._verdicts(parent, seen)
-
-
-def _stored(target: ast.AST) -> set[str]:
-    return {node.id for node in ast.walk(target) if isinstance(node, ast.Name)}
-
-
-def _sides(node: ast.Compare) -> list[ast.expr]:
-    return [node.left, *node.comparators]
-
-
-def _wanted(node: ast.AST) -> set[str]:
-    """What it says to be equal to a value: 0, 1, None and what is empty are no more than false and true."""
-    try:
-        value = ast.literal_eval(node) if isinstance(node, ast.expr) else ...
-    except (ValueError, TypeError, MemoryError, RecursionError):
-        return {"="}
-    if not value:
-        return {"-"}
-    return {"+"} if value in (True, ...) else {"="}
-
-
 def _is_passed_on(argument: ast.expr) -> bool:
     """Whether an inner call's result reaches the outer one as it is: ``decode(encode(x))``, ``f([g(1)])``."""
     if isinstance(argument, ast.Starred):
@@ -485,3 +294,162 @@ def _plain_names(node: ast.expr) -> set[str]:
 def standard_modules(names: Iterable[str]) -> set[str]:
     """Those that are modules of the standard library, and not a name under which programs are imported."""
     return {name for name in names if name in sys.stdlib_module_names and name not in PROGRAM_MODULES}
+
+
+# Modules as which tests import the program.
+PROGRAM_MODULES = frozenset(
+    ("solution", "solutions", "your_module", "your_solution", "main", "__main__", "program", "submission", "candidate")
+)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def bound_in(body: Iterable[ast.AST]) -> set[str]:
+    """Names that statements bind in their own scope, without what nested scopes bind."""
+    bound: set[str] = set()
+    given_away: set[str] = set()
+    waiting = list(body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            bound.add(node.name)
+            continue
+        if isinstance(node, ast.Lambda):
+            continue
+        if isinstance(node, _COMPREHENSIONS):
+            # Only ``:=`` reaches the scope around a comprehension.
+            bound.update(n.target.id for n in ast.walk(node) if isinstance(n, ast.NamedExpr))
+            continue
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound.add(node.id)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            bound.add(node.name)
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            bound.add(node.rest)
+        elif isinstance(node, ast.Global | ast.Nonlocal):
+            given_away.update(node.names)
+        waiting.extend(ast.iter_child_nodes(node))
+    return bound - given_away
+
+
+def parameters(arguments: ast.arguments) -> list[ast.arg]:
+    """All parameters of a function."""
+    found = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return found + [extra for extra in (arguments.vararg, arguments.kwarg) if extra is not None]
+
+
+def global_loads(tree: ast.AST) -> Iterator[ast.Name]:
+    """The ``Name`` nodes that read a name of module level (or a built-in one)."""
+    return _loads(tree, frozenset())
+
+
+def _loads(node: ast.AST, hidden: frozenset[str]) -> Iterator[ast.Name]:
+    """Those beneath a node, where ``hidden`` are the names of function scopes around it."""
+    if isinstance(node, ast.Name):
+        if isinstance(node.ctx, ast.Load) and node.id not in hidden:
+            yield node
+    elif isinstance(node, _FUNCTIONS):
+        body = [node.body] if isinstance(node, ast.Lambda) else node.body
+        inside = {argument.arg for argument in parameters(node.args)} | bound_in(body)
+        yield from _all(_outside(node), hidden)
+        yield from _all(body, (hidden | inside) - _declared_global(body))
+    elif isinstance(node, _COMPREHENSIONS):
+        targets = {n.id for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+        yield from _loads(node.generators[0].iter, hidden)
+        rest = [part for g in node.generators for part in (g.target, *g.ifs)]
+        rest += [g.iter for g in node.generators[1:]]
+        rest += [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        yield from _all(rest, hidden | targets)
+    elif isinstance(node, ast.ClassDef):
+        own = bound_in(node.body)
+        yield from _all([*node.decorator_list, *node.bases, *(k.value for k in node.keywords)], hidden)
+        for statement in node.body:
+            # Names of a class body are seen by its own statements, not by its methods.
+            nested = isinstance(statement, (*_FUNCTIONS, ast.ClassDef))
+            yield from _loads(statement, hidden if nested else hidden | own)
+    else:
+        yield from _all(ast.iter_child_nodes(node), hidden)
+
+
+def _all(nodes: Iterable[ast.AST], hidden: frozenset[str]) -> Iterator[ast.Name]:
+    for node in nodes:
+        yield from _loads(node, hidden)
+
+
+def _outside(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> list[ast.AST]:
+    """The parts of a function that its surroundings evaluate: defaults, annotations and decorators."""
+    arguments = function.args
+    parts: list[ast.AST] = [*arguments.defaults, *(d for d in arguments.kw_defaults if d is not None)]
+    parts += [a.annotation for a in parameters(arguments) if a.annotation is not None]
+    if not isinstance(function, ast.Lambda):
+        parts += function.decorator_list
+        parts += [function.returns] if function.returns is not None else []
+    return parts
+
+
+def _declared_global(body: Iterable[ast.AST]) -> set[str]:
+    return {name for part in body for n in ast.walk(part) if isinstance(n, ast.Global) for name in n.names}
+
+
+class _WithoutProgramImports(ast.NodeTransformer):
+    """Turns ``from solution import f as g`` into ``g = f`` and ``solution.f`` into ``f``."""
+
+    def __init__(self) -> None:
+        self.modules: set[str] = set()
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        if node.level == 0 and node.module not in PROGRAM_MODULES:
+            return node
+        named = [a for a in node.names if a.name != "*" and (a.asname or a.name) != a.name]
+        pairs = [(ast.Name(a.asname or a.name, ast.Store()), ast.Name(a.name, ast.Load())) for a in named]
+        if not pairs:
+            return ast.copy_location(ast.Pass(), node)
+        targets = ast.Tuple([target for target, _ in pairs], ast.Store())
+        values = ast.Tuple([value for _, value in pairs], ast.Load())
+        return ast.copy_location(ast.Assign([targets], values), node)
+
+    def visit_Import(self, node: ast.Import) -> ast.AST:
+        ours = [a for a in node.names if a.name in PROGRAM_MODULES]
+        self.modules.update(a.asname or a.name for a in ours)
+        kept = [a for a in node.names if a not in ours]
+        return ast.copy_location(ast.Import(kept) if kept else ast.Pass(), node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
+            return ast.copy_location(ast.Name(node.attr, node.ctx), node)
+        return node
+
+
+def parse(text: str) -> ast.Module:
+    """The tree of a text in which names of the program need no import.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: no Python, or nothing that Python can read.
+
+    Example:
+        >>> ast.unparse(parse("import solution\\nassert solution.f(1)"))
+        'pass\\nassert f(1)'
+    """
+    return ast.fix_missing_locations(_WithoutProgramImports().visit(ast.parse(text.removeprefix("\ufeff"))))
+
+
+# Taken from the standard library where the tests do not import them.
+LIBRARY = {
+    **dict.fromkeys(("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple", "ChainMap"), "collections"),
+    **dict.fromkeys(("isclose", "sqrt", "pi", "inf", "nan", "isnan"), "math"),
+    "Fraction": "fractions",
+    "Decimal": "decimal",
+}
+# Tools of other libraries, and of the standard library under a bare name: never the program's to define.
+_OTHERS = (
+    "np numpy pd pandas pytest scipy sp torch tf jnp jax sympy nx networkx plt sklearn mock hypothesis nose",
+    "approx allclose is_close almost_equal is_almost_equal approx_equal approximately float_equal floats_equal",
+    "nearly_equal close_enough assert_allclose assert_array_equal assert_almost_equal assert_equal assert_equals",
+    "assertEqual assertTrue assertFalse assertAlmostEqual assertRaises assertIn raises eq_ ok_ array_equal",
+    "array mean median norm literal_eval deepcopy reduce partial chain product permutations combinations",
+)
+TOOLS = frozenset(name for name in dir(math) if not name.startswith("_"))
+TOOLS |= {name for line in _OTHERS for name in line.split()}

@@ -15,10 +15,11 @@ import unittest
 from collections.abc import Callable
 from typing import Any
 
-from mirrorpo.rewards.sandbox.frames import ChannelClosed
+from mirrorpo.rewards.sandbox.link import Link
+from mirrorpo.rewards.sandbox.live import Function, Live, Refused
+from mirrorpo.rewards.sandbox.messages import ChannelClosed
 from mirrorpo.rewards.sandbox.raised import ENDINGS
-from mirrorpo.rewards.sandbox.remote import Function, Link, Live, Refused
-from mirrorpo.rewards.sandbox.scopes import parse
+from mirrorpo.rewards.sandbox.roles import parse
 
 _ENDING_NAMES = frozenset(kind.__name__ for kind in ENDINGS)
 _ITERATING = frozenset(

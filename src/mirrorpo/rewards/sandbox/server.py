@@ -20,11 +20,18 @@ import types
 from collections.abc import Callable
 from typing import Any, cast
 
-from mirrorpo.rewards.sandbox.callbacks import PLAIN_KINDS, set_state, state_of
-from mirrorpo.rewards.sandbox.frames import ChannelClosed, TooLarge
-from mirrorpo.rewards.sandbox.peer import Message, Peer
-from mirrorpo.rewards.sandbox.plain import CHANGEABLE, Decoder, Encoder, NotPlain
-from mirrorpo.rewards.sandbox.raised import GIVEN, Classes, describe, describe_class
+from mirrorpo.rewards.sandbox.callbacks import PLAIN_KINDS, Input, Items, Tool, keep_given, set_state, state_of
+from mirrorpo.rewards.sandbox.messages import (
+    CHANGEABLE,
+    ChannelClosed,
+    Decoder,
+    Encoder,
+    Message,
+    NotPlain,
+    Peer,
+    TooLarge,
+)
+from mirrorpo.rewards.sandbox.raised import Classes, describe, describe_class
 
 _MAX_PRINTED = 100_000
 _ITERATORS = tuple(
@@ -83,24 +90,6 @@ class _Output(io.RawIOBase):
         """What was printed since the last time."""
         text, self.data = self.data.decode("utf-8", "replace"), bytearray()
         return text
-
-
-class _Input:
-    """Standard input: what the tests have put there."""
-
-    def __init__(self, ask: Callable[..., Any]) -> None:
-        self.read = functools.partial(ask, "stdin", "read")
-        self.readline = functools.partial(ask, "stdin", "readline")
-        self.readlines = functools.partial(ask, "stdin", "readlines")
-
-    def __iter__(self) -> Any:
-        return iter(self.readline, "")
-
-
-def _keep_given(this: Any, *_: Any, **named: Any) -> None:
-    """The constructor of what stands in for an exception class of the tests."""
-    if named:
-        vars(this)[GIVEN] = named
 
 
 def _equals_anything(value: Any) -> bool:
@@ -193,7 +182,7 @@ class Server:
         """Loads the program, then answers until the judge is gone."""
         try:
             sys.stdout = io.TextIOWrapper(cast("Any", self._printed), encoding="utf-8", write_through=True)
-            sys.stdin = cast("Any", _Input(self._question))
+            sys.stdin = cast("Any", Input(self._question))
             builtins.input = lambda *prompt: self._question("input", "", *map(str, prompt))
             load()
         except BaseException as error:  # noqa: BLE001  (whatever the program raises, SystemExit included)
@@ -339,9 +328,9 @@ class Server:
 
     def _reference(self, value: Any) -> Any:
         """Something of the judge's that goes back, or an object of a class that the tests define."""
-        if type(value) is _Items:
+        if type(value) is Items:
             return ["it", value.number]
-        if type(value) is _Tool:
+        if type(value) is Tool:
             return ["p", vars(value)["_number"]]
         for number, callback in self._callbacks.items():
             if value is callback:
@@ -414,7 +403,7 @@ class Server:
         known = {**vars(builtins), **self._stubs}
         parents = tuple(known[base] for base in bases if isinstance(known.get(base), type)) or (object,)
         if issubclass(parents[0], BaseException):
-            self._stubs[name] = type(name, parents, {"__init__": _keep_given, "__module__": "solution"})
+            self._stubs[name] = type(name, parents, {"__init__": keep_given, "__module__": "solution"})
             return self._stubs[name]
 
         def constructed(this: Any, *arguments: Any, **named: Any) -> None:
@@ -460,10 +449,10 @@ class Server:
         if tag == "k":
             return self._callback(rest[0], rest[1])
         if tag == "p":
-            return self._callbacks.setdefault(rest[0], _Tool(rest[0], self._question))
+            return self._callbacks.setdefault(rest[0], Tool(rest[0], self._question))
         if tag == "it":
             if rest[0] not in self._callbacks:
-                self._callbacks[rest[0]] = _Items(rest[0], lambda: self._asked(["next", rest[0]], (), {}), self._decode)
+                self._callbacks[rest[0]] = Items(rest[0], lambda: self._asked(["next", rest[0]], (), {}), self._decode)
             return self._callbacks[rest[0]]
         if tag == "n":
             return self._objects[rest[0]]
@@ -492,37 +481,3 @@ class Server:
             callback.__name__ = callback.__qualname__ = name
             self._callbacks[number] = callback
         return self._callbacks[number]
-
-
-class _Tool:
-    """A tool of the tests, such as a mock or a buffer: its attributes and calls are asked for."""
-
-    def __init__(self, number: int, ask: Callable[..., Any]) -> None:
-        self._number = number
-        self._ask = ask
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self._ask("attribute", self._number, name)
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self._ask("call", self._number, *arguments, **named)
-
-    def __iter__(self) -> Any:
-        return iter(self.readline, "")
-
-
-class _Items:
-    """An iterator of the tests, pulled item by item."""
-
-    def __init__(self, number: int, pull: Callable[[], Message], decode: Callable[[Any], Any]) -> None:
-        self.number = number
-        self._pull = pull
-        self._decode = decode
-
-    def __iter__(self) -> _Items:
-        return self
-
-    def __next__(self) -> Any:
-        return self._decode(self._pull()[1])

@@ -1,20 +1,26 @@
-"""The pool's side of the template process: starting it on the best level there is, orders, reports."""
+"""The pool's side of the template process: starting it on the best level there is, orders, reports.
+
+It is a bare interpreter that imports this folder and the standard library only.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
 import select
+import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mirrorpo.rewards.match import RewardError
-from mirrorpo.rewards.sandbox import boot
-from mirrorpo.rewards.sandbox.levels import LAYERS, Level, level_of
+from mirrorpo.rewards.sandbox.kernel import standard_library
+from mirrorpo.rewards.sandbox.limits import LAYERS, Level, level_of
 
 _START_SECONDS = 30.0
 
@@ -28,7 +34,7 @@ class Reached:
     """What the template process says about itself.
 
     Attributes:
-        level: by ``levels.level_of``.
+        level: by ``limits.level_of``.
         layers: in force.
         errors: why a layer is not.
         uid: the user that programs run as.
@@ -44,7 +50,7 @@ class Template:
     """A running template process.
 
     Args:
-        layers: which may be used; see ``levels.LAYERS``.
+        layers: which may be used; see ``limits.LAYERS``.
         preload: import much of the standard library, for all copies (a process for one program does without).
 
     Raises:
@@ -76,12 +82,12 @@ class Template:
         with theirs:
             try:
                 self.process = subprocess.Popen(
-                    boot.command(theirs.fileno(), layers, self._preload),
+                    _command(theirs.fileno(), layers, self._preload),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    env=boot.environment(),
+                    env=_environment(),
                     cwd="/",
                     start_new_session=True,
                 )
@@ -155,3 +161,72 @@ class Template:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+_FOLDER = os.path.dirname(os.path.realpath(__file__))
+# Empty packages stand in for the real ones, whose import would load torch.
+_PROGRAM = """
+import sys, types
+for name in ("mirrorpo", "mirrorpo.rewards", "mirrorpo.rewards.sandbox"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = []
+sys.modules[name].__path__ = [{folder!r}]
+from mirrorpo.rewards.sandbox.zygote import main
+main({control}, {layers!r}, {preload})
+"""
+
+
+def interpreter() -> str:
+    """The interpreter itself, not a virtual environment's link to it."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def _command(control: int, layers: list[str], preload: bool) -> list[str]:
+    """The command line of the template process.
+
+    Args:
+        control: the inherited descriptor on which it takes orders.
+        layers: which of "bubblewrap", "namespaces", "landlock", "seccomp" to use.
+        preload: import much of the standard library, for all copies.
+
+    Raises:
+        OSError: bubblewrap is asked for and not installed.
+    """
+    inside = [layer for layer in layers if layer != "bubblewrap"]
+    program = _PROGRAM.format(folder=_FOLDER, control=control, layers=inside, preload=preload)
+    # No site packages, no environment, no current folder, nothing written; UTF-8.
+    python = [interpreter(), "-s", "-S", "-P", "-B", "-X", "utf8", "-c", program]
+    if "bubblewrap" not in layers:
+        return python
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise OSError("bubblewrap (bwrap) is not installed")
+    return [bwrap, *_bubblewrap_options(), "--", *python]
+
+
+def _environment() -> dict[str, str]:
+    """Of the template process, which clears it: a fixed hash seed makes sets print alike on every run."""
+    return {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
+
+
+def _bubblewrap_options() -> list[str]:
+    """A root that holds the interpreter, the system's shared libraries and this folder."""
+    library = standard_library()
+    options = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+    for name, value in _environment().items():
+        options += ["--setenv", name, value]
+    prefix = os.path.dirname(os.path.dirname(interpreter()))
+    for path in ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"):
+        if os.path.islink(path):
+            options += ["--symlink", os.readlink(path), path]
+        elif os.path.exists(path):
+            options += ["--ro-bind", path, path]
+    seen = {"/usr/lib"}
+    for path in (interpreter(), os.path.join(prefix, "lib"), library, _FOLDER):
+        if os.path.exists(path) and not any(path.startswith(other + "/") for other in seen):
+            options += ["--ro-bind", path, path]
+            seen.add(path)
+    for name in ("site-packages", "dist-packages"):
+        if os.path.isdir(os.path.join(library, name)):
+            options += ["--tmpfs", os.path.join(library, name)]
+    return [*options, "--dev-bind", "/dev/null", "/dev/null", "--chdir", "/"]

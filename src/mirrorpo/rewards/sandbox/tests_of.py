@@ -16,10 +16,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mirrorpo.rewards.sandbox.assertions import Reach, entries, needs_arguments
-from mirrorpo.rewards.sandbox.plain import Encoder, NotPlain
-from mirrorpo.rewards.sandbox.roles import BUILTINS, Roles, roles, standard_modules
-from mirrorpo.rewards.sandbox.scopes import bound_in, global_loads, parameters, parse
-from mirrorpo.rewards.sandbox.well_known import LIBRARY, TOOLS
+from mirrorpo.rewards.sandbox.messages import Encoder, NotPlain
+from mirrorpo.rewards.sandbox.roles import (
+    BUILTINS,
+    LIBRARY,
+    TOOLS,
+    Roles,
+    bound_in,
+    global_loads,
+    parameters,
+    parse,
+    roles,
+    standard_modules,
+)
 
 MAX_TEST_CHARACTERS = 1_000_000
 _MAX_NODES = 200_000
@@ -52,7 +61,7 @@ class Call:
 
     Attributes:
         name: of the function.
-        arguments: as ``plain`` writes them.
+        arguments: as ``messages`` writes them.
         named: arguments with a name.
     """
 

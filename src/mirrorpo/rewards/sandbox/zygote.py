@@ -1,9 +1,13 @@
-"""The template process: it isolates itself first, then forks a copy for each job.
+"""The template process: it isolates itself first, then forks a copy for each job. The three roles of a copy.
 
-It is told to fork and to kill, and reports how copies ended. It never reads a program, a test or a result: those travel
-on descriptors that it passes on and closes, so a copy finds nothing of other jobs in its memory.
+The template is told to fork and to kill, and reports how copies ended. It never reads a program, a test or a result:
+those travel on descriptors that it passes on and closes, so a copy finds nothing of other jobs in its memory.
 
-Standard library only; started by ``boot.command``.
+A copy runs a program, or it judges one; never both. ``values``: run the program, make the calls that the tests make,
+return plain data. ``server``: run the program, then answer a judge. ``judge``: run the tests against a server. The
+program's process holds neither the tests nor the expected values nor the channel on which a verdict travels.
+
+Standard library only; started by ``template``.
 """
 
 from __future__ import annotations
@@ -16,77 +20,34 @@ import selectors
 import signal
 import socket
 import sys
+import time
+import types
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from mirrorpo.rewards.sandbox import landlock, libc, namespaces, syscalls, worker
-from mirrorpo.rewards.sandbox.fair_clock import TICK_SECONDS, FairClock
+from mirrorpo.rewards.sandbox import kernel, running
+from mirrorpo.rewards.sandbox.limits import Limits, apply
+from mirrorpo.rewards.sandbox.link import Link
+from mirrorpo.rewards.sandbox.messages import (
+    ChannelClosed,
+    Decoder,
+    Encoder,
+    NotPlain,
+    from_bytes,
+    read_frame,
+    to_bytes,
+    write_frame,
+)
+from mirrorpo.rewards.sandbox.server import Server
 
 # Loaded once, shared by all copies. Those that are missing here and need no further shared library are still found.
-_PRELOADED = [
-    "abc",
-    "array",
-    "ast",
-    "base64",
-    "binascii",
-    "bisect",
-    "bz2",
-    "calendar",
-    "cmath",
-    "collections",
-    "collections.abc",
-    "contextlib",
-    "copy",
-    "csv",
-    "ctypes",
-    "dataclasses",
-    "datetime",
-    "decimal",
-    "difflib",
-    "enum",
-    "fractions",
-    "functools",
-    "gc",
-    "hashlib",
-    "heapq",
-    "inspect",
-    "io",
-    "itertools",
-    "json",
-    "keyword",
-    "locale",
-    "lzma",
-    "math",
-    "numbers",
-    "operator",
-    "os",
-    "pprint",
-    "queue",
-    "random",
-    "re",
-    "secrets",
-    "select",
-    "socket",
-    "statistics",
-    "string",
-    "struct",
-    "sys",
-    "textwrap",
-    "threading",
-    "time",
-    "timeit",
-    "traceback",
-    "types",
-    "typing",
-    "unicodedata",
-    "unittest",
-    "uuid",
-    "warnings",
-    "weakref",
-    "zlib",
-    "encodings.idna",
-    "encodings.latin_1",
-    "encodings.ascii",
-]
+_PRELOADED = (
+    "abc array ast base64 binascii bisect bz2 calendar cmath collections collections.abc contextlib copy csv "
+    "ctypes dataclasses datetime decimal difflib enum fractions functools gc hashlib heapq inspect io "
+    "itertools json keyword locale lzma math numbers operator os pprint queue random re secrets select socket "
+    "statistics string struct sys textwrap threading time timeit traceback types typing unicodedata unittest "
+    "uuid warnings weakref zlib encodings.idna encodings.latin_1 encodings.ascii"
+)
 _MAX_MESSAGE = 4096
 
 
@@ -98,9 +59,9 @@ def main(control: int, layers: list[str], preload: bool) -> NoReturn:
         layers: which to use of "namespaces", "landlock", "seccomp".
         preload: import much of the standard library first.
     """
-    libc.die_with_parent()
+    kernel.die_with_parent()
     os.umask(0o022)
-    for name in _PRELOADED if preload else ():
+    for name in _PRELOADED.split() if preload else ():
         importlib.import_module(name)
     sock = socket.socket(fileno=control)
     reached: dict[str, Any] = {"layers": [], "errors": {}}
@@ -125,7 +86,7 @@ def main(control: int, layers: list[str], preload: bool) -> NoReturn:
 def _into_namespaces(reached: dict[str, Any]) -> None:
     """Enters new namespaces; the rest of this process's life is that of their first process."""
     _make_preferred_victim()
-    namespaces.enter()
+    kernel.enter_namespaces()
     child = os.fork()
     if child:
         _wait_as_outer(child)
@@ -136,9 +97,9 @@ def _wait_as_outer(child: int) -> NoReturn:
     """Outside the new process namespace nothing is left to do but to end with it."""
     os.closerange(0, 1024)
     # The same user as inside: the kernel lets it take the inner process with it only then.
-    namespaces.become_nobody()
-    libc.forget_privileges()
-    libc.die_with_parent()
+    kernel.become_nobody()
+    kernel.forget_privileges()
+    kernel.die_with_parent()
     _, status = os.waitpid(child, 0)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
@@ -155,30 +116,30 @@ def _make_preferred_victim() -> None:
 def _lock(layers: list[str], reached: dict[str, Any]) -> None:
     if "namespaces" not in reached["layers"]:
         _make_preferred_victim()
-    nobody = namespaces.become_nobody()
+    nobody = kernel.become_nobody()
     reached["uid"] = os.getuid() if nobody else 0
-    libc.forget_privileges()
+    kernel.forget_privileges()
     if "landlock" in layers:
         try:
-            reached["landlock"] = landlock.restrict(namespaces.library_parts())
+            reached["landlock"] = kernel.restrict_files(kernel.library_parts())
             reached["layers"].append("landlock")
         except OSError as error:
             reached["errors"]["landlock"] = str(error)
     if "seccomp" in layers:
         _try_filter(reached)
     # Last: the kernel forgets it when the user changes. A killed trainer takes this process with it, stopped or not.
-    libc.die_with_parent()
+    kernel.die_with_parent()
 
 
 def _try_filter(reached: dict[str, Any]) -> None:
     """Copies install the filter, not this process, which has to fork: one copy tries it out."""
-    if syscalls.machine() is None:
+    if kernel.machine() is None:
         reached["errors"]["seccomp"] = "no system call table for this machine"
         return
     child = os.fork()
     if child == 0:
         try:
-            worker.seccomp.install()
+            kernel.install_filter()
             os._exit(0)
         except OSError as error:
             os._exit(error.errno or 1)
@@ -260,7 +221,7 @@ class Zygote:
         """The copy: a process group of its own; it keeps the job's descriptors, nothing else."""
         try:
             os.setpgid(0, 0)
-            libc.die_with_parent()
+            kernel.die_with_parent()
             if os.getppid() != parent:  # it ended before that
                 os._exit(1)
             signal.set_wakeup_fd(-1)
@@ -271,7 +232,7 @@ class Zygote:
             for target, source in ((0, null), (1, null), (2, null), *zip((3, 4), rest, strict=False)):
                 os.dup2(source, target)
             os.closerange(3 + len(rest), max(1024, max(high) + 64))
-            worker.run(self._use_filter)
+            _work(self._use_filter)
         finally:
             os._exit(1)
 
@@ -315,5 +276,132 @@ def _kill(pid: int) -> None:
             continue
 
 
-if __name__ == "__main__":
-    sys.exit("started by mirrorpo.rewards.sandbox.pool")
+TICK_SECONDS = 0.5
+# A process that used less than this part of all recent ticks waits for something else than a core. One tick does not
+# tell: a starved process may get nothing in it.
+_BUSY = 0.005
+_RECENT_TICKS = 5
+# However busy the machine is, no limit lasts longer than so many times its length.
+_SLOWEST = 1 / 32
+
+
+def _processor_seconds(pid: int) -> float:
+    """Processor time of another process: the kernel's clock of it (``man 3 clock_getcpuclockid``)."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:  # it has just ended
+        return 0.0
+
+
+class FairClock:
+    """Seconds as a process sees them that has a core for itself.
+
+    It runs at the part of a core that the busy processes got, on average: none is ended for what runs beside it, in
+    this pool or elsewhere on the machine. Sleeping processes do not slow it down; if all sleep it runs as any clock.
+    """
+
+    def __init__(self) -> None:
+        self._looked = time.monotonic()
+        self._used: dict[int, float] = {}
+        self._ticks = 0
+        self._busy_at: dict[int, int] = {}
+        self.now = 0.0
+
+    def start(self) -> None:
+        """Goes on from here: nothing has run in the meantime."""
+        self._looked = time.monotonic()
+
+    def advance(self, pids: Iterable[int]) -> bool:
+        """Moves on; False if it is not yet time."""
+        passed = time.monotonic() - self._looked
+        if passed < TICK_SECONDS:
+            return False
+        self._looked += passed
+        used = {pid: _processor_seconds(pid) for pid in pids}
+        shares = {pid: (seconds - self._used.get(pid, 0.0)) / passed for pid, seconds in used.items()}
+        self._used = used
+        self._ticks += 1
+        last = {pid: self._ticks if share > _BUSY else self._busy_at.get(pid, 0) for pid, share in shares.items()}
+        self._busy_at = last
+        busy = [share for pid, share in shares.items() if last[pid] and self._ticks - last[pid] < _RECENT_TICKS]
+        self.now += passed * min(1.0, max(_SLOWEST, sum(busy) / len(busy) if busy else 1.0))
+        return True
+
+
+CHANNEL, RPC = 3, 4
+_MAX_REQUEST = 200_000_000
+
+Job = dict[str, Any]
+# Bound here, before a program can replace them in their modules.
+_exit = os._exit
+
+
+def _work(use_filter: bool) -> NoReturn:
+    """Takes the job from the channel, locks the process, does the job, ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
+    status = 1
+    try:
+        job = from_bytes(read_frame(CHANNEL, _MAX_REQUEST))
+        apply(Limits(**job["limits"]))
+        if use_filter:
+            kernel.install_filter()
+        answer = {"values": _values, "server": _server, "judge": _judge}[job["role"]](job)
+        if answer is not None:
+            write_frame(CHANNEL, to_bytes(answer))
+        status = 0
+    except ChannelClosed:
+        pass
+    except BaseException:  # noqa: BLE001  (nothing above this frame could report it; the status does)
+        status = 3
+    finally:
+        _exit(status)
+
+
+def _load(job: Job, names: dict[str, Any]) -> None:
+    """Runs the imports that the tests bring, then the program."""
+    for part in ("imports", "code"):
+        exec(_compiled(job[part], part), names)
+
+
+def _module() -> dict[str, Any]:
+    module = types.ModuleType("solution")
+    sys.modules["solution"] = module
+    return module.__dict__
+
+
+def _compiled(text: str, name: str) -> types.CodeType:
+    try:
+        return compile(text, f"<{name}>", "exec", dont_inherit=True)
+    except ValueError:  # a NUL byte, a lone surrogate: no Python either
+        raise SyntaxError(name) from None
+
+
+def _values(job: Job) -> dict[str, Any]:
+    limit = job["limits"]["result_bytes"]
+    names = _module()
+    try:
+        _load(job, names)
+        encode, decode = Encoder().encode, Decoder().decode
+        trees = []
+        for name, arguments, named in job["calls"]:
+            given = [decode(tree) for tree in arguments]
+            trees.append(encode(names[name](*given, **{key: decode(tree) for key, tree in named.items()})))
+        if len(to_bytes(trees)) > limit:
+            return {"status": "too large"}
+        return {"status": "values", "values": trees}
+    except NotPlain:
+        return {"status": "too large"}
+    except BaseException as error:  # noqa: BLE001  (whatever the program raises, SystemExit included)
+        return {"status": "raised", "kind": type(error).__name__[:80]}
+
+
+def _server(job: Job) -> None:
+    names = _module()
+    Server(RPC, job["limits"]["result_bytes"], job["stubs"], names).run(lambda: _load(job, names))
+
+
+def _judge(job: Job) -> dict[str, Any]:
+    """The word of the judge, preceded by one on when the program has its first say."""
+    told = to_bytes({"status": "used"})
+    return running.verdict(job, Link(RPC, job["limits"]["result_bytes"], job, lambda: write_frame(CHANNEL, told)))

@@ -1,9 +1,9 @@
-"""Plain data: the values that cross between a program and its judge, written as JSON and rebuilt from it.
+"""Messages between two processes that do not trust each other: plain data, framed, asked and answered.
 
 The untrusted side *encodes*: a value of a plain type (or of a subclass: then its plain content) becomes a JSON tree;
 anything else becomes the mark ``opaque``. The trusted side *decodes*: it accepts the shapes below and nothing else, and
 builds every value itself, exact types only, so that no method of the untrusted program is ever called by a comparison.
-Two sides that talk (``remote``, ``server``) extend both with references to what stays where it is.
+Two sides that talk (``link``, ``server``) extend both with references to what stays where it is.
 
 =============== ==================================================== ======================================
 JSON            value                                                built by
@@ -16,8 +16,8 @@ number          int below 2**53 in size
 ["b", hex]      bytes
 ["l", [...]]    list; ``t`` tuple, ``s`` set, ``z`` frozenset
 ["d", [[k,v]]]  dict, in its order
-["x", kind, []] further types of the standard library                ``_FURTHER``: a few constructors
 ["nt", ...]     named tuple: name, fields, items                     ``_named_tuple``
+["x", kind, []] further types of the standard library                ``_FURTHER``: a few constructors
 ["o", name]     opaque: not plain data                               ``Opaque``
 others          references                                           the caller's ``extend``
 =============== ==================================================== ======================================
@@ -34,6 +34,8 @@ import fractions
 import functools
 import json
 import keyword
+import os
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -293,3 +295,120 @@ def _scalar(tag: str, rest: list[Any]) -> Any:
     if tag == "b" and len(rest) == 1:
         return bytes.fromhex(rest[0])
     raise NotPlain(f"an unknown kind {tag[:20]!r}")
+
+
+HEADER = struct.Struct("!I")
+
+
+class ChannelClosed(EOFError):
+    """The other side is gone."""
+
+
+class TooLarge(ValueError):
+    """A message is longer than the reader accepts."""
+
+
+def frame(payload: bytes) -> bytes:
+    """The payload with its length in front.
+
+    Example:
+        >>> frame(b"ok")
+        b'\\x00\\x00\\x00\\x02ok'
+    """
+    return HEADER.pack(len(payload)) + payload
+
+
+def read_frame(fd: int, limit: int) -> bytes:
+    """The next payload from a blocking descriptor.
+
+    Raises:
+        ChannelClosed: end of file before the payload is complete.
+        TooLarge: the header announces more than ``limit`` bytes.
+    """
+    (size,) = HEADER.unpack(_exactly(fd, HEADER.size))
+    if size > limit:
+        raise TooLarge(f"a message of {size:,} bytes; at most {limit:,} are accepted")
+    return _exactly(fd, size)
+
+
+def write_frame(fd: int, payload: bytes) -> None:
+    """Writes a payload to a blocking descriptor, all of it.
+
+    Raises:
+        ChannelClosed: nobody reads any more.
+    """
+    view = memoryview(frame(payload))
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ChannelClosed(str(error)) from error
+
+
+def _exactly(fd: int, size: int) -> bytes:
+    parts: list[bytes] = []
+    while size:
+        try:
+            part = os.read(fd, min(size, 1 << 20))
+        except ConnectionResetError as error:
+            raise ChannelClosed(str(error)) from error
+        if not part:
+            raise ChannelClosed("end of file")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+Message = list[Any]
+
+
+class Peer:
+    """One end of the channel.
+
+    Args:
+        fd: descriptor of the channel.
+        limit: of a message that is read, in bytes.
+        serve: answers a question of the other side; it must not raise.
+    """
+
+    def __init__(self, fd: int, limit: int, serve: Callable[[Message], Message]) -> None:
+        self._fd = fd
+        self._limit = limit
+        self._serve = serve
+
+    def ask(self, question: Message) -> Message:
+        """The answer to a question.
+
+        Raises:
+            ChannelClosed: the other side is gone.
+            NotPlain, TooLarge: what it sent is no message, or too long.
+        """
+        self._write("?", question)
+        return self.wait()
+
+    def wait(self) -> Message:
+        """The next answer; answers questions until then."""
+        while True:
+            kind, message = self._read()
+            if kind == "!":
+                return message
+            self._write("!", self._serve(message))
+
+    def answer(self, message: Message) -> None:
+        """Answers what was never asked: that the program is loaded."""
+        self._write("!", message)
+
+    def serve(self) -> None:
+        """Answers questions until the other side is gone."""
+        while True:
+            _, message = self._read()
+            self._write("!", self._serve(message))
+
+    def _write(self, kind: str, message: Message) -> None:
+        write_frame(self._fd, to_bytes([kind, message]))
+
+    def _read(self) -> tuple[str, Message]:
+        got = from_bytes(read_frame(self._fd, self._limit))
+        if type(got) is not list or len(got) != 2 or got[0] not in ("?", "!") or type(got[1]) is not list or not got[1]:
+            raise NotPlain("no message")
+        return got[0], got[1]
