@@ -30,9 +30,9 @@ _THOUGHT_END = re.compile(
 _THOUGHT = re.compile(
     r"<\s*(?:think|thinking|thought|reasoning)\s*>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>", re.IGNORECASE
 )
-_THOUGHT_WORDS = ("<|channel|>", "hink", "HINK", "ought>", "OUGHT>", "easoning", "EASONING")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BARE_BOX = re.compile(r"[-+]?[0-9][0-9.,]*|[A-Za-z]")
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _IS = r"(?:is|are|equals|be|becomes|was|(?:comes|works)\s+(?:out\s+)?to)"
 _PHRASE = re.compile(
     rf"nswers?(?![A-Za-z])(?:\s*\([^()\n]{{1,40}}\))?(?:[*_`]{{0,3}}\s*(?:[:=]|\s(?:[-–—]+>?|[→⇒])(?=\s))[*_`]{{0,3}}|(?:[^.\n:=!?]|\.(?=[0-9])){{0,80}}?[\s*_]{_IS}\b[*_`]{{0,3}}\s*:?|"
@@ -99,7 +99,16 @@ _REMARK = words(
     "now well plausible clear obvious sensible independent already unique positive negative an a at for from on "
     "what supposed required simplified written expressed of"
 )
-_NUMBER_OR = re.compile(r"[0-9.]\s*(?:[a-z]+\s+)?(?:or|to|through|versus|vs\.?)\s+[$\\(\-+]*\Z", re.IGNORECASE)
+_NUMBER_OR = re.compile(
+    r"(?:[0-9.]\s*(?:[a-z]+\s+)?(?:or|to|through|versus|vs\.?|times|plus|minus|over|of|out\s+of|x|(?:divided|multiplied)\s+by)"
+    r"|\bbetween\s+\S+\s+(?:[a-z]+\s+)?and|\b(?:at\s+least|at\s+most|(?:more|less|fewer|greater|rather|bigger|smaller)\s+than|not|up\s+to|below|above|mod))"
+    r"\s+[$\\(\-+]*\Z",
+    re.IGNORECASE,
+)
+_SIGN_BEFORE = re.compile(r"\b(?:minus|negative)\s+\Z", re.IGNORECASE)
+_UNIT_POWER = re.compile(
+    r"(?<=[0-9\s/])((?:[mcdk]?m|in|ft|yd|s|units?|feet|inches|met(?:er|re)s?)\s*)\^\{?-?[1-4]\}?(?![0-9])"
+)
 # Before or after a number: it is part of something else.
 _PART_BEFORE = re.compile(
     r"(?:[0-9A-Za-z)}][-+*/^_.,:]?|[-^_{/*<>±]|[0-9A-Za-z)}]\s*[-+*/×]\s*|\\[a-z]+\s*[{(]?|\w\()\Z"
@@ -181,7 +190,7 @@ def final_answer(completion: str, *, last_number: bool = False) -> str | None:
 
 def _after_thought(text: str) -> str:
     """What follows the last closed thought and is in no open one."""
-    if not any(word in text for word in _THOUGHT_WORDS):
+    if "<" not in text and "[/T" not in text and "[T" not in text and "◁" not in text:
         return text
     end = 0
     for found in _THOUGHT_END.finditer(text):
@@ -292,7 +301,7 @@ def _box(text: str, at: int) -> tuple[str, int]:
         bare = _BARE_BOX.match(text, opening.end())
         return (bare[0].rstrip(".,"), bare.end()) if bare else ("", -1)
     depth = 0
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opening.end(), opening.end() + _BOX_CHARACTERS):
+    for brace in _BRACES.finditer(text, opening.end(), opening.end() + _BOX_CHARACTERS):
         if brace[0] == "{":
             depth += 1
         elif brace[0] == "}":
@@ -326,7 +335,8 @@ def _boxed(text: str, at: int) -> Answer:
         if other:
             parts.insert(0, other)
         start = before
-    if (earlier := _OR_BEFORE.search(text[max(0, start - 100) : start])) and re.search(r"[0-9]", earlier[1]):
+    near = text[max(0, start - 100) : start]
+    if "or" in near[-20:] and (earlier := _OR_BEFORE.search(near)) and re.search(r"[0-9]", earlier[1]):
         parts.insert(0, earlier[1].strip("$*"))
     parts += _offered_after(text[end : end + 300])
     return Answer(tuple(dict.fromkeys(parts)))
@@ -362,12 +372,14 @@ def _phrases(text: str) -> Iterator[Answer]:
         if at < 1:
             return
         found = _PHRASE.match(text, at) if text[at - 1] in "aA" and not text[at - 2 : at - 1].isalpha() else None
-        if found is None or _DENIED.search(found[0]):
+        if found is None or (found[0].find("n", 1) > 0 and _DENIED.search(found[0])):
             continue
         if found["heading"] and not _LINE_BEFORE.fullmatch(text[max(0, at - 100) : at].rpartition("\n")[2]):
             continue
         rest = text[found.end() : found.end() + _NEAR_CHARACTERS]
-        yield _stated(_BEFORE_LINE.sub("\n", rest, count=1).lstrip(" \t\r*_:`,"))
+        if "\n" in rest[:20]:
+            rest = _BEFORE_LINE.sub("\n", rest, count=1)
+        yield _stated(rest.lstrip(" \t\r*_:`,"))
 
 
 def _stated(rest: str) -> Answer:
@@ -441,7 +453,9 @@ def _in_words(text: str) -> bool:
 
 def _by_last_number(text: str) -> Answer | None:
     """The last number of a text, read whole; what stands around its last digits if they are part of something else."""
-    text = _MARKDOWN.sub("", ascii_of(text[-_NEAR_CHARACTERS:]))
+    text = _MARKDOWN.sub("", ascii_of(text[-_NEAR_CHARACTERS:])).replace("\\approx", "")
+    if "^" in text:
+        text = _UNIT_POWER.sub(r"\1", text)
     digit = next((at for at in range(len(text) - 1, -1, -1) if text[at] in "0123456789"), -1)
     if digit < 0:
         return None
@@ -451,6 +465,8 @@ def _by_last_number(text: str) -> Answer | None:
     said, before, after = last[0].strip(), text[max(0, last.start() - 60) : last.start()], text[last.end() :]
     if _NUMBER_OR.search(before) or _PART_BEFORE.search(before):
         return Answer((f"{before.split()[-1] if before.split() else ''} {before[-20:]}{said}",))
+    if _SIGN_BEFORE.search(before):
+        said = f"-{said}"
     touching = _BESIDE_DIGITS.split(after[:60], maxsplit=1)[0].rstrip(".,;:!?)*$\\]}\"'_")
     if (touching and read_number(tidy(said + touching)) is None) or _PART_AFTER.match(after):
         return Answer((said + after[:20],))

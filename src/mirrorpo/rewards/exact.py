@@ -1,4 +1,4 @@
-"""Exact equality of sympy's expressions, relations and sets: nothing is rounded.
+"""Exact equality of what answers state, and of sympy's expressions, relations and sets in them: nothing is rounded.
 
 Constants are told apart by 60 digits and made equal by simplification; expressions with variables are compared at
 rational points, negative ones included.
@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from mirrorpo.rewards.latex import read_expression
+from mirrorpo.rewards.notation import Unreadable
+from mirrorpo.rewards.units import conflict
 
 _DIGITS = 60
 # Digits on which constants that no simplification decides must agree.
@@ -20,8 +27,86 @@ _MAX_FACTORIAL = 5_000
 _POINTS = ((17, 13), (-29, 31), (53, 19), (-7, 23))
 
 
-class Unreadable(ValueError):
-    """A text that states nothing that can be compared."""
+class Node:
+    """A readable answer."""
+
+
+@dataclass(frozen=True)
+class Scalar(Node):
+    """An expression, with its unit; ``percent`` where a percent sign follows."""
+
+    value: Any
+    percent: bool = False
+    unit: Any = None
+
+
+@dataclass(frozen=True)
+class Named(Node):
+    """``x = ...``: a value with a name."""
+
+    name: str
+    value: Node
+    text: str
+
+
+@dataclass(frozen=True)
+class Relation(Node):
+    """Equations and inequalities that hold together, as the grammar reads them."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Region(Node):
+    """A set that is not listed: intervals, unions, the reals."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Collection(Node):
+    """Solutions in any order: a list or a set in braces."""
+
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Ordered(Node):
+    """A tuple, point, vector or interval: items in order between brackets."""
+
+    left: str
+    right: str
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Matrix(Node):
+    """Rows of cells."""
+
+    rows: tuple[tuple[Node, ...], ...]
+
+
+@dataclass(frozen=True)
+class Based(Node):
+    """A number in a base other than ten."""
+
+    value: int
+    base: int
+
+
+@dataclass(frozen=True)
+class Clock(Node):
+    """A time of day in seconds; ``half`` is "a", "p" or unknown."""
+
+    seconds: int
+    half: str
+
+
+@dataclass(frozen=True)
+class Equal(Node):
+    """One value in several forms, any of which may be asked for: "101_2 = 5", or a number and its rounding."""
+
+    forms: tuple[Node, ...]
 
 
 class TooLarge(ValueError):
@@ -240,3 +325,124 @@ def _same_part(left: tuple[str, Any], right: tuple[str, Any]) -> bool:
     if ratio.free_symbols or ratio.has(sympy.nan, sympy.zoo) or ratio == 0:
         return False
     return bool(ratio.is_positive) if left[0] in ("<", "<=") else True
+
+
+def same(left: Node, right: Node) -> bool:
+    """Whether two structures are equal, exactly."""
+    if isinstance(left, Equal):
+        return any(same(form, right) for form in left.forms)
+    if isinstance(right, Equal):
+        return any(same(left, form) for form in right.forms)
+    if isinstance(left, Named) and isinstance(right, Named):
+        return (_same_name(left.name, right.name) and same(left.value, right.value)) or _same_as_relations(left, right)
+    if isinstance(left, Named) or isinstance(right, Named):
+        named, other = (left, right) if isinstance(left, Named) else (right, left)
+        assert isinstance(named, Named)
+        if isinstance(other, Relation):
+            return _same_as_relations(left, right)
+        return same(named.value, other)
+    if isinstance(left, Collection) or isinstance(right, Collection):
+        return _same_collection(left, right)
+    if isinstance(left, Scalar) and isinstance(right, Scalar):
+        return _same_scalar(left, right)
+    if isinstance(left, Matrix) and isinstance(right, Matrix):
+        return len(left.rows) == len(right.rows) and all(map(_same_in_order, left.rows, right.rows))
+    if isinstance(left, Ordered) and isinstance(right, Ordered):
+        return (left.left, left.right) == (right.left, right.right) and _same_in_order(left.items, right.items)
+    if isinstance(left, Based) and isinstance(right, Based):
+        return left == right
+    if isinstance(left, Clock) and isinstance(right, Clock):
+        if (left.half and right.half) or not (left.half or right.half):
+            return left.seconds == right.seconds
+        return (left.seconds - right.seconds) % 43200 == 0
+    return _same_region(left, right)
+
+
+def _same_region(left: Node, right: Node) -> bool:
+    import sympy
+
+    sets = [_as_set(node) for node in (left, right)]
+    if all(value is not None for value in sets) and not (isinstance(left, Relation) and isinstance(right, Relation)):
+        return same_set(*sets)
+    if isinstance(left, Relation) and isinstance(right, Relation):
+        if same_relation(left.value, right.value):
+            return True
+        inequalities = not any(node.value.atoms(sympy.Eq, sympy.Ne) for node in (left, right))
+        return inequalities and all(value is not None for value in sets) and same_set(*sets)
+    return False
+
+
+def _same_name(left: str, right: str) -> bool:
+    left, right = (re.sub(r"[\s{}]|\\text|\\mathrm", "", name) for name in (left, right))
+    words = [name for name in (left, right) if len(name) > 3 and name.isalpha()]
+    return left == right or bool(words)
+
+
+def _same_as_relations(left: Node, right: Node) -> bool:
+    values = []
+    for node in (left, right):
+        if isinstance(node, Relation):
+            values.append(node.value)
+        elif isinstance(node, Named) and isinstance(node.value, Scalar):
+            values.append(_as_equation(node))
+        else:
+            return False
+    return all(value is not None for value in values) and same_relation(*values)
+
+
+def _as_equation(named: Named) -> Any:
+    import sympy
+
+    assert isinstance(named.value, Scalar)
+    try:
+        return sympy.Eq(read_expression(named.name, named.text), named.value.value, evaluate=False)
+    except Unreadable:
+        return None
+
+
+def _as_set(node: Node) -> Any:
+    """The set of reals that a node may stand for; None if it stands for none."""
+    import sympy
+
+    if isinstance(node, Region):
+        return node.value
+    if isinstance(node, Ordered) and len(node.items) == 2 and all(isinstance(item, Scalar) for item in node.items):
+        start, end = (item.value for item in node.items)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            return sympy.Interval(start, end, node.left == "(", node.right == ")")
+        except ValueError:
+            return None
+    if isinstance(node, Relation) and len(node.value.free_symbols) == 1:
+        try:
+            return node.value.as_set()
+        except (NotImplementedError, ValueError, TypeError, AttributeError):
+            return None
+    return None
+
+
+def _same_in_order(left: Sequence[Node], right: Sequence[Node]) -> bool:
+    return len(left) == len(right) and all(map(same, left, right))
+
+
+def _same_collection(left: Node, right: Node) -> bool:
+    sides = [node.items if isinstance(node, Collection) else (node,) for node in (left, right)]
+    if len(sides[0]) != len(sides[1]):
+        return False
+    rest = list(sides[1])
+    for item in sides[0]:
+        found = next((index for index, other in enumerate(rest) if same(item, other)), None)
+        if found is None:
+            return False
+        del rest[found]
+    return True
+
+
+def _same_scalar(left: Scalar, right: Scalar) -> bool:
+    if left.unit is not None and right.unit is not None and conflict(left.unit, right.unit):
+        return False
+    if same_expression(left.value, right.value):
+        return True
+    if left.percent == right.percent:
+        return False
+    share, other = (left, right) if left.percent else (right, left)
+    return same_expression(share.value / 100, other.value)

@@ -10,8 +10,7 @@ import math
 import re
 from typing import Any
 
-from mirrorpo.rewards.exact import Unreadable
-from mirrorpo.rewards.notation import words
+from mirrorpo.rewards.notation import Unreadable, words
 
 _OPEN, _CLOSE = "([{", ")]}"
 _DECIMAL = re.compile(r"(?<![0-9A-Za-z_.])([0-9]*)\.([0-9]+)(?![0-9.])")

@@ -19,7 +19,7 @@ from mirrorpo.rewards.algebra import Algebra
 from mirrorpo.rewards.answer_position import TAIL_CHARACTERS, final_answer, find_answer
 from mirrorpo.rewards.latex import has_words
 from mirrorpo.rewards.notation import tidy
-from mirrorpo.rewards.numbers import Number, agree, bare_chain, read_number
+from mirrorpo.rewards.numbers import MAX_DIGITS, Number, agree, bare_chain, read_number
 from mirrorpo.rewards.units import conflict
 from mirrorpo.rewards.verdict import Grade
 
@@ -64,6 +64,8 @@ class Reference:
 @lru_cache(maxsize=65536)
 def reference(answer: str) -> Reference:
     """What a right answer states, alone or marked as in a completion."""
+    if answer.isdecimal() and answer.isascii() and len(answer) <= MAX_DIGITS:
+        return Reference(answer, read_number(answer))
     marked = find_answer(answer)
     text = tidy(answer[:TAIL_CHARACTERS] if marked is None else ", ".join(marked.parts))
     if "=" in text:
@@ -132,8 +134,12 @@ class MathVerifier:
         found = find_answer(completion, last_number=self.last_number)
         if found is None:
             return _NO_ANSWER
-        if any(len(part) > 2 * MAX_SYMBOLIC_CHARACTERS or "\0" in part for part in found.parts):
-            return _MALFORMED
+        for part in found.parts:
+            if len(part) > 2 * MAX_SYMBOLIC_CHARACTERS or "\0" in part:
+                return _MALFORMED
+        if len(found.parts) == 1 and not found.exclaimed:
+            text = tidy(found.parts[0])
+            return _plain_verdict(text, wanted) or ((text,), wanted)
         parts = tuple(tidy(f"{part}!" if found.exclaimed and "!" in wanted.text else part) for part in found.parts)
         verdicts = [_plain_verdict(part, wanted) for part in parts]
         if len(parts) == 1:

@@ -148,6 +148,10 @@ _TRAILING = " \t\r\n.,;:?"  # not the "!" of a factorial
 _MAX_NESTED = 12
 
 
+class Unreadable(ValueError):
+    """A text that states nothing that can be compared."""
+
+
 def words(text: str) -> frozenset[str]:
     """The words of a list in a text."""
     return frozenset(text.split())

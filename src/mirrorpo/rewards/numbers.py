@@ -16,7 +16,7 @@ from mirrorpo.rewards.units import NO_UNIT, Unit, conflict, read_unit
 MAX_CHARACTERS = 200
 # 10**400 is beyond any float; larger powers would only cost time.
 _MAX_EXPONENT = 400
-_MAX_DIGITS = 100
+MAX_DIGITS = 100
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]{1,3}(?:'[0-9]{3})+(?![0-9])|[0-9]+)"
 DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
@@ -50,6 +50,8 @@ NUMBER_IN_TEXT = re.compile(
     rf"(?:\s?\\?%|\s+(?:{'|'.join(_SCALES)}|percent)(?![a-z]))?",
 )
 _PLAIN = re.compile(r"([-+]?)(\$?)([0-9]{1,30}|[0-9]{1,3}(?:,[0-9]{3}){1,9})(?:\.([0-9]{1,30}))?")
+_COUNTED_PLAIN = re.compile(_PLAIN.pattern + r"( [A-Za-z]+)")
+_NO_UNITS = {f" {name}{s}" for name in (*_SCALES, "percent", "pct") for s in ("", "s")}
 _DOLLARS: Unit = (frozenset({"dollar"}), frozenset())
 _FRACTION = re.compile(
     r"([0-9]?)\s*\\frac\s*(?:\{\s*(-?[0-9.,]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9.,]+)\s*\}|([0-9]))(?![0-9])"
@@ -101,6 +103,12 @@ def read_number(text: str, *, trusted: bool = False) -> Number | None:
         return Number(_decimal(plain[1] + plain[3], plain[4]), _DOLLARS if plain[2] else NO_UNIT)
     if not text or len(text) > MAX_CHARACTERS:
         return None
+    if (counted := _COUNTED_PLAIN.fullmatch(text)) and counted[5].lower() not in _NO_UNITS:
+        unit = read_unit(counted[5], trusted=trusted)
+        if unit is None:
+            return None
+        value = _decimal(counted[1] + counted[3], counted[4])
+        return Number(value, (unit[0] | {"dollar"}, unit[1]) if counted[2] else unit)
     text = spelled(text)
     if text[:1] in "mMnN" and (negative := _NEGATIVE.match(text)):
         text = f"-{text[negative.end() :]}"
@@ -109,7 +117,7 @@ def read_number(text: str, *, trusted: bool = False) -> Number | None:
     if text[:1].isalpha() and (word := _NUMBER_WORD.match(text)):
         text = f"{_NUMBER_WORDS.index(word[0].lower())}{text[word.end() :]}"
     found = _NUMBER.fullmatch(text)
-    if found is None or (found["sign"] and found["inner"]) or sum(map(str.isdigit, text)) > _MAX_DIGITS:
+    if found is None or (found["sign"] and found["inner"]) or sum(map(str.isdigit, text)) > MAX_DIGITS:
         return None
     unit = read_unit(found["unit"], trusted=trusted) if found["unit"] else NO_UNIT
     if unit is None:
@@ -207,7 +215,7 @@ def _plain(digits: str) -> Fraction:
 
 def _decimal(whole: str, decimals: str | None) -> Fraction:
     """The fraction of digits before and after a point; ``Fraction`` of a text would take three times as long."""
-    if not decimals:
+    if not decimals or not decimals.strip("0"):
         return Fraction(int(whole.replace(",", "")))
     return Fraction(int(whole.replace(",", "") + decimals), 10 ** len(decimals))
 
