@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -84,142 +86,39 @@ def test_ten_megabytes_are_read_in_seconds(filler: str, verifier: CodeVerifier) 
     assert time.monotonic() - started < 15.0
 
 
-RAISES = "try:\n    f(1)\n    assert False\nexcept ValueError:\n    pass"
-STACK = """class S:
-    def __init__(s): s.x = []
-    def push(s, v): s.x.append(v)
-    def __len__(s): return len(s.x)"""
-FORMS = [
-    # name, program, tests, setup, reason
-    ("equal", "def f(x): return x", ["assert f(1) == 1"], "", "passed"),
-    ("equal, wrong", "def f(x): return x", ["assert f(1) == 2"], "", "failed"),
-    ("reversed", "def f(x): return x", ["assert [1] == f([1])"], "", "passed"),
-    ("not equal", "def f(x): return x", ["assert f(1) != 2"], "", "passed"),
-    ("not equal, wrong", "def f(x): return x", ["assert f(1) != 1"], "", "failed"),
-    ("not", "def f(x): return x", ["assert not f(0)"], "", "passed"),
-    ("not, wrong", "def f(x): return x", ["assert not f(1)"], "", "failed"),
-    ("bare", "def f(x): return x", ["assert f(1), 'message'"], "", "passed"),
-    ("is", "def f(x): return None", ["assert f(1) is None"], "", "passed"),
-    ("is, wrong", "def f(x): return False", ["assert f(1) is None"], "", "failed"),
-    ("isclose", "def f(x): return 0.1 + 0.2", ["import math\nassert math.isclose(f(1), 0.3)"], "", "passed"),
-    ("isclose without import", "def f(x): return 0.3", ["assert math.isclose(f(1), 0.3)"], "", "passed"),
-    (
-        "isclose of its own",
-        "class math:\n    isclose = lambda *a: True\ndef f(x): return 5",
-        ["assert math.isclose(f(1), 0.3)"],
-        "",
-        "failed",
-    ),
-    ("set", "def f(x): return [2, 1, 1]", ["assert set(f(1)) == set([1, 2])"], "", "passed"),
-    ("set of its own", "set = lambda x: 5\ndef f(x): return 1", ["assert set(f(1)) == set([1])"], "", "failed"),
-    ("sorted", "def f(x): return (y for y in (2, 1))", ["assert sorted(f(1)) == [1, 2]"], "", "passed"),
-    ("tolerance", "def f(x): return 1.0001", ["assert abs(f(1) - 1) < 1e-3"], "", "passed"),
-    ("chained", "def f(x): return 1", ["assert 0 < f(1) < 2 and f(2) in (1, 2)"], "", "passed"),
-    ("counter", "def f(x): return dict(a=2)", ["assert f('aa') == Counter('aa')"], "", "passed"),
-    ("own counter", "Counter = lambda x: 5\ndef f(x): return 5", ["assert f('aa') == Counter('aa')"], "", "failed"),
-    ("counter returned", "from collections import Counter as f", ["assert f('aab') == {'a': 2, 'b': 1}"], "", "passed"),
-    ("two calls", "def f(x): return x * x", ["assert f(2) == f(-2)"], "", "passed"),
-    ("named as a built-in", "def sum(a, b): return a - b", ["assert sum(3, 1) == 2"], "", "passed"),
-    ("named as a built-in, wrong", "def sum(a, b): return 0", ["assert sum(3, 1) == 2"], "", "failed"),
-    ("attribute of a result", "class P:\n    x = 3\ndef f(): return P()", ["assert f().x == 3"], "", "opaque"),
-    ("setup after", "class Node:\n    def __init__(s, v): s.v = v\ndef f(n): return n.v", ["assert f(root) == 1"],
-     "root = Node(1)", "passed"),
-    ("setup import", "def f(x): return math.floor(x)", ["assert f(1.5) == 1"], "import math", "passed"),
-    ("loop", "def f(x): return x + 1", ["for i in range(3):\n    assert f(i) == i + 1"], "", "passed"),
-    ("loop, wrong", "def f(x): return 1", ["for i in range(3):\n    assert f(i) == i + 1"], "", "failed"),
-    ("loop, wrong type", "def f(x): return None", ["for i in [1]:\n    assert abs(f(i) - i) < 1"], "", "failed"),
-    ("comprehension", "def f(x): return x", ["assert all(f(i) == i for i in range(3))"], "", "passed"),
-    ("raises", "def f(x): raise ValueError", [RAISES], "", "passed"),
-    ("raises not", "def f(x): return 1", [RAISES], "", "failed"),
-    ("check function", "def f(x): return x", ["def check(c):\n    assert c([1]) == [1]\ncheck(f)"], "", "passed"),
-    ("in place", "def f(x): x.sort()", ["a = [2, 1]\nf(a)\nassert a == [1, 2]"], "", "passed"),
-    ("expected in setup", "def f(x): return 1", ["assert f(1) == WANTED"], "WANTED = 1", "passed"),
-    ("expected, patched", "def f(x):\n    globals()['WANTED'] = 5\n    return 5", ["assert f(1) == WANTED"],
-     "WANTED = 1", "failed"),
-    ("object", STACK,
-     ["s = S()\ns.push(1)\nassert len(s) == 1\nassert s.x == [1]"], "", "passed"),
-    ("object, always equal", "class S:\n    def __eq__(s, o): return True", ["s = S()\nassert s == 1"], "", "opaque"),
-    ("object, never equal", "class S:\n    pass", ["s = S()\nassert s != 1"], "", "opaque"),
-    ("big integers", "def f(): return 10 ** 5000", ["assert f() == 10 ** 5000"], "", "passed"),
-    ("bytes and complex", "def f(): return (b'a', 1j, {1: {2}})", ["assert f() == (b'a', 1j, {1: {2}})"], "", "passed"),
-    ("decimals", "from decimal import Decimal\ndef f(): return Decimal('1.5')", ["assert f() == 1.5"], "", "passed"),
-    ("surrogate", "def f(): return '\\ud800'", ["assert f() == '\\ud800'"], "", "passed"),
-    ("large result", "def f(): return list(range(20000))", ["assert f() == list(range(20000))"], "", "passed"),
-    ("dataclass", "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 1\ndef f(): return P().x",
-     ["assert f() == 1"], "", "passed"),
-    ("raises in the call", "def f(x): return 1 / 0", ["assert f(1) == 1"], "", "error"),
-    ("not defined", "def g(x): return 1", ["assert f(1) == 1"], "", "error"),
-    ("syntax", "def f(x) return 1", ["assert f(1) == 1"], "", "syntax error"),
-    ("surrogate in the source", "def f(x): return '\ud800'", ["assert f(1) == 1"], "", "syntax error"),
-    ("NUL in the source", "def f(x): return 1\0", ["assert f(1) == 1"], "", "syntax error"),
-]  # fmt: skip
+CASES = [json.loads(line) for line in Path(__file__).with_name("code_cases.jsonl").read_text("ascii").splitlines()]
+ENDING = "tests that end by themselves"
 
 
-@pytest.mark.parametrize(
-    ("program", "tests", "setup", "reason"), [form[1:] for form in FORMS], ids=[f[0] for f in FORMS]
-)
-def test_forms_of_tests(verifier: CodeVerifier, program: str, tests: list[str], setup: str, reason: str) -> None:
+def grade_of(reason: str) -> tuple[float | None, str]:
+    unscored = reason.startswith(("no tests", "tests ", "broken test"))
+    return None if unscored else float(reason == "passed"), reason
+
+
+@pytest.mark.parametrize(("program", "tests", "setup", "reason"), [case[2:] for case in CASES if case[0] != ENDING])
+def test_rows_get_the_verdict_of_the_table(
+    verifier: CodeVerifier, program: str, tests: list[str], setup: str, reason: str
+) -> None:
     grade = verifier.grade(fenced(program), tests, setup)
-    assert (grade.reason, grade.reward) == (reason, 1.0 if reason == "passed" else 0.0)
+    assert (grade.reward, grade.reason) == grade_of(reason)
 
 
-@pytest.mark.parametrize(
-    ("tests", "reason"),
-    [
-        ([], "no tests"),
-        (None, "no tests"),
-        ([3], "tests are not texts"),
-        (["assert f("], "tests are not Python"),
-        (["assert f(1) == 1", "\0"], "tests are not Python"),
-        (["(" * 100_000], "tests are not Python"),
-        (["assert True"], "tests use nothing of the program"),
-        (["import numpy\nassert f(1) == numpy.array(1)"], "tests import numpy, which the sandbox does not have"),
-        (["for i in nowhere.list: assert f(i)"], "tests use nowhere, which nothing defines"),
-        (["for i in 3: assert f(i)"], "broken test"),
-    ],
-)
-def test_unusable_tests_are_no_verdict(verifier: CodeVerifier, tests: list[str], reason: str) -> None:
-    grade = verifier.grade(fenced("def f(x): return 1"), tests)
-    assert (grade.reward, grade.reason) == (0.0 if reason == "error" else None, reason)
-
-
-PASSES = "assert f(1) == 1"
-
-
-@pytest.mark.parametrize(
-    ("test", "setup", "reward", "reason"),
-    [
-        # The program was never asked for anything: whatever happens is the tests' own doing.
-        ("while True: pass\n" + PASSES, "", None, "broken test"),
-        ("import time\ntime.sleep(60)\n" + PASSES, "", None, "broken test"),
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n" + PASSES, "", None, "broken test"),
-        ("x = 'a' * 10 ** 10\n" + PASSES, "", None, "broken test"),
-        (PASSES, "import os; os._exit(0)", 1.0, "passed"),
-        (PASSES, "import os; os._exit(1)", None, "broken test"),
-        ("assert 1 == 2\n" + PASSES, "", None, "broken test"),
-        # It was: it may be the cause.
-        ("for i in (1,): assert f(i) == 1\nwhile True: pass", "", 0.0, "timeout"),
-        ("import os\nfor i in (1,): assert f(i) == 1\nos._exit(0)", "", 1.0, "passed"),
-        ("import os\nfor i in (1,): assert f(i) == 1\nos._exit(1)", "", 0.0, "failed"),
-    ],
-)
+@pytest.mark.parametrize(("program", "tests", "setup", "reason"), [case[2:] for case in CASES if case[0] == ENDING])
 def test_what_the_tests_do_to_themselves_is_not_the_programs_fault(
-    test: str, setup: str, reward: float | None, reason: str
+    program: str, tests: list[str], setup: str, reason: str
 ) -> None:
     verifier = CodeVerifier(limits=Limits(wall_seconds=2.0, cpu_seconds=1), require="limits")
     try:
-        one, other = verifier.grade_many(
-            [(fenced("def f(x): return x"), [t], s) for t, s in ((test, setup), (PASSES, ""))]
-        )
+        one, other = verifier.grade_many([(fenced(program), tests, setup), (fenced(program), ["assert f(1) == 1"], "")])
     finally:
         verifier.close()
-    assert (one.reward, one.reason) == (reward, reason)
+    assert (one.reward, one.reason) == grade_of(reason)
     assert other.reward == 1.0, "one row never ends a batch"
 
 
 def test_a_program_that_loads_slowly_cannot_leave_the_count(verifier: CodeVerifier) -> None:
     slow = fenced("import time\ntime.sleep(1)\ndef f(x): return 2")
-    assert verifier.grade(slow, ["x = [][0]\n" + PASSES]).reward == 0.0
+    assert verifier.grade(slow, ["x = [][0]\nassert f(1) == 1"]).reward == 0.0
 
 
 @pytest.mark.parametrize("mark", ["\ufeff", "\ufeff\n"])

@@ -1,4 +1,8 @@
-"""Where the program stands in what models write; formats from public bug reports on code extraction."""
+"""Where the program stands in what models write.
+
+About seven of the formats come from public bug reports on code extraction; the others are variations of them, and
+forms that Markdown and prompts allow.
+"""
 
 from __future__ import annotations
 
