@@ -3,11 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-fast test-install test-newest lint bench chaos format catalogue clean
+.PHONY: demo test test-fast test-install test-newest real lint bench chaos format catalogue clean
 
 demo: $(STAMP)  ## train the embedded model on arithmetic: runs/demo/
 	rm -rf runs/demo
 	$(BIN)/mirrorpo train recipes/arithmetic.yaml --out runs/demo
+
+real: $(STAMP)  ## train a pretrained model of 135 M parameters on word problems: runs/real/ (fetches 98 MB once)
+	$(BIN)/python scripts/get_smollm2.py
+	rm -rf runs/real
+	$(BIN)/mirrorpo train smollm2/words_dr_grpo --out runs/real
 
 test: $(STAMP)  ## the whole test suite, warnings as errors, on up to four cores
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -237,7 +237,7 @@ def test_a_context_that_is_too_short_is_refused_before_a_folder_is_made(folder: 
         (no_tokenizer, "the folder has no tokenizer files (tokenizer.json); copy those that belong to the model"),
         (empty_tokenizer, "the tokenizer is empty: it makes no token of a text"),
         (no_end_token, "set eos_token in its tokenizer_config.json to a token of its vocabulary, such as '<|end|>'"),
-        (gguf, "model-q4.gguf is a GGUF file, which is quantised for inference and cannot be used here"),
+        (gguf, "the folder has no safetensors, but model-q4.gguf: give the path of that file"),
         (no_weights, "no file named model.safetensors"),
         (an_encoder, "model.path"),
         (broken_chat_template, "roles must alternate"),
@@ -249,12 +249,6 @@ def test_a_model_that_cannot_be_trained_is_refused_in_one_line_with_what_to_do(
     make(folder)
     more = ["--plan"] if plan else ["--out", "run"]
     assert line in refused(["train", "arithmetic", f"model.path={folder}", *TINY_RUN, *more], folder.parent)
-
-
-def test_a_gguf_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    for command in (["train", "arithmetic", "model.path=m.gguf", "--plan"], ["eval", "m.gguf", "--task", "arithmetic"]):
-        assert "m.gguf is a GGUF file" in refused(command, tmp_path)
 
 
 def test_options_of_a_chat_template_that_is_not_there_are_refused(folder: Path) -> None:

@@ -35,7 +35,9 @@ class LoraSpec(Settings):
 class ModelSpec(Settings):
     """The policy."""
 
-    path: str = Field(default="builtin:tiny", min_length=1, description="builtin:tiny, a folder or a hub name")
+    path: str = Field(
+        default="builtin:tiny", min_length=1, description="builtin:tiny, a folder, a GGUF file or a hub name"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     lora: LoraSpec | None = None
     chat_template: dict[str, bool | int | float | str] = Field(

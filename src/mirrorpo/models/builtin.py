@@ -36,18 +36,25 @@ def builtin_path(name: str) -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """Turn ``builtin:<name>`` into that model's folder, and leave any other path or hub name as it is.
+    """The folder of ``builtin:<name>`` or of a GGUF file's converted model; any other path or hub name as it is.
 
     Args:
-        path: what a recipe says, such as ``builtin:tiny``, ``Qwen/Qwen3-0.6B`` or a folder.
+        path: what a recipe says, such as ``builtin:tiny``, ``Qwen/Qwen3-0.6B``, ``model-Q4_1.gguf`` or a folder.
 
     Returns:
         What transformers' ``from_pretrained`` accepts.
+
+    Raises:
+        ValueError: no such built-in model, or a GGUF file that cannot be converted.
 
     Example:
         >>> resolve_model("Qwen/Qwen3-0.6B")
         'Qwen/Qwen3-0.6B'
     """
+    if path.lower().endswith(".gguf") and not Path(path).is_dir():
+        from mirrorpo.models.gguf import from_gguf
+
+        return from_gguf(path)
     if not path.startswith(_PREFIX):
         return path
     return str(builtin_path(path.removeprefix(_PREFIX)))

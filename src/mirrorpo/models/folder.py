@@ -14,10 +14,6 @@ from typing import Any
 from mirrorpo.errors import InputError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-_GGUF = (
-    "is a GGUF file, which is quantised for inference and cannot be used here; give the folder or hub name of the "
-    "original model, with safetensors"
-)
 _MAX_JSON = 10_000_000  # bytes of a configuration file
 # Ways to compute attention that are in transformers itself; any other name is a repository whose code is downloaded.
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "paged|sdpa", "paged|eager")
@@ -60,8 +56,6 @@ def check_model_folder(path: str, key: str = "model.path", *, trust_remote_code:
         >>> check_model_folder("Qwen/Qwen3-0.6B")
     """
     folder = Path(path)
-    if path.lower().endswith(".gguf"):
-        raise InputError(f"{key} {path!r}: {folder.name} {_GGUF}")
     if "\0" in path or not folder.is_dir():
         return
     try:
@@ -90,7 +84,7 @@ def _check_weights(folder: Path) -> None:
             "save the model as safetensors (save_pretrained does)"
         )
     if packed := sorted(file.name for file in folder.glob("*.gguf")):
-        raise ValueError(f"{packed[0]} {_GGUF}")
+        raise ValueError(f"the folder has no safetensors, but {packed[0]}: give the path of that file")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
