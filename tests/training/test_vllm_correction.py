@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.training import MirrorConfig, MirrorTrainer
+from mirrorpo.training.loss import check_logprobs_mode, truncation
 from mirrorpo.training.nonfinite import NonFiniteError
 from mirrorpo.training.setup import trainer_config
 from trl_pair import PAIRS, dataset, loss_and_gradient, settings, trainer
@@ -174,3 +176,55 @@ def test_a_recipe_says_which_correction_is_used(tmp_path: Path) -> None:
     data["train"] = {"vllm": {"correction": "none"}}
     assert not trainer_config(recipe_from(data), tmp_path).vllm_importance_sampling_correction
     assert trainer_config(recipe_from({"task": {"name": "arithmetic"}}), tmp_path).vllm_importance_sampling_correction
+
+
+# The same corrections as masks of an objective
+
+
+@pytest.mark.parametrize("fast", ["off", "auto"])
+def test_trls_token_mask_is_a_mask_around_the_sampler(
+    fast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")  # TRL's name for an engine of the user's own
+    theirs, _, recorded = pair(tmp_path, "dapo", "token_mask")
+    inputs = generate(theirs)
+    inputs["sampling_per_token_logps"] = inputs["sampling_per_token_logps"].nan_to_num(nan=-1.0)
+    ratio = (inputs["old_per_token_logps"] - inputs["sampling_per_token_logps"]).exp()
+    inputs["importance_sampling_ratio"] = torch.where((ratio >= LOW) & (ratio <= HIGH), ratio, 0.0)
+    # Decoupled: the clip around the old policy, the ratio to the sampler, what left the sampler too far dropped.
+    mask = {"name": "ratio", "epsilon_low": 1.0 - LOW, "epsilon_high": HIGH - 1.0, "act": "mask", "of": "old"}
+    objective = {
+        "preset": "dapo",
+        "behaviour": "sampler",
+        "regions": [
+            {"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.28, "anchor": "old"},
+            {**mask, "anchor": "sampler"},
+        ],
+    }
+    args = MirrorConfig(
+        **settings(tmp_path, use_vllm=False, vllm_importance_sampling_correction=False), objective=objective, fast=fast
+    )
+    ours = trainer(MirrorTrainer, args, rollout_func=lambda *_: None)
+    ours.current_gradient_accumulation_steps = 1
+    assert ours.policy_objective.behaviour == "sampler"
+    own = {key: value for key, value in inputs.items() if key != "importance_sampling_ratio"}
+    their_loss, their_gradient = loss_and_gradient(theirs, inputs)
+    our_loss, our_gradient = loss_and_gradient(ours, own)
+    assert recorded.completions
+    assert 0 < (inputs["importance_sampling_ratio"] == 0).sum() < inputs["completion_mask"].sum()
+    assert abs(our_loss - their_loss) < TOLERANCE[fast]
+    assert (our_gradient - their_gradient).abs().max() < TOLERANCE[fast] * max(1.0, their_gradient.abs().max().item())
+
+
+def test_the_bias_of_truncated_sampling_is_said_with_its_size() -> None:
+    assert truncation(SimpleNamespace(top_p=1.0, top_k=0, min_p=None)) is None
+    line = truncation(SimpleNamespace(top_p=0.8, top_k=50, min_p=0.1))
+    assert line is not None
+    assert "top_p 0.8: up to 1.25 times; top_k 50: " in line
+    assert "min_p 0.1" in line
+
+
+def test_an_engine_that_reports_other_probabilities_than_it_draws_from_is_refused() -> None:
+    check_logprobs_mode("processed_logprobs")
+    with pytest.raises(ValueError, match=r"must report processed_logprobs.* got logprobs_mode 'raw_logprobs'"):
+        check_logprobs_mode("raw_logprobs")

@@ -375,6 +375,37 @@ def carried(objective: Objective, args: Any, *, drawn_here: bool) -> Objective:
     return objective
 
 
+def truncation(args: Any) -> str | None:
+    """One line on the bias of sampling from a part of the distribution; None where all of it is drawn from.
+
+    Args:
+        args: the trainer's; ``top_p``, ``top_k`` and ``min_p`` of it are read.
+    """
+    kept = []
+    if args.top_p < 1.0:
+        kept.append(f"top_p {args.top_p:g}: up to {1.0 / args.top_p:.4g} times")
+    if args.top_k:
+        kept.append(f"top_k {args.top_k}: by one over the mass of so many tokens")
+    if args.min_p:
+        kept.append(f"min_p {args.min_p:g}: by one over the kept mass")
+    if not kept:
+        return None
+    return (
+        "tokens are drawn from a part of the policy's distribution, in which each is likelier than under the policy "
+        f"({'; '.join(kept)}): ratios to the sampler are too small by that factor, and the gradient is that of another "
+        "policy. top_p 1 has no such bias"
+    )
+
+
+def check_logprobs_mode(mode: str) -> None:
+    """Raises ``ValueError`` unless vLLM reports log-probabilities of the distribution that it draws from."""
+    if mode != "processed_logprobs":
+        raise ValueError(
+            f"vLLM must report processed_logprobs, those of the distribution that it draws from, got logprobs_mode "
+            f"{mode!r}: start the server with --logprobs-mode processed_logprobs"
+        )
+
+
 def needs_padding(objective: Objective) -> str | None:
     """Why packed rows cannot carry the objective; None: they can."""
     for rule in objective.rules:
@@ -436,7 +467,9 @@ __all__ = [
     "MicroLoss",
     "Moment",
     "carried",
+    "check_logprobs_mode",
     "needs_padding",
     "penalty_share",
     "regroup",
+    "truncation",
 ]

@@ -22,7 +22,16 @@ from mirrorpo.models.generation import bare_generation, causal_part, say_what_is
 from mirrorpo.models.thresholds import forget_lengths, noise_of
 from mirrorpo.training.config import MirrorConfig, teacher_from
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
-from mirrorpo.training.loss import LossComputer, LossSettings, Moment, carried, needs_padding, regroup
+from mirrorpo.training.loss import (
+    LossComputer,
+    LossSettings,
+    Moment,
+    carried,
+    check_logprobs_mode,
+    needs_padding,
+    regroup,
+    truncation,
+)
 from mirrorpo.training.model_adapter import check_reference, noise
 from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
@@ -107,6 +116,7 @@ class MirrorTrainer(ResumableTrainer):
         check_equal(trainer_settings(args, self.policy_objective))
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
+        self._check_sampler()
         self.teacher = None if spec is None else self._load_teacher(spec)
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
@@ -138,6 +148,15 @@ class MirrorTrainer(ResumableTrainer):
         if self.accelerator.distributed_type in UNSHARDED:
             unwrap = self.accelerator.unwrap_model
             check_reference(unwrap(self.model), unwrap(self.ref_model))
+
+    def _check_sampler(self) -> None:
+        """Raises unless the engine reports what it draws from; says how large the bias of truncated sampling is."""
+        if self.accelerator.is_main_process and (line := truncation(self.args)):
+            logger.warning(line)
+        if not self.use_vllm or self.vllm_mode != "server" or "sampler" not in self.policy_objective.needs:
+            return  # in this process TRL sets the mode itself
+        if self.accelerator.is_main_process:
+            check_logprobs_mode(self.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
 
     def _load_teacher(self, spec: TeacherSpec) -> Teacher:
         if self.accelerator.distributed_type not in UNSHARDED:
