@@ -3,11 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-fast test-install test-newest real lint bench chaos format catalogue clean
+.PHONY: demo study docs test test-fast test-install test-newest real lint bench chaos format catalogue clean
 
-demo: $(STAMP)  ## train the embedded model on arithmetic: runs/demo/
+demo: $(STAMP)  ## the same training twice, without and with a divergence: runs/demo/
 	rm -rf runs/demo
-	$(BIN)/mirrorpo train recipes/arithmetic.yaml --out runs/demo
+	$(BIN)/mirrorpo study recipes/studies/demo.yaml --out runs/demo --export png
+	@echo "one seed: run 'make study' for more"
+
+study: $(STAMP)  ## ten more seeds of the demo, in its folder
+	test -d runs/demo || $(MAKE) demo
+	$(BIN)/mirrorpo study recipes/studies/demo.yaml 'seeds={first: 50, count: 10}' --out runs/demo --resume --export png
+
+docs: $(STAMP)  ## the site: build/site/index.html; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 
 real: $(STAMP)  ## train a pretrained model of 135 M parameters on word problems: runs/real/ (fetches 98 MB once)
 	$(BIN)/python scripts/get_smollm2.py

@@ -22,6 +22,7 @@ from mirrorpo.statistics import (
     improvement_probability,
     interquartile_mean,
     mean_interval,
+    performance_profile,
     permutation_p,
     smallest_p,
     variance_ratio,
@@ -307,3 +308,9 @@ def test_arms_must_be_paired(function: Callable[..., object]) -> None:
 def test_p_values_outside_their_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"p_values must lie in \[0, 1\]"):
         holm([0.5, 1.5])
+
+
+def test_a_performance_profile_is_the_share_of_runs_above_each_threshold() -> None:
+    values, thresholds = [0.5, 0.7, 0.7, 0.9], [0.0, 0.5, 0.6, 0.7, 0.8, 0.9]
+    # By counting: 4, 3 (0.5 is not above 0.5), 3, 1, 1 and 0 of 4.
+    assert performance_profile(values, thresholds) == [1.0, 0.75, 0.75, 0.25, 0.25, 0.0]

@@ -30,7 +30,8 @@ from mirrorpo.losses.surrogates import SURROGATES
 
 Load = Callable[[str], ModuleType]
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Not the reports that a study writes: their words are tested where they are made.
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != "report.md")]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)[^)]*\)")
 CORE = (
@@ -83,6 +84,8 @@ def _promised(code: str) -> list[str]:
     return lines
 
 
+# TRL 1.16's own default has the name that transformers has deprecated.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("page", "line", "language", "code"), [pytest.param(*b, id=f"{b[0].name}:{b[1]}") for b in _blocks()]
 )
@@ -95,6 +98,7 @@ def test_every_python_block_runs_and_prints_what_it_says(
         return
     assert language == "python", f"{page.name}:{line}: unknown kind of block {language!r}"
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")  # what a page computes from published results
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(program, {"__name__": "docs"})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +20,8 @@ from test_cli import refused, run
 from mirrorpo.config.study import Study, study_from
 from mirrorpo.errors import InputError
 from mirrorpo.reports.study_page import write_study_report
-from mirrorpo.studies.gather import statuses, study_collection
-from mirrorpo.studies.runner import ATTEMPTS, open_study, run_job, run_study
+from mirrorpo.studies.gather import gather, statuses, study_collection
+from mirrorpo.studies.runner import ATTEMPTS, grown_from, open_study, run_job, run_study
 from mirrorpo.workers import Done, Job, JobError, Record
 from simulated import write_simulated
 
@@ -35,8 +37,9 @@ ARMS = ("dr_grpo", "grpo", "cispo")
 SILENT = Console(quiet=True)
 
 
-def plan(num_seeds: int = 2) -> Study:
-    return study_from({"base": BASE, "arms": list(ARMS), "seeds": list(range(num_seeds)), "baseline": "dr_grpo"})
+def plan(num_seeds: int = 2, arms: Sequence[str] = ARMS, **other: Any) -> Study:
+    settings = {"arms": list(arms), "seeds": list(range(num_seeds)), "baseline": arms[0], **other}
+    return study_from({"base": BASE, **settings})
 
 
 class Here:
@@ -76,10 +79,18 @@ class Training(Here):
         return None
 
 
-def go(out: Path, pool: Here, *, resume: bool = False, retry_failed: bool = False, num_seeds: int = 2) -> None:
-    study = plan(num_seeds)
+def go(
+    out: Path,
+    pool: Here,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    redo: Sequence[str] = (),
+    study: Study | None = None,
+) -> None:
+    study = grown_from(study or plan(), out, resume)
     with open_study(study, out, resume, "mirrorpo study x") as record:
-        run_study(study, out, record, pool, SILENT, command="mirrorpo study x", retry_failed=retry_failed)
+        run_study(study, out, record, pool, SILENT, command="mirrorpo study x", retry_failed=retry_failed, redo=redo)
 
 
 def kept(out: Path) -> dict[str, dict[str, Any]]:
@@ -111,6 +122,110 @@ def test_resume_repeats_no_run(tmp_path: Path) -> None:
     found = study_collection(tmp_path)
     assert len(found.runs) == 6
     assert found.changes == {arm: f"objective: {{preset: {arm}}}" for arm in ARMS}
+
+
+def test_a_resumed_study_takes_added_seeds_and_arms_and_keeps_what_it_has(tmp_path: Path) -> None:
+    go(tmp_path, Here(), study=plan(1, ("dr_grpo", "grpo")))
+    pool = Here()
+    go(tmp_path, pool, resume=True, study=plan(2, ("dr_grpo", "grpo")))
+    assert pool.keys == ["dr_grpo/seed1", "grpo/seed1"]
+    pool = Here()
+    go(tmp_path, pool, resume=True, study=plan(1, ("dr_grpo", "cispo")))  # grpo and seed 1 stay, unmentioned
+    assert pool.keys == ["cispo/seed0"]
+    found = study_collection(tmp_path)
+    assert {arm: [run.seed for run in runs] for arm, runs in found.arms.items()} == {
+        "dr_grpo": [0, 1],
+        "grpo": [0, 1],
+        "cispo": [0],
+    }
+    assert found.num_missing == 0
+    settings = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    assert {arm: spec["seeds"] for arm, spec in settings["arms"].items()} == {
+        "dr_grpo": [0, 1],
+        "grpo": [0, 1],
+        "cispo": [0],
+    }
+
+
+def test_a_study_that_was_stopped_while_it_grew_goes_on(tmp_path: Path) -> None:
+    go(tmp_path, Here(), study=plan(1))
+
+    def stop(key: str) -> None:
+        if key == "grpo/seed1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, Here(stop), resume=True, study=plan(2))
+    pool = Here()
+    go(tmp_path, pool, resume=True, study=plan(1))  # the first command again: what the folder holds is finished too
+    assert pool.keys == ["grpo/seed1", "cispo/seed1"]
+
+
+def test_one_run_is_thrown_away_and_run_again_when_asked(tmp_path: Path) -> None:
+    go(tmp_path, Here())
+    before = (tmp_path / "runs" / "grpo" / "seed1" / "summary.json").stat().st_mtime_ns
+    pool = Here()
+    go(tmp_path, pool, resume=True, redo=["grpo/seed1"])
+    assert pool.keys == ["grpo/seed1#2"]
+    assert (tmp_path / "runs" / "grpo" / "seed1" / "summary.json").stat().st_mtime_ns > before
+    assert len(study_collection(tmp_path).runs) == 6
+    with pytest.raises(InputError, match=r"--redo grpo/7: no such run; arms and seeds: dr_grpo 0, 1; grpo 0, 1"):
+        go(tmp_path, pool, resume=True, redo=["grpo/seed7"])
+
+
+def test_a_run_whose_redo_was_killed_is_run_by_the_next_resume(tmp_path: Path) -> None:
+    go(tmp_path, Here())
+
+    def stop(key: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, Here(stop), resume=True, redo=["cispo/seed0"])
+    pool = Here()
+    go(tmp_path, pool, resume=True)
+    assert pool.keys == ["cispo/seed0#2"]
+    assert len(study_collection(tmp_path).runs) == 6
+
+
+def test_a_study_of_one_arm_is_a_mean_over_seeds(tmp_path: Path) -> None:
+    go(tmp_path, Here(), study=study_from({"base": BASE, "arms": ["grpo"], "seeds": [0, 1, 2]}))
+    found = study_collection(tmp_path)
+    assert found.baseline == "grpo"
+    text = write_study_report(found, tmp_path)[1].read_text(encoding="utf-8")
+    assert "One arm: grpo reached 51.0 % on average." in text.replace("\u00a0", " ")
+
+
+def test_folders_are_joined_without_the_runs_that_they_share(tmp_path: Path) -> None:
+    go(tmp_path / "first", Here(), study=plan(2))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    go(tmp_path / "copy", Here(), resume=True, study=plan(3))
+    found = gather([tmp_path / "first", tmp_path / "copy"])
+    assert [len(runs) for runs in found.arms.values()] == [3, 3, 3]
+    assert "6 runs are in more than one folder and were counted once." in found.notes
+    summary = tmp_path / "copy" / "runs" / "grpo" / "seed1" / "summary.json"
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "accuracy_after": 0.9}))
+    with pytest.raises(InputError, match="duplicate seed 1 of arm 'grpo'"):
+        gather([tmp_path / "first", tmp_path / "copy"])
+
+
+def test_a_study_is_exported_for_papers_and_other_tools(tmp_path: Path) -> None:
+    go(tmp_path, Here(), study=plan(3))
+    found = study_collection(tmp_path)
+    written = [path.name for path in write_study_report(found, tmp_path, ("csv", "latex", "svg", "pdf", "png"))]
+    assert written[3:] == ["curves.csv", "accuracy.tex", "study.svg", "study.pdf", "study.png"]
+    rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
+    assert len(rows) == 3 * 3 * 2  # arms, seeds, steps
+    assert (rows[0]["arm"], rows[0]["seed"], rows[0]["step"]) == ("dr_grpo", "0", "1")
+    reward = found.arms["grpo"][2].metrics.columns["reward"][1]
+    assert [float(row["reward"]) for row in rows if (row["arm"], row["seed"], row["step"]) == ("grpo", "2", "2")] == [
+        reward
+    ]
+    table = (tmp_path / "accuracy.tex").read_text()
+    assert table.count(r" \\") == 4
+    assert r"dr\_grpo & 3 & 51.0 $\pm$ 1.0" in table
+    assert (tmp_path / "study.svg").read_bytes().startswith(b"<?xml")
+    assert (tmp_path / "study.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
 def failing(key: str) -> dict[str, Any] | None:
@@ -205,8 +320,14 @@ def test_a_folder_in_the_wrong_state_is_refused(tmp_path: Path) -> None:
     go(tmp_path / "study", Here())
     with pytest.raises(InputError, match="already holds a study"):
         go(tmp_path / "study", Here())
-    with pytest.raises(InputError, match=r"--resume: arms\.cispo\.seeds is \[0, 1, 2\]"):
-        go(tmp_path / "study", Here(), resume=True, num_seeds=3)
+    with pytest.raises(
+        InputError, match=r"--resume: margin is 0\.01, the study in .* has 0\.02; .* gain arms and seeds"
+    ):
+        go(tmp_path / "study", Here(), resume=True, study=plan(margin=0.01))
+    slower = study_from({"base": {**BASE, "train": {**BASE["train"], "steps": 3}}, "arms": list(ARMS), "seeds": [0]},
+                        ["baseline=dr_grpo"])  # fmt: skip
+    with pytest.raises(InputError, match=r"--resume: arms\.dr_grpo\.train\.steps is 3, the study in .* has 2"):
+        go(tmp_path / "study", Here(), resume=True, study=slower)
     with (
         open_study(plan(), tmp_path / "study", True, ""),
         pytest.raises(InputError, match=r"another process \(\d+\) is running"),
@@ -369,6 +490,9 @@ def test_a_dry_run_on_other_machines_needs_a_folder_that_they_see(
         (["study", "arithmetic", "--out", "x"], "is a recipe, not a study"),
         (["study", "arithmetic"], "--out: missing; give the study's folder"),
         (["study", "arithmetic", "--out", "x", "--retry-failed"], "--retry-failed: needs --resume"),
+        (["study", "arithmetic", "--out", "x", "--redo", "a/1"], "--redo: needs --resume"),
+        (["study", "arithmetic", "--out", "x", "--resume", "--redo", "a"], "--redo 'a': must be ARM/SEED, such as"),
+        (["study", "arithmetic", "--out", "x", "--export", "gif"], "--export 'gif': must be one of csv, latex, svg"),
         (["report", "absent"], "no such folder"),
         (["report", ".", "--baseline", "x"], "--baseline: has no effect without --out"),
         (["report", ".", "--out", "x", "--target", "-1"], "--target -1.0: must be greater than 0"),

@@ -63,6 +63,42 @@ QUIET = Annotated[
 DEBUG = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Print the traceback of a failure.")]
 
 
+_EXPORTS = ("csv", "latex", "svg", "pdf", "png")
+EXPORT = Annotated[
+    list[str] | None,
+    typer.Option("--export", metavar="FORMAT", help=f"Also write {', '.join(_EXPORTS)} (comma-separated)."),
+]
+
+
+def export_formats(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The formats of ``--export``, each once.
+
+    Raises:
+        InputError: an unknown one.
+    """
+    formats = tuple(dict.fromkeys(part.strip() for text in given or () for part in text.split(",")))
+    for one in formats:
+        if one not in _EXPORTS:
+            raise InputError(f"--export {one!r}: must be one of {', '.join(_EXPORTS)}")
+    return formats
+
+
+def run_name(text: str) -> str:
+    """The name of a study's run from ``ARM/SEED``.
+
+    Raises:
+        InputError: it has another form.
+
+    Example:
+        >>> run_name("wide/3")
+        'wide/seed3'
+    """
+    arm, slash, seed = text.rpartition("/")
+    if not slash or not arm or not seed.isascii() or not seed.isdigit():
+        raise InputError(f"--redo {text!r}: must be ARM/SEED, such as dr_grpo/3")
+    return f"{arm}/seed{int(seed)}"
+
+
 def say(text: str) -> None:
     """To stdout: no markup, no wrapping, and nothing in it that a terminal would obey."""
     from mirrorpo.wording import printable_lines
@@ -132,6 +168,7 @@ def integers(option: str, text: str) -> list[int]:
 
 __all__ = [
     "DEBUG",
+    "EXPORT",
     "JSON",
     "OVERRIDES",
     "QUIET",
@@ -139,9 +176,11 @@ __all__ = [
     "check_overrides",
     "chosen",
     "console",
+    "export_formats",
     "integers",
     "recipe_file",
     "reset",
+    "run_name",
     "say",
     "typed",
 ]

@@ -17,6 +17,7 @@ def command(
     baseline: Annotated[str | None, typer.Option("--baseline", help="With --out: the arm to compare with.")] = None,
     target: Annotated[float | None, typer.Option("--target", help="With --out: reward whose step is told.")] = None,
     mixed: Annotated[bool, typer.Option("--mixed-versions", help="Compare runs of different versions.")] = False,
+    exports: output.EXPORT = None,
     as_json: output.JSON = False,
     _quiet: output.QUIET = False,
     _debug: output.DEBUG = False,
@@ -25,11 +26,12 @@ def command(
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the --out folder of a run or a study")
+    formats = output.export_formats(exports)
     from mirrorpo.cli import study_commands as commands
     from mirrorpo.user_code import not_imported
 
     with not_imported("a report"):
-        written = commands.report(folders, out, baseline=baseline, target=target, allow_mixed=mixed)
+        written = commands.report(folders, out, baseline=baseline, target=target, allow_mixed=mixed, exports=formats)
     output.say(output.as_json(written) if as_json else "\n".join(written))
     if out is None and len(folders) > 1:
         output.console().print("--out DIR compares them in one report", highlight=False)

@@ -18,6 +18,10 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", help="The study's folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the study in the folder; repeats no run.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: try failed runs again.")] = False,
+    redo: Annotated[
+        list[str] | None, typer.Option("--redo", metavar="ARM/SEED", help="With --resume: run this one again.")
+    ] = None,
+    exports: output.EXPORT = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Time two steps; say how many runs, how long.")] = False,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Runs side by side.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each worker; else cores divided.")] = None,
@@ -29,6 +33,9 @@ def command(
     """Compare objectives (or any recipe keys) over seeds: run the grid, then report with statistics that hold up."""
     if retry_failed and not resume:
         raise InputError("--retry-failed: needs --resume")
+    if redo and not resume:
+        raise InputError("--redo: needs --resume")
+    again, formats = [output.run_name(one) for one in redo or ()], output.export_formats(exports)
     if out is None and not dry_run:
         raise InputError("--out: missing; give the study's folder, or --dry-run to see how long it takes")
     path, changes = recipe_file(file), check_overrides(overrides)
@@ -51,11 +58,13 @@ def command(
             output.console(),
             resume=resume,
             retry_failed=retry_failed,
+            redo=again,
+            exports=formats,
             workers=workers,
             threads=threads,
             ray=ray,
             command=typed,
         )
-    output.say(output.as_json(found.numbers) if as_json else "\n".join((found.headline, *found.written)))
+    output.say(output.as_json(found.numbers) if as_json else "\n".join((found.headline, *found.arms, *found.written)))
     if found.nothing_finished:
         raise typer.Exit(1)

@@ -15,19 +15,24 @@ from mirrorpo.errors import InputError
 from mirrorpo.files import one_line_if_refused
 from mirrorpo.reports import write_curve, write_report
 from mirrorpo.reports.study_page import as_json, write_study_report
+from mirrorpo.studies.collection import Collection
+from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import gather, is_run, is_study, study_collection
-from mirrorpo.studies.runner import check_arms, estimate, open_pool, open_study, run_study
+from mirrorpo.studies.runner import check_arms, estimate, grown_from, open_pool, open_study, run_study
 from mirrorpo.wording import duration, plural
+
+_MANY_ARMS = 12  # more are read in the report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Of a study: the report's headline, its files, all numbers, and whether there was nothing to report."""
+    """Of a study: headline, files, all numbers, whether nothing was reported, a line for each arm."""
 
     headline: str
     written: tuple[str, ...]
     numbers: Mapping[str, Any]
     nothing_finished: bool
+    arms: tuple[str, ...] = ()
 
 
 def study(
@@ -41,6 +46,8 @@ def study(
     threads: int | None,
     ray: str | None,
     command: str,
+    redo: Sequence[str] = (),
+    exports: Sequence[str] = (),
 ) -> Outcome:
     """Run what is missing of a study, then write its report.
 
@@ -48,20 +55,39 @@ def study(
         InputError: study or folder cannot be used; nothing was run.
         RunError: the disk refused; the runs that were finished are kept.
     """
+    plan = grown_from(plan, out, resume)
     check_arms(plan)
     with open_study(plan, out, resume, command) as record, open_pool(workers, threads, ray) as pool:
-        run_study(plan, out, record, pool, console, command=command, retry_failed=retry_failed)
+        run_study(plan, out, record, pool, console, command=command, retry_failed=retry_failed, redo=redo)
     collection = study_collection(out)
     if not collection.runs:
         reasons = "; ".join(dict.fromkeys(failure.reason for failure in collection.failed))
         failed = f"all {plural(len(collection.failed), 'run')} failed: {reasons}"
         return Outcome(headline=failed, written=(), numbers={"headline": failed}, nothing_finished=True)
     with one_line_if_refused(out, "the runs that were finished are kept"):
-        written = tuple(str(path) for path in write_study_report(collection, out))
+        written = tuple(str(path) for path in write_study_report(collection, out, exports))
     numbers = as_json(collection)
+    headline = numbers["headline"].replace("\u00a0", " ")
     return Outcome(
-        headline=numbers["headline"].replace("\u00a0", " "), written=written, numbers=numbers, nothing_finished=False
+        headline=headline, written=written, numbers=numbers, nothing_finished=False, arms=_arms_in_words(collection)
     )
+
+
+def _arms_in_words(collection: Collection) -> tuple[str, ...]:
+    """Accuracy with its interval and the distance from the start, a line for each arm; nothing with many arms."""
+    if len(collection.arms) > _MANY_ARMS:
+        return ()
+    lines = []
+    width = max(map(len, collection.arms))
+    for arm, spread in compare(collection).accuracy.items():
+        low, high = spread.mean.low, spread.mean.high
+        if len(spread.values) < 2:  # what the number of problems alone allows
+            low, high = collection.arms[arm][0].summary.after.interval or (low, high)
+        moved = [run.divergence for run in collection.arms[arm] if run.divergence is not None]
+        distance = f", {sum(moved) / len(moved):.3f} nats a token from the start" if moved else ""
+        seeds = f" over {len(spread.values)} seeds" if len(spread.values) > 1 else ""
+        lines.append(f"{arm:{width}}  accuracy {spread.mean.estimate:.3f} [{low:.3f}, {high:.3f}]{seeds}{distance}")
+    return tuple(lines)
 
 
 def dry_run(
@@ -94,7 +120,13 @@ def plan_in_words(plan: Mapping[str, Any]) -> str:
 
 
 def report(
-    folders: Sequence[Path], out: Path | None, *, baseline: str | None, target: float | None, allow_mixed: bool
+    folders: Sequence[Path],
+    out: Path | None,
+    *,
+    baseline: str | None,
+    target: float | None,
+    allow_mixed: bool,
+    exports: Sequence[str] = (),
 ) -> list[str]:
     """Draw each folder's report again, or with ``out`` one that compares them all.
 
@@ -111,7 +143,7 @@ def report(
         for name, value in (("baseline", baseline), ("target", target)):
             if value is not None:
                 raise InputError(f"--{name}: has no effect without --out, which compares the folders in one report")
-        return [str(path) for folder in folders for path in _again(folder, allow_mixed)]
+        return [str(path) for folder in folders for path in _again(folder, allow_mixed, exports)]
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, not a folder")
     if is_run(out) or is_study(out):
@@ -121,15 +153,17 @@ def report(
     collection = gather(folders, baseline=baseline, target=target, allow_mixed=allow_mixed)
     with _one_line(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        return [str(path) for path in write_study_report(collection, out)]
+        return [str(path) for path in write_study_report(collection, out, exports)]
 
 
-def _again(folder: Path, allow_mixed: bool) -> list[Path]:
+def _again(folder: Path, allow_mixed: bool, exports: Sequence[str]) -> list[Path]:
     with _one_line(str(folder)):
         if not is_study(folder) and not is_run(folder):
             raise InputError(f"{folder}: is neither a run folder nor a study folder")
         if is_study(folder):
-            return write_study_report(study_collection(folder, allow_mixed=allow_mixed), folder)
+            return write_study_report(study_collection(folder, allow_mixed=allow_mixed), folder, exports)
+        if exports:
+            raise InputError(f"--export: {folder} is a single run; with --out its numbers are those of a comparison")
         page = write_report(folder)  # first: it reads every file
         return [write_curve(folder), page]
 

@@ -65,7 +65,7 @@ class StudySpec(BaseModel):
     arms: dict[str, dict[str, Any] | None] | list[str] | None = Field(default=None, description="name to changed keys")
     grid: dict[str, list[Any]] | None = Field(default=None, description="key to values, instead of arms")
     seeds: list[Seed] | SeedRange = Field(description="a list, or first and count")
-    baseline: str = Field(description="the arm that the others are compared with")
+    baseline: str | None = Field(default=None, description="the arm that the others are compared with")
     target: float = Field(default=0.9, gt=0.0, description="reward whose first step is reported")
     keep_models: bool = Field(default=False, description="keep model/ and checkpoints/ of every run")
     margin: float = Field(default=0.02, gt=0.0, le=1.0, description="accuracy differences within this count as none")
@@ -225,13 +225,16 @@ def _resolve(spec: StudySpec, where: str, path: Path) -> Study:
         own = change.pop("seeds", None)
         seeds[arm] = shared if own is None else _seeds(_own_seeds(own, at), at)
         arms[arm] = recipe_from(_arm(spec.base, change, path, at), (), at)
-    if spec.baseline not in arms:
-        raise InputError(f"{where}: baseline: {unknown_name('arm', spec.baseline, arms)}")
+    if spec.baseline is None and len(arms) > 1:
+        raise InputError(f"{where}: baseline: missing; the arm that the others are compared with: {', '.join(arms)}")
+    baseline = next(iter(arms)) if spec.baseline is None else spec.baseline
+    if baseline not in arms:
+        raise InputError(f"{where}: baseline: {unknown_name('arm', baseline, arms)}")
     for arm, own in seeds.items():
-        if not set(own) & set(seeds[spec.baseline]):
+        if not set(own) & set(seeds[baseline]):
             raise InputError(
-                f"{where}: arms.{arm}: no seed in common with the baseline {spec.baseline!r}: "
-                f"{_listed(own)} and {_listed(seeds[spec.baseline])}"
+                f"{where}: arms.{arm}: no seed in common with the baseline {baseline!r}: "
+                f"{_listed(own)} and {_listed(seeds[baseline])}"
             )
     total = sum(len(own) for own in seeds.values())
     if total > MAX_RUNS:
@@ -240,7 +243,7 @@ def _resolve(spec: StudySpec, where: str, path: Path) -> Study:
         arms=arms,
         seeds=seeds,
         changes=changes,
-        baseline=spec.baseline,
+        baseline=baseline,
         target=spec.target,
         margin=spec.margin,
         keep_models=spec.keep_models,
@@ -261,8 +264,8 @@ def _arms(spec: StudySpec, where: str) -> dict[str, dict[str, Any]]:
         arms = {name: {"objective": {"preset": name}} for name in spec.arms}
     else:
         arms = _combinations(spec.grid or {}, where)
-    if len(arms) < 2:
-        raise InputError(f"{where}: a study compares at least 2 arms, got {len(arms)}")
+    if not arms:
+        raise InputError(f"{where}: a study has at least 1 arm, got 0")
     return arms
 
 

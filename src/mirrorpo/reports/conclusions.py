@@ -241,6 +241,9 @@ def _headline(collection: Collection, comparison: Comparison, found: Verdicts) -
     count = comparison.num_comparisons
     if max(len(spread.values) for spread in comparison.accuracy.values()) < 2:
         return "One seed: nothing can be concluded."
+    if len(comparison.accuracy) == 1:
+        mean = comparison.accuracy[collection.baseline].mean
+        return f"One arm: {collection.baseline} reached {percent(mean.estimate)} on average."
     if not any(spread.difference for spread in comparison.accuracy.values()):
         return f"Nothing can be compared with {collection.baseline}: no other arm shares a seed with it."
     parts = []

@@ -269,12 +269,13 @@ def _versions(runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
 FILES = ("report.html", "report.md", "runs.csv")
 
 
-def write_study_report(collection: Collection, folder: Path) -> list[Path]:
-    """Write the three files.
+def write_study_report(collection: Collection, folder: Path, exports: Sequence[str] = ()) -> list[Path]:
+    """Write the three files, and those of the formats that are asked for.
 
     Args:
         collection: what is compared.
         folder: where they go; it exists.
+        exports: of ``mirrorpo.reports.export.FORMATS``.
 
     Returns:
         Their paths.
@@ -293,6 +294,10 @@ def write_study_report(collection: Collection, folder: Path) -> list[Path]:
     for name, text in zip(FILES, texts, strict=True):
         write_text_atomic(folder / name, text)
         written.append(folder / name)
+    if exports:
+        from mirrorpo.reports.export import export  # matplotlib
+
+        written += export(collection, comparison, folder, exports)
     return written
 
 

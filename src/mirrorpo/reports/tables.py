@@ -222,9 +222,12 @@ def runs_csv(collection: Collection) -> str:
 
 
 def _safe(value: object) -> object:
-    if not isinstance(value, str):
-        return "" if value is None else value
-    return f"'{printable(value)}" if value.lstrip().startswith(_FORMULA) else printable(value)
+    return csv_text(value) if isinstance(value, str) else "" if value is None else value
 
 
-__all__ = ["Cell", "Table", "accuracy_table", "as_markdown", "markdown_text", "other_table", "runs_csv"]
+def csv_text(text: str) -> str:
+    """Outside text as a cell that no spreadsheet takes for a formula."""
+    return f"'{printable(text)}" if text.lstrip().startswith(_FORMULA) else printable(text)
+
+
+__all__ = ["Cell", "Table", "accuracy_table", "as_markdown", "csv_text", "markdown_text", "other_table", "runs_csv"]

@@ -5,8 +5,11 @@ from mirrorpo.rewards.code import CodeVerifier, extract_code
 from mirrorpo.rewards.match import VERIFIERS, Verifier, exact, last_number, numeric
 from mirrorpo.rewards.maths import MathVerifier
 from mirrorpo.rewards.user_function import RewardError, UserReward
+from mirrorpo.rewards.verdict import Grade
 
 __all__ = [
+    # verdict: what a verifier or a reward function returns
+    "Grade",
     # match: plain comparisons, and the user's own function
     "VERIFIERS",
     "RewardError",

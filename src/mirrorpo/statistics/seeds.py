@@ -210,6 +210,29 @@ def interquartile_mean(values: ArrayLike) -> float:
     return float(stats.trim_mean(_sample("values", values), 0.25))
 
 
+def performance_profile(values: ArrayLike, thresholds: ArrayLike) -> list[float]:
+    """The share of runs above each threshold: an arm whose profile lies above another's everywhere dominates it.
+
+    Args:
+        values: (n,), one a seed.
+        thresholds: (m,), such as accuracies.
+
+    Returns:
+        m shares; not increasing where the thresholds increase.
+
+    Raises:
+        ValueError: empty, or not finite.
+
+    Reference: Agarwal et al., arXiv 2108.13264, section 4.2 (run-score distribution).
+
+    Example:
+        >>> performance_profile([0.2, 0.4, 0.6, 0.8], [0.1, 0.4, 0.9])
+        [1.0, 0.5, 0.0]
+    """
+    runs, levels = _sample("values", values), _sample("thresholds", thresholds)
+    return [float(share) for share in (runs[None, :] > levels[:, None]).mean(axis=1)]
+
+
 def permutation_p(differences: ArrayLike) -> float:
     """The two-sided p value of the paired permutation test: is the mean difference 0?
 

@@ -186,6 +186,19 @@ def group(runs: Sequence[FinishedRun]) -> dict[str, tuple[FinishedRun, ...]]:
     return {name: by_seed(name, members) for name, members in arms.items()}
 
 
+def without_copies(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """The runs without those that another folder holds with the same recipe, numbers and learning curve."""
+    kept: list[FinishedRun] = []
+    for run in runs:
+        if not any(_same_run(run, other) for other in kept):
+            kept.append(run)
+    return kept
+
+
+def _same_run(one: FinishedRun, other: FinishedRun) -> bool:
+    return (one.seed, one.summary, one.recipe, one.metrics) == (other.seed, other.summary, other.recipe, other.metrics)
+
+
 def by_seed(name: str, runs: Sequence[FinishedRun]) -> tuple[FinishedRun, ...]:
     """The runs of an arm in the order of their seeds; ``InputError`` for a duplicate seed."""
     ordered = sorted(runs, key=lambda run: run.seed)

@@ -28,7 +28,9 @@ from mirrorpo.studies.collection import (
     fairness_notes,
     group,
     read_run,
+    without_copies,
 )
+from mirrorpo.wording import plural
 from mirrorpo.workers import Record
 
 RECORD_FILE = "study.sqlite"
@@ -145,11 +147,11 @@ def _read_study(folder: Path) -> tuple[str, dict[str, Any]]:
     for key in ("arms", "baseline", "target", "margin"):
         if not isinstance(settings, dict) or key not in settings:
             raise InputError(f"{path}: key {key!r} is missing")
-    _check_settings(settings, path)
+    check_settings(settings, path)
     return text, settings
 
 
-def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
+def check_settings(settings: Mapping[str, Any], path: Path) -> None:
     """The keys of ``study.yaml`` that a report uses: names become folders, so no name may lead elsewhere."""
     arms = settings["arms"]
     if not isinstance(arms, dict) or not arms:
@@ -208,11 +210,13 @@ def gather(
             raise InputError(f"{folder}: is neither a run folder nor a study folder")
         loose.append(read_run(folder))
     joined: dict[str, list[FinishedRun]] = {}
-    for arms in (*(found.arms for found in studies), group(loose)):
+    for arms in (*(found.arms for found in studies), group(without_copies(loose))):
         for arm, runs in arms.items():
             joined.setdefault(arm, []).extend(runs)
-    arms = {arm: by_seed(arm, runs) for arm, runs in joined.items()}
+    arms = {arm: by_seed(arm, without_copies(runs)) for arm, runs in joined.items()}
     runs = [run for found in arms.values() for run in found]
+    copies = sum(len(found.runs) for found in studies) + len(loose) - len(runs)
+    dropped = (f"{plural(copies, 'run')} are in more than one folder and were counted once.",) if copies else ()
     if not runs:
         raise InputError(f"{folders[0]}: no run is finished: there is nothing to report")
     chosen = baseline or (studies[0].baseline if studies else next(iter(arms)))
@@ -230,7 +234,7 @@ def gather(
         },
         failed=tuple(failure for found in studies for failure in found.failed),
         num_missing=sum(found.num_missing for found in studies),
-        notes=(*check_versions(runs, allow_mixed), *fairness_notes(arms)),
+        notes=(*dropped, *check_versions(runs, allow_mixed), *fairness_notes(arms)),
     )
 
 

@@ -9,6 +9,7 @@ One run of a study in a worker: train, measure how far the policy went, drop wha
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -36,10 +37,19 @@ from mirrorpo.files import write_text_atomic
 from mirrorpo.interrupts import quiet
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import loading
-from mirrorpo.runs.folder import METRICS_FILE, RECIPE_FILE, STUDY, Folder, versions, wait_until_free
+from mirrorpo.runs.folder import (
+    METRICS_FILE,
+    RECIPE_FILE,
+    STUDY,
+    SUMMARY_FILE,
+    Folder,
+    flat,
+    versions,
+    wait_until_free,
+)
 from mirrorpo.runs.reader import read_metrics, read_samples
 from mirrorpo.studies.collection import DIVERGENCE_FILE
-from mirrorpo.studies.gather import RECORD_FILE, RUNS_FOLDER, statuses
+from mirrorpo.studies.gather import RECORD_FILE, RUNS_FOLDER, check_settings, statuses
 from mirrorpo.training.setup import load_tokenizer, prepare
 from mirrorpo.wording import duration, say
 from mirrorpo.workers import Job as WorkerJob
@@ -54,12 +64,60 @@ _EVERY = 2.0  # seconds between looks at the run folders
 _SPEED_PERIOD = 600.0  # seconds over which the speed is averaged: runs alternate between steps and evaluations
 
 
+def grown(study: Study, text: str, where: str) -> Study:
+    """A study with the arms and seeds of an earlier one as well, which a folder holds.
+
+    Args:
+        study: what is asked for; it may add arms and seeds, and leave out what is there already.
+        text: the earlier study, as ``Study.to_yaml`` has written it.
+        where: the folder, for messages.
+
+    Returns:
+        Arms in the order of the folder, then the new ones; the same for seeds.
+
+    Raises:
+        InputError: a setting, or a key of an arm that both have, is another one.
+    """
+    kept = parse_yaml(text, f"{where}/{STUDY.file}")
+    if not isinstance(kept, dict) or not isinstance(kept.get("arms"), dict):
+        raise InputError(f"{where}/{STUDY.file}: key 'arms' must be a mapping from names to settings")
+    check_settings(kept, Path(where, STUDY.file))
+    asked = parse_yaml(study.to_yaml(), "study")
+    _same_settings({**kept, "arms": {}}, {**asked, "arms": {}}, where)
+    arms, seeds, changes = {}, {}, {}
+    for arm, spec in kept["arms"].items():
+        recipe = {key: value for key, value in spec.items() if key not in ("seeds", "changes")}
+        if arm in study.arms:
+            own = {key: value for key, value in asked["arms"][arm].items() if key not in ("seeds", "changes")}
+            _same_settings({"arms": {arm: recipe}}, {"arms": {arm: own}}, where)
+        arms[arm] = recipe_from(recipe, (), f"{where}: arms.{arm}")
+        seeds[arm] = tuple(dict.fromkeys((*spec["seeds"], *study.seeds.get(arm, ()))))
+        changes[arm] = study.changes.get(arm, spec.get("changes") or {})
+    new = [arm for arm in study.arms if arm not in arms]
+    return dataclasses.replace(
+        study,
+        arms=arms | {arm: study.arms[arm] for arm in new},
+        seeds=seeds | {arm: study.seeds[arm] for arm in new},
+        changes=changes | {arm: study.changes[arm] for arm in new},
+    )
+
+
+def _same_settings(kept: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
+    old, new = flat(kept), flat(asked)
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            raise InputError(
+                f"--resume: {key} is {new.get(key)!r:.80}, the study in {where} has {old.get(key)!r:.80}; a resumed "
+                "study keeps its settings, and may gain arms and seeds"
+            )
+
+
 @contextmanager
 def open_study(study: Study, out: Path, resume: bool, command: str) -> Iterator[Record]:
     """The record of a study's folder, locked while it is open.
 
     Args:
-        study: written to ``study.yaml``, or compared with it on resume.
+        study: written to ``study.yaml``; on resume ``grown`` from what is there.
         out: the folder; created if needed.
         resume: go on with the study that the folder holds.
         command: how it was started; the first one stays.
@@ -68,8 +126,12 @@ def open_study(study: Study, out: Path, resume: bool, command: str) -> Iterator[
         InputError: the folder holds a study (without ``resume``), holds none (with it) or another one, holds other
             files, was begun with another version, cannot be written, or is in use.
     """
-    folder = Folder(out, STUDY, study.to_yaml(), parse_yaml, resume)
+    settings = grown_from(study, out, resume).to_yaml()
+    kept = _kept(out, resume) or settings
+    folder = Folder(out, STUDY, kept, parse_yaml, resume)
     try:
+        if kept != settings:
+            write_text_atomic(out / STUDY.file, settings)
         # Behind the settings: a folder with a record is always one to resume.
         record = _open_record(out / RECORD_FILE, command)
         try:
@@ -78,6 +140,25 @@ def open_study(study: Study, out: Path, resume: bool, command: str) -> Iterator[
             record.close()
     finally:
         folder.close()
+
+
+def grown_from(study: Study, out: Path, resume: bool) -> Study:
+    """The study with the arms and seeds that its folder holds already; as it is where nothing is resumed."""
+    text = _kept(out, resume)
+    return study if text is None else grown(study, text, str(out))
+
+
+def _kept(out: Path, resume: bool) -> str | None:
+    """The settings of the study in a folder; None where there is none to resume."""
+    path = out / STUDY.file
+    if not resume or path.is_symlink() or not path.is_file():
+        return None  # the folder's own checks say what is wrong
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be read ({error.strerror})") from None
 
 
 def _open_record(path: Path, command: str) -> Record:
@@ -120,7 +201,15 @@ def check_arms(study: Study) -> None:
 
 
 def run_study(
-    study: Study, out: Path, record: Record, pool: Any, console: Console, *, command: str, retry_failed: bool = False
+    study: Study,
+    out: Path,
+    record: Record,
+    pool: Any,
+    console: Console,
+    *,
+    command: str,
+    retry_failed: bool = False,
+    redo: Collection[str] = (),
 ) -> None:
     """Run what is missing.
 
@@ -132,12 +221,28 @@ def run_study(
         console: for progress.
         command: how the study was started, for the runs' summaries.
         retry_failed: try runs again that are recorded as failed.
+        redo: runs (``ARM/seedN``) to throw away and run again.
+
+    Raises:
+        InputError: ``redo`` names a run that the study does not have.
     """
     known = statuses(record)
     jobs = {job.name: job for job in study.jobs()}
-    missing = [
-        job for name, job in jobs.items() if name not in known or (retry_failed and known[name]["status"] == "failed")
-    ]
+    for name in redo:
+        if name not in jobs:
+            arm, _, seed = name.partition("/seed")
+            raise InputError(f"--redo {arm}/{seed}: no such run; arms and seeds: {_runs_in_words(study)}")
+        if (out / RUNS_FOLDER / name).is_dir():
+            shutil.rmtree(out / RUNS_FOLDER / name)
+
+    def is_missing(name: str) -> bool:
+        if name not in known:
+            return True
+        if known[name]["status"] == "failed":
+            return retry_failed or name in redo
+        return not (out / RUNS_FOLDER / name / SUMMARY_FILE).is_file()  # thrown away, by --redo or by hand
+
+    missing = [job for name, job in jobs.items() if is_missing(name)]
     tries = {name: sum(key.partition("#")[0] == name for key in record.results()) for name in jobs}
     waiting = {
         f"{job.name}#{tries[job.name] + 1}" if tries[job.name] else job.name: _worker_job(
@@ -157,6 +262,11 @@ def run_study(
                 result = {"status": "failed", "attempts": _MAX_DEATHS, "reason": str(error)}
                 record.add(error.key, waiting.pop(error.key).digest, result)
                 progress.finished(jobs[error.key.partition("#")[0]], result)
+
+
+def _runs_in_words(study: Study) -> str:
+    parts = [f"{arm} {', '.join(map(str, seeds[:12]))}" for arm, seeds in study.seeds.items()]
+    return "; ".join(parts[:6]) + ("; ..." if len(parts) > 6 else "")
 
 
 def _worker_job(study: Study, job: Job, folder: Path, threads: int, command: str, tries: int) -> WorkerJob:
