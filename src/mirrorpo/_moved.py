@@ -85,7 +85,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "tasks.parts": ("tasks.task",),
     "training.agreement": ("training.model_adapter",),
     "training.backbone": ("training.model_adapter",),
-    "training.budget": ("training.scoring",),
+    "training.budget": ("training.model_adapter",),
     "training.callbacks": ("training.monitors",),
     "training.control": ("training.resuming",),
     "training.fast": ("training.scoring",),

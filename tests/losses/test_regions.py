@@ -208,7 +208,9 @@ def test_every_divergence_of_the_table_but_k1_is_a_region_under_some_name() -> N
     assert pair("forward_kl", radius=0.02) == pair("kl3", radius=0.02)
 
 
-@pytest.mark.parametrize("spec", ["k2", "k3", mirrorpo.divergence("k2"), mirrorpo.divergence("k3")], ids=str)
+@pytest.mark.parametrize(
+    "spec", ["k2", "k3", mirrorpo.divergence("k2"), mirrorpo.divergence("k3")], ids=["k2", "k3", "built k2", "built k3"]
+)
 def test_an_estimators_name_is_no_region_and_the_regions_that_it_may_mean_are_named(spec: object) -> None:
     with pytest.raises(ValueError, match=r"does not exist.*kl2.*kl3.*reverse_kl.*forward_kl"):
         mirrorpo.trust_region(spec, radius=0.02)  # pyright: ignore[reportArgumentType]

@@ -224,8 +224,7 @@ def _mathematical(label: str) -> str:
     return label
 
 
-_SIZE, _DPI = (9.0, 4.0), 200
-_INK, _SOFT, _GRID = "#1a1d23", "#59616e", "#e4e7eb"
+_SEARCH_SIZE = (9.0, 4.0)
 # from Okabe and Ito: told apart with any colour vision
 _BLUE, _ORANGE, _GREEN, _PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 # Where h' is pinned to -1: KL's h' has no finite value at 0.
@@ -241,7 +240,7 @@ def draw(path: Path, history: Sequence[dict[str, Any]], start: MirrorMap, best: 
         start: the first map.
         best: the evolved one.
     """
-    figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=_SEARCH_SIZE, dpi=_DPI, facecolor="white")
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.075, right=0.98, top=0.86, bottom=0.14, wspace=0.22)
     _draw_fitness(left, history)

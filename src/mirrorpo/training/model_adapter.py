@@ -412,7 +412,61 @@ def check_reference(policy: nn.Module, reference: nn.Module) -> None:
             )
 
 
+@contextmanager
+def budget_advice(path: Any, model: nn.Module) -> Iterator[None]:
+    """A failed allocation while a packed micro-batch is trained on becomes an error that says which budget fits.
+
+    The micro-batch is read again, forward and backward, with budgets of half its longest row, a quarter, ... until one
+    fits; the gradients of the failed step are dropped. Not with several processes: the others would wait for this one's
+    gradients.
+
+    Args:
+        path: whose last micro-batch it was.
+        model: the policy.
+    """
+    failed: RuntimeError | None = None
+    try:
+        yield
+    except RuntimeError as error:
+        if path.last is None or not is_out_of_memory(error) or "chunk=" in str(error):
+            raise  # not ours, or advised on already
+        failed = error.with_traceback(None)  # its frames hold the activations
+    if failed is None:
+        return
+    model.zero_grad(set_to_none=True)
+    tokens, shortest = path.last_tokens, path.last_shortest
+    failure = f"out of memory with packed rows of {tokens} tokens"
+    if path.accelerator.num_processes > 1:
+        raise torch.OutOfMemoryError(f"{failure}; try a token_budget from {shortest} to {tokens // 2}") from failed
+    budget = fitting_budget(path.read_last, tokens, shortest)
+    model.zero_grad(set_to_none=True)
+    advice = (
+        f"token_budget={budget} fits"
+        if budget is not None
+        else "no token_budget fits: use a smaller per_device_train_batch_size, activation_checkpointing or LoRA"
+    )
+    raise torch.OutOfMemoryError(f"{failure}; {advice}") from failed
+
+
+def fitting_budget(read: Callable[[int], None], tokens: int, shortest: int) -> int | None:
+    """The first of tokens / 2, tokens / 4, ... that ``read`` survives; None if none of at least ``shortest`` does."""
+    budget = tokens // 2
+    while budget >= shortest:
+        try:
+            read(budget)
+            return budget
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        budget //= 2
+    return None
+
+
 __all__ = [
+    "budget_advice",
+    "fitting_budget",
     "IMPLEMENTATIONS",
     "PackedRow",
     "ReferenceMismatchError",

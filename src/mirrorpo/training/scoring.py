@@ -10,8 +10,6 @@ of two (``disagreement``). None of them ends a run.
 Old, reference and current log-probabilities of a batch go the same way. What depends on a batch's length looks at the
 number of its columns, which its micro-batches share; everything else holds for the rest of the run, and is kept in
 checkpoints so that a resumed run goes the way of the unbroken one.
-
-Out of memory, the first token budget of a half, a quarter, ... of the row that fits is found and named.
 """
 
 from __future__ import annotations
@@ -43,7 +41,6 @@ from mirrorpo.training.model_adapter import (
     head_of,
     hidden_states,
     install,
-    is_out_of_memory,
     probe,
     prompt_adapter,
 )
@@ -453,65 +450,11 @@ class Scorer:
         return unwrapped.get_output_embeddings().weight.shape[0]
 
 
-@contextmanager
-def budget_advice(path: PackedPath, model: nn.Module) -> Iterator[None]:
-    """A failed allocation while a packed micro-batch is trained on becomes an error that says which budget fits.
-
-    The micro-batch is read again, forward and backward, with budgets of half its longest row, a quarter, ... until one
-    fits; the gradients of the failed step are dropped. Not with several processes: the others would wait for this one's
-    gradients.
-
-    Args:
-        path: whose last micro-batch it was.
-        model: the policy.
-    """
-    failed: RuntimeError | None = None
-    try:
-        yield
-    except RuntimeError as error:
-        if path.last is None or not is_out_of_memory(error) or "chunk=" in str(error):
-            raise  # not ours, or advised on already
-        failed = error.with_traceback(None)  # its frames hold the activations
-    if failed is None:
-        return
-    model.zero_grad(set_to_none=True)
-    tokens, shortest = path.last_tokens, path.last_shortest
-    failure = f"out of memory with packed rows of {tokens} tokens"
-    if path.accelerator.num_processes > 1:
-        raise torch.OutOfMemoryError(f"{failure}; try a token_budget from {shortest} to {tokens // 2}") from failed
-    budget = fitting_budget(path.read_last, tokens, shortest)
-    model.zero_grad(set_to_none=True)
-    advice = (
-        f"token_budget={budget} fits"
-        if budget is not None
-        else "no token_budget fits: use a smaller per_device_train_batch_size, activation_checkpointing or LoRA"
-    )
-    raise torch.OutOfMemoryError(f"{failure}; {advice}") from failed
-
-
-def fitting_budget(read: Callable[[int], None], tokens: int, shortest: int) -> int | None:
-    """The first of tokens / 2, tokens / 4, ... that ``read`` survives; None if none of at least ``shortest`` does."""
-    budget = tokens // 2
-    while budget >= shortest:
-        try:
-            read(budget)
-            return budget
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        budget //= 2
-    return None
-
-
 __all__ = [
     "FORWARD_KEYS",
     "PackedPath",
     "Scored",
     "Scorer",
-    "budget_advice",
-    "fitting_budget",
     "gather_ids",
     "score_from_logits",
 ]

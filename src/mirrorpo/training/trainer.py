@@ -32,12 +32,12 @@ from mirrorpo.training.loss import (
     regroup,
     truncation,
 )
-from mirrorpo.training.model_adapter import check_reference, noise
+from mirrorpo.training.model_adapter import budget_advice, check_reference, noise
 from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, holds_optimizer, load_state, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
-from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, budget_advice, gather_ids
+from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, gather_ids
 from mirrorpo.training.teacher import Teacher, TeacherError
 
 logger = logging.get_logger(__name__)
