@@ -225,6 +225,18 @@ def holds_optimizer(checkpoint: Path) -> bool:
     return any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))
 
 
+def resumed_lines(checkpoint: Path, before: str, now: str) -> list[str]:
+    """What a resumed run takes up, and whether its objective is another one than that of the checkpoint."""
+    if holds_optimizer(checkpoint):
+        restored = "weights, optimiser, learning-rate schedule, random states and penalty coefficient"
+    else:
+        restored = "weights and penalty coefficient; it holds no optimiser, whose moments start at 0"
+    lines = [f"resumed from {checkpoint.name}: {restored}"]
+    if before not in ("", now):
+        lines.append(f"resumed with another objective: the checkpoint's is {before!r}, this run's is {now!r}")
+    return lines
+
+
 def refuse_pickle(checkpoint: Path) -> None:
     """Raises ``CheckpointError`` if a checkpoint is damaged or holds pickled weights or objects."""
     if (checkpoint / MANIFEST_FILE).exists():
@@ -304,4 +316,12 @@ def load_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module 
     return objective
 
 
-__all__ = ["PenaltyState", "ResumableTrainer", "holds_optimizer", "load_state", "refuse_pickle", "save_state"]
+__all__ = [
+    "PenaltyState",
+    "ResumableTrainer",
+    "holds_optimizer",
+    "load_state",
+    "refuse_pickle",
+    "save_state",
+    "resumed_lines",
+]

@@ -35,7 +35,7 @@ from mirrorpo.training.loss import (
 from mirrorpo.training.model_adapter import budget_advice, check_reference, noise
 from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
-from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, holds_optimizer, load_state, save_state
+from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, load_state, resumed_lines, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
 from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, gather_ids
 from mirrorpo.training.teacher import Teacher, TeacherError
@@ -285,20 +285,10 @@ class MirrorTrainer(ResumableTrainer):
 
     def _restore_more(self, checkpoint: Path) -> None:
         averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-        self._say_resumed(checkpoint, load_state(checkpoint, self.penalty_state, averaged))
-
-    def _say_resumed(self, checkpoint: Path, before: str) -> None:
-        """What a resumed run takes up, and whether its objective is another one than that of the checkpoint."""
-        if not self.accelerator.is_main_process:
-            return
-        if holds_optimizer(checkpoint):
-            restored = "weights, optimiser, learning-rate schedule, random states and penalty coefficient"
-        else:
-            restored = "weights and penalty coefficient; it holds no optimiser, whose moments start at 0"
-        logger.warning("resumed from %s: %s", checkpoint.name, restored)
-        now = self.policy_objective.describe()
-        if before not in ("", now):
-            logger.warning("resumed with another objective: the checkpoint's is %r, this run's is %r", before, now)
+        before = load_state(checkpoint, self.penalty_state, averaged)
+        if self.accelerator.is_main_process:
+            for line in resumed_lines(checkpoint, before, self.policy_objective.describe()):
+                logger.warning("%s", line)
 
     # Rewards and advantages
 
