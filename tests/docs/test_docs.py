@@ -155,6 +155,10 @@ def test_every_figure_is_drawn_by_the_script(load: Load, tmp_path: Path) -> None
     assert (tmp_path / "penalty.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_tables_of_all_names_are_what_the_code_says(load: Load) -> None:
+    assert load("scripts/names_table.py").main(["--check"]) == 0
+
+
 def test_every_name_of_the_package_stands_in_the_page_of_formulas() -> None:
     text = (ROOT / "docs" / "math.md").read_text(encoding="utf-8")
     tables = {
