@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mirrorpo.evaluation.sampling import Sampler, TransformersEngine, pick, prompt_ids, seed_of, uniforms
+from mirrorpo.evaluation.sampling import Sampler, TransformersEngine, prompt_ids, seed_of, uniforms
 from mirrorpo.models import builtin_path
+from mirrorpo.models.decoding import pick
 from mirrorpo.tasks import Arithmetic
 
 

@@ -141,14 +141,16 @@ def pair(folder: Path, name: str, fast: str = "off", **more: Any) -> tuple[GRPOT
     common = settings(folder, **more)
     return (
         trainer(GRPOTrainer, GRPOConfig(**common, **theirs)),
-        trainer(MirrorTrainer, MirrorConfig(**common, objective=objective, fast=fast)),
+        trainer(MirrorTrainer, MirrorConfig(**common, objective=objective, fast=fast, rollouts="transformers")),
     )
 
 
 def same_settings(folder: Path, name: str, fast: str = "off", **more: Any) -> tuple[GRPOTrainer, MirrorTrainer]:
     """TRL's trainer and ours with the same settings, none of them an objective."""
     given = {**settings(folder, **more), **TRL_SETTINGS[name]}
-    return trainer(GRPOTrainer, GRPOConfig(**given)), trainer(MirrorTrainer, MirrorConfig(**given, fast=fast))
+    return trainer(GRPOTrainer, GRPOConfig(**given)), trainer(
+        MirrorTrainer, MirrorConfig(**given, fast=fast, rollouts="transformers")
+    )
 
 
 def batch(*, with_old: bool = True, tool_mask: bool = False, seed: int = 0, rows: int = 8) -> dict[str, Any]:

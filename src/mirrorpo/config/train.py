@@ -192,6 +192,9 @@ class TrainSpec(Settings):
     fast: Literal["auto", "off"] = Field(
         default="auto", description="auto: completions packed, prompts shared, where supported; off: padded"
     )
+    rollouts: Literal["auto", "transformers"] = Field(
+        default="auto", description="what draws completions: auto: the loop of mirrorpo; transformers: TRL's call"
+    )
     token_budget: int | None = Field(
         default=None,
         ge=1,

@@ -17,12 +17,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.summary import Evaluation, Sample
-from mirrorpo.models.generation import bare_generation, end_tokens, say_what_is_ignored
-from mirrorpo.models.thresholds import forget_lengths
+from mirrorpo.models.decoding import Draw, complete, decoding_weights, pick
+from mirrorpo.models.generation import end_tokens, say_what_is_ignored
 from mirrorpo.tasks.task import Row, Task, grade_all
 
 
@@ -74,44 +73,15 @@ class TransformersEngine:
         self._model, self._tokenizer = model, tokenizer
         say_what_is_ignored(model)
 
-    @torch.no_grad()
     def complete(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampler: Sampler) -> list[Completion]:
         model, tokenizer = self._model, self._tokenizer
-        device = next(model.parameters()).device
-        width = max(len(ids) for ids in prompts)
         ends = end_tokens(model, tokenizer)
         pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
-        attention = torch.zeros_like(tokens)
-        for row, ids in enumerate(prompts):
-            tokens[row, width - len(ids) :] = torch.tensor(ids)
-            attention[row, width - len(ids) :] = 1
         length = sampler.max_completion_length
-        processors = LogitsProcessorList()
-        if sampler.temperature > 0:
-            processors.append(OwnDraws(seeds, length, sampler.temperature, sampler.top_p, device))
-        settings = GenerationConfig(max_new_tokens=length, do_sample=False, pad_token_id=pad, eos_token_id=ends)
-        was_training = model.training
-        model.eval()
-        forget_lengths(model)
-        try:
-            with bare_generation(model):
-                output = model.generate(
-                    input_ids=tokens.to(device),
-                    attention_mask=attention.to(device),
-                    generation_config=settings,
-                    logits_processor=processors,
-                )[:, width:].tolist()
-        finally:
-            model.train(was_training)
-        return [_until(row, set(ends)) for row in output]
-
-
-def _until(tokens: list[int], ends: set[int]) -> Completion:
-    for position, token in enumerate(tokens):
-        if token in ends:
-            return Completion(tokens=tokens[: position + 1], truncated=False)
-    return Completion(tokens=tokens, truncated=True)
+        draw = own_draws(seeds, length, sampler.temperature, sampler.top_p, next(model.parameters()).device)
+        with decoding_weights(model, None):
+            found = complete(model, prompts, draw, length, ends, pad)
+        return [Completion(tokens=tokens, truncated=tokens[-1] not in ends) for tokens in found]
 
 
 class VllmEngine:
@@ -169,54 +139,19 @@ def uniforms(seeds: Sequence[int], length: int) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def pick(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """The token of each row at which the distribution function passes ``uniform``.
-
-    Args:
-        logits: (B, V).
-        uniform: (B,), in [0, 1).
-        temperature: above 0.
-        top_p: only the fewest most likely tokens whose probabilities reach it are drawn.
-
-    Returns:
-        (B,) token ids, each with probability softmax(logits / temperature) within the nucleus, renormalised.
-
-    Reference: Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv 1904.09751, Eq. 2 (nucleus).
-
-    Example:
-        >>> pick(torch.tensor([[0.0, 0.0]]), torch.tensor([0.75]), 1.0, 1.0)
-        tensor([1])
-    """
-    probs = (logits.float() / temperature).softmax(-1)
-    if top_p < 1.0:
-        ordered, index = probs.sort(dim=-1, descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
-        probs = torch.zeros_like(probs).scatter_(-1, index, ordered)
-    mass = probs.cumsum(-1)
-    total = mass[:, -1:]
-    # Below the total even after rounding, or the search would run past the last token that can be drawn.
-    wanted = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(mass, wanted, right=True)[:, 0]
-
-
-class OwnDraws(LogitsProcessor):
-    """Leaves one token a row: that of the row's own draw. Greedy decoding then takes it.
+def own_draws(seeds: Sequence[int], length: int, temperature: float, top_p: float, device: torch.device) -> Draw:
+    """A draw in which every row has its own uniform numbers.
 
     Args:
         seeds: one a row.
-        length: the most tokens.
-        temperature, top_p: as in ``pick``.
+        length: maximum number of tokens.
+        temperature: 0 for the most likely token.
+        top_p: as in ``mirrorpo.models.decoding.pick``.
     """
-
-    def __init__(self, seeds: Sequence[int], length: int, temperature: float, top_p: float, device: torch.device):
-        self._uniforms = uniforms(seeds, length).to(device)
-        self._temperature, self._top_p = temperature, top_p
-        self._step = 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chosen = pick(scores, self._uniforms[self._step], self._temperature, self._top_p)
-        self._step += 1
-        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
+    if temperature == 0:
+        return lambda logits, rows, step: logits.argmax(-1)
+    numbers = uniforms(seeds, length).to(device)
+    return lambda logits, rows, step: pick(logits, numbers[step, rows], temperature, top_p)
 
 
 Sink = Callable[[list[Sample]], None]

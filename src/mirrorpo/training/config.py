@@ -27,6 +27,7 @@ from mirrorpo.training.distributed import uses_deepspeed
 from mirrorpo.training.trl_loss import TRL_DEFAULTS, TRL_FIELDS, check_fields, objective_of_trl, trl_settings
 
 FAST = ("auto", "off")
+ROLLOUTS = ("auto", "transformers")
 # Set by TRL from the batch size when they are None; it refuses to be given both, so a copy must not carry both.
 _BATCH_FIELDS = ("steps_per_generation", "generation_batch_size")
 # Objectives that plain data cannot describe, by their key in a configuration.
@@ -62,6 +63,9 @@ class MirrorConfig(GRPOConfig):
         reward_seconds: time limit of a call of a reward function.
         fast: ``auto``: completions are packed and their prompts shared where model and settings allow it (a line in
             the log says why if not); ``off``: always padded, as in TRL. The numbers are the same.
+        rollouts: what draws completions where no vLLM does. ``auto``: ``mirrorpo.models.decoding``, where settings
+            allow it: less work for the same distribution, dropout off, but a seed gives other draws than TRL's;
+            ``transformers``: TRL's own call.
         token_budget: most tokens in a packed row. A micro-batch of more is read in several rows, and their activations
             are recomputed one row at a time in the backward pass: less memory, about a third more time. None: one row.
         beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own; without an
@@ -107,6 +111,10 @@ class MirrorConfig(GRPOConfig):
     fast: str = field(
         default="auto",
         metadata={"help": "'auto': completions are packed, prompts shared, where supported; 'off': padded as in TRL."},
+    )
+    rollouts: str = field(
+        default="auto",
+        metadata={"help": "What draws completions: 'auto', the library's own loop where supported; 'transformers'."},
     )
     token_budget: int | None = field(
         default=None, metadata={"help": "Most tokens in a packed row; None: a micro-batch is one row."}
@@ -158,6 +166,10 @@ class MirrorConfig(GRPOConfig):
 
         if self.fast not in FAST:
             raise unknown_name("fast", self.fast, FAST)
+        if self.rollouts not in ROLLOUTS:
+            raise unknown_name("rollouts", self.rollouts, ROLLOUTS)
+        if self.rollouts != "auto" and self.use_vllm:
+            raise ValueError(f"rollouts must be 'auto' with use_vllm, which draws completions, got {self.rollouts!r}")
         if self.token_budget is not None and (not isinstance(self.token_budget, int) or self.token_budget < 1):
             raise ValueError(f"token_budget must be an integer >= 1 or None, got {self.token_budget!r}")
         if self.multi_objective_aggregation != "sum_then_normalize":
@@ -278,4 +290,4 @@ def _with_coefficient(chosen: Objective, beta: float) -> Objective:
     return replace(chosen, penalties=(replace(chosen.penalties[0], coefficient=beta),) if beta else ())
 
 
-__all__ = ["FAST", "MirrorConfig", "teacher_from"]
+__all__ = ["FAST", "ROLLOUTS", "MirrorConfig", "teacher_from"]

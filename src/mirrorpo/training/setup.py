@@ -294,6 +294,7 @@ def trainer_config(
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=train.gradient_checkpointing,
         fast=train.fast,
+        rollouts=train.rollouts,
         token_budget=train.token_budget,
         use_vllm=train.use_vllm,
         vllm_mode=train.vllm.mode,

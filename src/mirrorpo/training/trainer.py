@@ -37,6 +37,7 @@ from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, load_state, resumed_lines, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
+from mirrorpo.training.rollouts import Rollouts
 from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, gather_ids
 from mirrorpo.training.teacher import Teacher, TeacherError
 
@@ -125,6 +126,8 @@ class MirrorTrainer(ResumableTrainer):
         needs_logits = needs_padding(self.policy_objective)
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
         self.loss_computer = self._loss_computer()
+        drawn_here = not args.use_vllm and not args.use_transformers_continuous_batching
+        self.rollouts = Rollouts(self.generation_config if drawn_here else None, self.accelerator, args.rollouts)
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
             teacher = "" if self.teacher is None else f"; teacher: {self.teacher.describe()}"
@@ -290,7 +293,15 @@ class MirrorTrainer(ResumableTrainer):
             for line in resumed_lines(checkpoint, before, self.policy_objective.describe()):
                 logger.warning("%s", line)
 
-    # Rewards and advantages
+    # Rollouts, rewards and advantages
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, fields: Any, *more: Any, **named: Any) -> Any:
+        found = None
+        if not (images or fields):
+            found = self.rollouts.complete(self.accelerator.unwrap_model(self.model_wrapped), prompt_ids)
+        if found is None:
+            return super()._generate_single_turn(prompt_ids, images, fields, *more, **named)
+        return found, None
 
     def _generate(self, prompts: list[Any]) -> Any:
         forget_lengths(self.model)

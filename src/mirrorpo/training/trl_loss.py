@@ -227,6 +227,7 @@ def _same(one: Any, other: Any) -> bool:
 SEAMS: dict[str, tuple[str, ...]] = {
     # Rewards, advantages and loss
     "_generate": ("prompts",),
+    "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"),
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
     "_generate_and_score_completions": ("inputs",),
     "_prepare_inputs": ("generation_batch",),
