@@ -50,6 +50,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "geometric": {"preset": "gmpo"},
     "geometric under another name": {"preset": "gmpo", "surrogate": replace(SURROGATES["geometric"], name="mine")},
     "a function that may couple the tokens": {"preset": "gmpo", "surrogate": SURROGATES["geometric"].fn},
+    "regression": {"preset": "opmd", "tau": 0.3},
+    "regression toward the reference": {"preset": "a_star_po", "tau": 0.3},
     "future KL": {"preset": "fipo"},
     "sampler": {"preset": "dppo_kl"},
     "mask around the sampler": {"preset": "icepop"},

@@ -10,7 +10,7 @@ import mirrorpo
 from naive import logits
 
 NAN = float("nan")
-KINDS = ("grpo", "dr_grpo", "rloo", "maxrl")
+KINDS = ("grpo", "dr_grpo", "rloo", "maxrl", "soft_value")
 
 
 def naive(rewards: list[float], kind: str) -> list[float]:
@@ -23,6 +23,8 @@ def naive(rewards: list[float], kind: str) -> list[float]:
         elif kind == "rloo":
             others = (sum(scored) - r) / (len(scored) - 1) if len(scored) > 1 else r
             result.append(r - others)
+        elif kind == "soft_value":
+            result.append(r - 0.5 * math.log(statistics.fmean(math.exp(x / 0.5) for x in scored)))
         else:
             mean = sum(scored) / len(scored)
             std = statistics.stdev(scored) if len(scored) > 1 else 0.0  # the sample deviation, n - 1

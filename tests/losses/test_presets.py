@@ -73,6 +73,11 @@ def gmpo(d: Data) -> torch.Tensor:
     return -(((held * d["mask"]).sum(-1) / d["mask"].sum(-1)).exp() * d["advantages"]).mean()
 
 
+def regression(d: Data, anchor: str, tau: float) -> torch.Tensor:
+    total, n = ((d["logp"] - d[anchor]) * d["mask"]).sum(-1), d["mask"].sum(-1)
+    return ((d["advantages"] - tau * total) ** 2 / (2 * tau * n)).mean()
+
+
 def dppo(d: Data, value: torch.Tensor, radius: float) -> torch.Tensor:
     # arXiv 2602.04879, Eqs. 11 and 12, around the policy that sampled
     w, a = (d["logp"] - d["logp_sampler"]).exp(), d["advantages"].unsqueeze(1)
@@ -191,6 +196,8 @@ LOSSES: dict[str, Callable[[Data], torch.Tensor]] = {
     "dcpo": dcpo,
     "icepop": icepop,
     "opsm": opsm,
+    "opmd": lambda d: regression(d, "logp_old", 0.01),
+    "a_star_po": lambda d: regression(d, "logp_ref", 1e-3),
     "opd": opd,
 }
 # the learned maps have a test file of their own
@@ -229,7 +236,9 @@ def test_a_preset_is_its_papers_loss(name: str, scale: float) -> None:
 ADVANTAGES = {
     "dr_grpo": (
         *("dr_grpo", "prob_l2_grpo", "prob_l2_gspo", "prob_l2_kl_grpo", "log_l2_grpo", "dppo_tv", "dppo_kl", "drpo"),
+        "opmd",
     ),
+    "soft_value": ("a_star_po",),
     "grpo": (*("grpo", "dapo", "gspo", "atr_grpo", "cispo", "sapo", "gmpo", "fipo", "spo", "dcpo", "icepop", "opsm"),),
 }
 

@@ -161,6 +161,8 @@ LADDER = {
     "truncated": _truncated,
     "sigmoid": _sigmoid,
     "geometric": _geometric,
+    # S = sum_t log w_t; tau 0.01
+    "regression": lambda w, a, logp, low, high: (a - 0.01 * w.log().sum()) ** 2 / (2 * 0.01 * len(w)),
     "none": lambda w, a, logp, low, high: 0.0 * logp,
 }
 
@@ -351,3 +353,64 @@ def test_blocked_tokens_are_counted_on_the_side_where_they_left() -> None:
     low, high = tokens(w.log() - 3.0, torch.full_like(w, -3.0), a, (0.8, 1.2)).blocked()
     assert low.tolist() == [[True, False, False, False, False]]
     assert high.tolist() == [[False, False, False, False, True]]
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant", "sequence_sum"])
+@pytest.mark.parametrize("anchor", ["old", "reference"])
+def test_regression_at_its_anchor_has_the_gradient_of_the_policy_gradient(anchor: str, aggregation: str) -> None:
+    logp, _, a, keep = sequences()
+    given = {"logp": logp, "logp_old": logp.detach(), "logp_ref": logp.detach(), "advantages": a.squeeze(1)}
+    losses = [
+        mirrorpo.objective(preset, aggregation=aggregation, **part)(**given, mask=keep, max_completion_length=9).loss
+        for preset, part in (("opmd", {"anchor": anchor, "tau": 0.3}), ("dr_grpo", {"region": "none"}))
+    ]
+    one, other = (gradient(value, logp) for value in losses)
+    torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-13)
+
+
+def test_regression_ends_at_the_optimum_of_the_reward_with_a_kl_to_its_anchor() -> None:
+    """Completions of one token: the loss over all of them, drawn from q, is least at q exp(r / tau), normalised."""
+    tau, rewards = 0.7, torch.tensor([0.0, 1.0, 0.3, -0.5], dtype=torch.float64)
+    logq = torch.tensor([0.4, 0.1, 0.2, 0.3], dtype=torch.float64).log()
+    value = tau * (logq + rewards / tau).logsumexp(0)
+    theta = logq.clone().requires_grad_()
+    optimiser = torch.optim.LBFGS([theta], max_iter=200, tolerance_grad=1e-14, tolerance_change=1e-16)
+    objective = mirrorpo.objective("a_star_po", tau=tau)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        logp = theta.log_softmax(0).unsqueeze(1)
+        loss = objective(
+            logp=logp, logp_ref=logq.unsqueeze(1), advantages=rewards - value, mask=torch.ones(4, 1, dtype=torch.bool)
+        ).loss
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    expected = mirrorpo.optimum("kl", logq.exp(), rewards, tau)
+    torch.testing.assert_close(theta.detach().softmax(0), expected, rtol=0, atol=1e-8)
+
+
+def test_regression_leaves_dropped_tokens_out_and_refuses_what_it_cannot_carry() -> None:
+    logp, logp_old, a, keep = sequences()
+    sampler = logp_old.clone()
+    sampler[0, 3] = -math.inf
+    objective = mirrorpo.objective("opmd", behaviour="sampler", anchor="sampler", tau=0.5)
+    got = objective(logp=logp, logp_sampler=sampler, advantages=a.squeeze(1), mask=keep).loss
+    slope = gradient(got, logp)
+    assert slope[0, 3] == 0
+    total = (logp - logp_old)[0].sum() - (logp - logp_old)[0, 3]
+    # eight of nine tokens carry the loss of the first sequence; S is that of the eight
+    own = (a[0, 0] - 0.5 * total) ** 2 / (2 * 0.5 * 9) * 8 / 9 / 4
+    torch.testing.assert_close(slope[0], gradient(own, logp)[0], rtol=1e-11, atol=1e-13)
+    for part, message in (
+        ({"future_kl": True}, "future_kl has no effect: surrogate 'regression'"),
+        ({"divergence": "kl", "coefficient": 0.1, "placement": "advantage"}, "placement 'advantage' has no effect"),
+        ({"region": "kl3", "radius": 0.1}, "has no effect: surrogate 'regression' does not look at it"),
+        ({"anchor": "uniform"}, "unknown anchor 'uniform'"),
+        ({"tau": 0}, "tau must be a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mirrorpo.objective("opmd", **part)
+    with pytest.raises(ValueError, match="anchor has no effect with surrogate 'clip'"):
+        mirrorpo.objective("dapo", anchor="old")

@@ -271,6 +271,7 @@ _ADVANTAGES = {
     "dr_grpo": "r - mean of the group; Dr. GRPO, arXiv 2503.20783",
     "maxrl": "(r - mean) / mean of the group, for rewards >= 0; MaxRL, arXiv 2602.02710",
     "rloo": "r - mean of the others in the group; RLOO, arXiv 2402.14740",
+    "soft_value": "r - tau log mean exp(r / tau) of the group, tau 0.5; A*-PO, arXiv 2505.20686",
 }
 _AGGREGATIONS = {
     "sequence_mean": "mean over completions of the mean over their tokens; GRPO, arXiv 2402.03300",

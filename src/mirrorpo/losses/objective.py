@@ -48,6 +48,7 @@ class Objective:
         advantage: how rewards become advantages (``mirrorpo.advantages``); not used in the call.
         aggregation: how tokens become a loss (``mirrorpo.aggregate``).
         options: of the surrogate, all of them, by name.
+        anchor: of the surrogate (``regression``); empty for one that has none.
         future_kl: future-KL weighting of the advantages, or None.
         control: how the coefficients move over the run, or None; whoever trains applies it as ``penalty_scale``.
     """
@@ -61,12 +62,11 @@ class Objective:
     advantage: str = "grpo"
     aggregation: str = "sequence_mean"
     options: Mapping[str, float | None] = field(default_factory=dict)
+    anchor: str = ""
     future_kl: FutureKL | None = None
     control: Control | None = None
     # What `mirrorpo.objective` was asked for; None for an objective that was put together or changed by hand.
     spec: Mapping[str, Any] | None = field(default=None, init=False, compare=False, repr=False)
-
-    # Parts
 
     @cached_property
     def bound(self) -> Rule | None:
@@ -99,12 +99,11 @@ class Objective:
         names = [p.divergence.name + ("" if p.anchor == "reference" else f"_{p.anchor}") for p in self.penalties]
         return tuple(_numbered(names))
 
-    # What a call needs
-
     @cached_property
     def needs(self) -> frozenset[str]:
         """The anchors that a batch must bring, as log-probabilities or (``needs_logits_of``) as logits."""
         found = {p.anchor for p in self.penalties} | {anchor for rule in self.rules for anchor in rule.anchors}
+        found |= {self.anchor} - {""}
         if self.surrogate.has_policy_term or any(p.reads_behaviour for p in self.penalties):
             found.add(self.behaviour)
         return frozenset(found)
@@ -149,12 +148,14 @@ class Objective:
 
         # Of the old policy around itself nothing is ever outside.
         rules = tuple(placed(rule) for rule in self.rules if not (rule.of == "old" and rule.anchor == "sampler"))
-        return replace(self, behaviour="old", rules=rules, penalties=tuple(placed(p) for p in self.penalties))
+        own = "old" if self.anchor == "sampler" else self.anchor
+        return replace(self, behaviour="old", rules=rules, penalties=tuple(map(placed, self.penalties)), anchor=own)
 
     def describe(self) -> str:
         """One line: regions, penalties with estimator and coefficient, level, advantage, aggregation."""
         rules = [rule.describe(self.behaviour) for rule in self.rules] or ["no region"]
-        parts = [", ".join([f"{self.name}: {self.surrogate.name} surrogate", *rules])]
+        toward = f" toward {self.anchor}" if self.anchor else ""
+        parts = [", ".join([f"{self.name}: {self.surrogate.name} surrogate{toward}", *rules])]
         parts += [p.describe() for p in self.penalties] or ["no penalty"]
         if self.control is not None:
             parts.append(f"{self.control.kind} coefficient")
@@ -216,8 +217,7 @@ class Objective:
             ``Output(loss, metrics)``.
 
         Raises:
-            ValueError: something needed is missing; shapes that differ; a log-probability above 0 or NaN where the mask
-                keeps the token.
+            ValueError: something needed is missing; shapes that differ; a kept log-probability above 0 or NaN.
 
         Example:
             >>> import torch, mirrorpo
@@ -279,8 +279,7 @@ class Objective:
 
         policy_loss = average(terms.policy)
         penalty_loss = None if terms.penalty is None else average(terms.penalty)
-        metrics = terms.metrics(entropy)
-        metrics["policy_loss/mean"] = policy_loss.detach()
+        metrics = terms.metrics(entropy) | {"policy_loss/mean": policy_loss.detach()}
         if penalty_loss is not None:
             metrics["penalty_loss/mean"] = penalty_loss.detach()
         loss = policy_loss if penalty_loss is None else policy_loss + penalty_loss
@@ -379,6 +378,7 @@ class Objective:
             outside=left,
             dropped=dropped,
             drift=drift,
+            anchored=None if self.anchor in ("", self.behaviour) else logp - anchors.of(self.anchor, "the surrogate"),
         )
         return state, token_log_ratio, fractions
 
@@ -486,9 +486,8 @@ def _numbered(names: list[str]) -> list[str]:
 
 def _check_shapes(logp: Tensor, advantages: Tensor | None, mask: Tensor, **others: Tensor | None) -> None:
     if logp.dim() != 2 or mask.shape != logp.shape:
-        raise ValueError(
-            f"logp and mask must have the same shape (B, T), got {tuple(logp.shape)} and {tuple(mask.shape)}"
-        )
+        shapes = f"{tuple(logp.shape)} and {tuple(mask.shape)}"
+        raise ValueError(f"logp and mask must have the same shape (B, T), got {shapes}")
     for name, other in others.items():
         if other is not None and other.shape != logp.shape:
             raise ValueError(f"{name} must have the shape of logp, {tuple(logp.shape)}, got {tuple(other.shape)}")

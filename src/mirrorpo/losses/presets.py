@@ -32,6 +32,7 @@ class Preset:
         level: ``token`` or ``sequence``.
         surrogate: name in ``mirrorpo.losses.surrogates``.
         options: of the surrogate.
+        anchor: of the surrogate, if it has one.
         future_kl: future-KL weighting, or None.
         ours: what the source does not say, for the documentation.
     """
@@ -45,6 +46,7 @@ class Preset:
     level: str = "token"
     surrogate: str = "clip"
     options: Mapping[str, float] = field(default_factory=dict)
+    anchor: str = ""
     future_kl: FutureKL | None = None
     ours: str = ""
 
@@ -157,6 +159,26 @@ PRESETS: dict[str, Preset] = {
         aggregation="sequence_mean",
         ours="the threshold 0.1 and the coefficient: the paper has none",
     ),
+    "opmd": Preset(
+        source="policy mirror descent of Kimi k1.5, arXiv 2501.12599",
+        regions=(),
+        surrogate="regression",
+        anchor="old",
+        options={"tau": 0.01},
+        advantage="dr_grpo",
+        aggregation="sequence_mean",
+        ours="tau, and the division by the number of tokens",
+    ),
+    "a_star_po": Preset(
+        source="A*-PO, arXiv 2505.20686",
+        regions=(),
+        surrogate="regression",
+        anchor="reference",
+        options={"tau": 1e-3},
+        advantage="soft_value",
+        aggregation="sequence_mean",
+        ours="the value is of the group, not of samples of the reference; the division by the number of tokens",
+    ),
     "opd": Preset(
         source="on-policy distillation, arXiv 2306.13649",
         regions=(),
@@ -182,6 +204,7 @@ OVERRIDES = (
     "advantage",
     "aggregation",
     "surrogate",
+    "anchor",
     "k",
     "placement",
     "control",
@@ -205,9 +228,9 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
             of mappings with ``divergence``, ``coefficient``, ``estimator``, ``anchor``, ``placement``, ``k``,
             ``support``.
             The rest: ``behaviour`` (``old`` or ``sampler``), ``level``, ``advantage``, ``aggregation``, ``control``
-            (see ``mirrorpo.losses.coefficient``), ``surrogate`` and its options (``dual_clip``, ``ratio_cap``,
-            ``temperature_positive``, ``temperature_negative``), ``future_kl`` (true, false, or a mapping with
-            ``half_life``, ``clip``, ``lower_bound``, ``max_ratio``, ``safety_ratio``).
+            (see ``mirrorpo.losses.coefficient``), ``surrogate``, its ``anchor`` and its options (``dual_clip``,
+            ``ratio_cap``, ``temperature_positive``, ``temperature_negative``, ``tau``), ``future_kl`` (true, false, or
+            a mapping with ``half_life``, ``clip``, ``lower_bound``, ``max_ratio``, ``safety_ratio``).
 
     Returns:
         An ``Objective``: call it with the tensors of a batch.
@@ -244,6 +267,7 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
     penalties = _penalties(preset, base, given)
     advantage = _choice("advantage", given.get("advantage", base.advantage), ADVANTAGES)
     future_kl = _future_kl(base, surrogate, given, options)
+    anchor = _anchor(base, surrogate, given)
     check_parts(surrogate, level, rules, penalties, advantage, future_kl)
     chosen = Objective(
         name=preset,
@@ -256,6 +280,7 @@ def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
         advantage=advantage,
         aggregation=_choice("aggregation", given.get("aggregation", base.aggregation), AGGREGATIONS),
         options=options,
+        anchor=anchor,
         future_kl=future_kl,
     )
     object.__setattr__(chosen, "spec", {"preset": preset, **overrides})
@@ -292,6 +317,17 @@ def _choice(key: str, value: Any, legal: Any) -> str:
     if value not in legal:
         raise unknown_name(key, value, legal)
     return value
+
+
+def _anchor(base: Preset, surrogate: Surrogate, given: Mapping[str, Any]) -> str:
+    """The surrogate's own anchor: as given, else the preset's, else the surrogate's first; empty if it has none."""
+    if not surrogate.anchors:
+        if "anchor" in given:
+            what = f"anchor has no effect with surrogate {surrogate.name!r}"
+            raise ValueError(f"{what}: regions and penalties have their own. Legal: surrogate 'regression'")
+        return ""
+    default = base.anchor if base.anchor in surrogate.anchors else surrogate.anchors[0]
+    return _choice("anchor", given.get("anchor", default), surrogate.anchors)
 
 
 def _level(base: Preset, given: Mapping[str, Any]) -> str:
@@ -432,6 +468,11 @@ def check_parts(
         for p in penalties:
             if p.placement != "loss":
                 raise ValueError(f"placement {p.placement!r} has no effect: {name} does not look at advantages")
+    if surrogate.anchors:  # one advantage for each sequence
+        if future_kl is not None:
+            raise ValueError(f"future_kl has no effect: {name} has one advantage for each sequence")
+        if any(p.placement == "advantage" for p in penalties):
+            raise ValueError(f"placement 'advantage' has no effect: {name} has one advantage for each sequence")
     if advantage == "maxrl" and any(p.placement == "reward" for p in penalties):
         raise ValueError("advantage 'maxrl' needs rewards >= 0, which placement 'reward' does not keep. Legal: loss")
 

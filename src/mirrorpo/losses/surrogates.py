@@ -7,8 +7,13 @@ surrogate      per-token loss                                       who uses it
 ``truncated``  -sg(min(w, cap)) A log p, outside the region 0       CISPO (no region), DPPO (binary regions, cap 20)
 ``sigmoid``    -(4 / tau) sigmoid(tau (w - 1)) A                    SAPO (arXiv 2511.20347)
 ``geometric``  -exp(mean_t clipped log w_t) A, per sequence         GMPO (arXiv 2507.20673)
+``regression`` (A - tau S)^2 / (2 tau n), per sequence of n tokens  Kimi's policy mirror descent, A*-PO
 ``none``       0                                                    distillation by penalties alone
 =============  ===================================================  ====================================================
+
+``regression`` has S = sum_t log p_t/a_t, with a the anchor: ``old`` or ``reference``. It is least where log p/a is A /
+tau for every completion, as at the optimum of the reward with a KL of coefficient tau; at S = 0 its gradient is that of
+the policy gradient (arXiv 2501.12599, Eq. 3; arXiv 2505.20686).
 
 ``clip`` has the gradient of a hard mask: -w A grad log p inside the region and where the advantage pushes back towards
 it, 0 elsewhere. ``truncated`` has that gradient too (for w below the cap) with a loss value that is not a ratio.
@@ -55,6 +60,7 @@ class Tokens:
         dropped: bool, (B, T) or (B, 1): tokens whose term is dropped afterwards, by a mask or for want of their b;
             None: no token.
         drift: log p/a of the region's anchor a where that is not b; None: it is b, and this is ``log_ratio``.
+        anchored: log p/a of the surrogate's own anchor a, differentiable; None: it is b, and this is ``log_ratio``.
     """
 
     log_ratio: Tensor
@@ -66,6 +72,7 @@ class Tokens:
     outside: Tensor | None = None
     dropped: Tensor | None = None
     drift: Tensor | None = None
+    anchored: Tensor | None = None
 
     def ratio(self) -> Tensor:
         """w, clamped at exp(MAX_LOG_RATIO) with the slope that it has there."""
@@ -137,6 +144,17 @@ def geometric(tokens: Tokens) -> Tensor:
     return -held_exp(mean) * tokens.advantage
 
 
+def regression(tokens: Tokens, *, tau: float = 0.01) -> Tensor:
+    """(A - tau S)^2 / (2 tau n) per sequence, (B, 1); A is the mean over its tokens."""
+    log_ratio = tokens.log_ratio if tokens.anchored is None else tokens.anchored
+    counted = tokens.mask if tokens.dropped is None else tokens.mask & ~tokens.dropped
+    # as the loss, not as whole numbers: tau times these would be float32
+    lengths = tokens.mask.sum(-1, keepdim=True).clamp(min=1).to(log_ratio.dtype)
+    total = torch.where(counted, log_ratio, 0.0).sum(-1, keepdim=True)
+    advantage = torch.where(tokens.mask, tokens.advantage, 0.0).sum(-1, keepdim=True) / lengths
+    return (advantage - tau * total).square() / (2.0 * tau * lengths)
+
+
 def none(tokens: Tokens) -> Tensor:
     """0: no policy term, for distillation by penalties alone."""
     return tokens.logp.masked_fill(torch.ones_like(tokens.mask), 0.0)  # attached to the graph
@@ -172,6 +190,7 @@ class Surrogate:
         needs_bounds: whether it can do with bounds only, not with a region that is a mask over the vocabulary.
         has_policy_term: whether it reads the advantages; if not, the loss is the penalties'.
         soft: whether a ``soft`` region may stand in place of its bounds.
+        anchors: the anchors that it may be measured from, the first where none is chosen; empty: it has none.
         formula: for people.
     """
 
@@ -184,6 +203,7 @@ class Surrogate:
     needs_bounds: bool = False
     has_policy_term: bool = True
     soft: bool = False
+    anchors: tuple[str, ...] = ()
     formula: str = ""
 
     def loss(self, tokens: Tokens, options: Mapping[str, float | None]) -> Tensor:
@@ -249,6 +269,16 @@ _ALL = (
         levels=("token",),
         needs_bounds=True,
         formula="-exp(mean_t clipped log w_t) A, per sequence",
+    ),
+    Surrogate(
+        name="regression",
+        fn=regression,
+        options={"tau": Option(default=0.01)},
+        couples_tokens=True,
+        levels=("token",),
+        uses_region=False,
+        anchors=("old", "reference", "sampler", "teacher"),
+        formula="(A - tau S)^2 / (2 tau n), S = sum_t log p_t/a_t, per sequence of n tokens",
     ),
     Surrogate(
         name="none",
