@@ -53,7 +53,7 @@ def studied(study: Study, folder: Path) -> tuple[float, float]:
     with open_pool(1, torch.get_num_threads()) as pool:
         started = time.perf_counter()
         # Any function of the module that runs a study's jobs: importing it is what a start costs.
-        list(pool.run([Job(key="start", function="mirrorpo.studies.runner:json.dumps", payload={})]))
+        list(pool.run([Job(key="start", function="mirrorpo.studies.job:json.dumps", payload={})]))
         start = time.perf_counter() - started
         started = time.perf_counter()
         with open_study(study, folder, False, "") as record:

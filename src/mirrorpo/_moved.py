@@ -69,7 +69,6 @@ MOVED: dict[str, tuple[str, ...]] = {
     "solver": ("losses.solver",),
     "studies.charts": ("reports.study_charts",),
     "studies.commands": ("cli.study_commands",),
-    "studies.job": ("studies.runner",),
     "studies.learning": ("studies.compare",),
     "studies.page": ("reports.study_page",),
     "studies.progress": ("studies.runner",),

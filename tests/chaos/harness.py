@@ -31,7 +31,7 @@ _EVENTS = (
 _PRELOAD = [
     "mirrorpo.cli", "mirrorpo.training.run", "mirrorpo.reports", "peft",
     "mirrorpo.search.evolve_run", "mirrorpo.reports.curve", "mirrorpo.cli.study_commands",
-    "mirrorpo.studies.runner",
+    "mirrorpo.studies.job",
 ]  # fmt: skip
 _STATUS_FILE, _OUT_FILE, _ERR_FILE = "status.json", "stdout.txt", "stderr.txt"
 

@@ -21,7 +21,8 @@ from mirrorpo.config.study import Study, study_from
 from mirrorpo.errors import InputError
 from mirrorpo.reports.study_page import write_study_report
 from mirrorpo.studies.gather import gather, statuses, study_collection
-from mirrorpo.studies.runner import ATTEMPTS, grown_from, open_study, run_job, run_study
+from mirrorpo.studies.job import ATTEMPTS, run_job
+from mirrorpo.studies.runner import grown_from, open_study, run_study
 from mirrorpo.workers import Done, Job, JobError, Record
 from simulated import write_simulated
 
