@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mirrorpo.cli.study_commands import report
 from mirrorpo.config.search import EvolveRecipe
+from mirrorpo.config.study import load_study
 from mirrorpo.config.train import Recipe, load_recipe
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.eval_run import SamplesFile
@@ -36,6 +37,25 @@ def old(tmp_path: Path) -> Path:
         database.close()
         script.unlink()
     return folder
+
+
+RECIPES = sorted((OLD / "recipes").rglob("*.yaml"))
+
+
+def test_there_are_ten_recipes_and_at_least_three_run_folders() -> None:
+    assert len(RECIPES) == 10
+    assert len(list(OLD.rglob("metrics.jsonl"))) >= 3
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(OLD / "recipes")))
+def test_a_recipe_loads_and_its_objective_is_built(path: Path) -> None:
+    if path.parent.name == "studies":
+        built = [recipe.objective.build() for recipe in load_study(path, []).arms.values()]
+        assert len(built) > 1
+    elif path.parent.name == "evolve":
+        assert load_recipe(path, kind=EvolveRecipe).objective.build().penalties
+    else:
+        assert load_recipe(path).objective.build().name == load_recipe(path).objective.preset
 
 
 def test_a_run_and_a_study_are_reported(old: Path) -> None:
