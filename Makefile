@@ -41,9 +41,10 @@ test-install: $(STAMP)  ## the wheel in fresh environments: the core alone, besi
 test-newest: $(STAMP)  ## the trainer's tests with the newest TRL and transformers, in an environment of their own
 	$(BIN)/python scripts/test_newest.py
 
-catalogue: $(STAMP)  ## write the tables of `mirrorpo list` and of docs/math.md, and the page with sliders, again
+catalogue: $(STAMP)  ## write the generated docs again: tables of names and of bias, the page with sliders
 	$(BIN)/python -m mirrorpo.cli.listing
 	$(BIN)/python scripts/names_table.py
+	$(BIN)/python scripts/make_bias_table.py
 	$(BIN)/python scripts/make_explorer.py
 
 lint: $(STAMP)  ## style, format, types
