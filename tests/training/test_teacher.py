@@ -290,7 +290,6 @@ def test_a_teacher_that_is_the_policy_or_reads_other_tokens_is_refused(teacher: 
     ("objective", "teacher", "message"),
     [
         ("opd", None, "give teacher, a mapping with path, url or prefix"),
-        ("dapo", {"path": "x"}, "teacher has no effect: objective 'dapo' has no penalty toward it"),
         ("opd", {}, "needs path, url, or a prefix"),
         ("opd", {"path": "x", "url": "http://x"}, "path and url are two teachers"),
         ("opd", {"path": "x", "top_k": 3}, "top_k has no effect without url"),
@@ -309,3 +308,12 @@ def test_a_recipe_whose_teacher_is_not_there_is_refused_before_anything_is_writt
         recipe = recipe_from({"task": {"name": "arithmetic"}, "objective": "opd", "teacher": teacher})
         with pytest.raises(InputError, match=message):
             prepare(recipe)
+
+
+def test_a_teacher_that_the_objective_does_not_look_at_is_named_and_not_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = MirrorConfig(**settings(tmp_path), objective="dapo", teacher={"path": "nowhere"})
+    built = trainer(MirrorTrainer, args)
+    assert built.teacher is None
+    assert "teacher has no effect: objective 'dapo' has no penalty toward it" in caplog.text

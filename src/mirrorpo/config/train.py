@@ -265,7 +265,10 @@ class TeacherSpec(Settings):
 
 
 def check_teacher(objective: Objective, teacher: TeacherSpec | None) -> None:
-    """Raises ``ValueError`` for an objective that needs a teacher and has none, or has one and does not look at it."""
+    """Raises ``ValueError`` for an objective that needs a teacher and has none, or one that sends too little.
+
+    A teacher that the objective does not look at is no error: an arm of a study may leave its base's out.
+    """
     if "teacher" in objective.needs and teacher is None:
         raise ValueError(
             f"objective {objective.name!r} has a penalty or a region around a teacher: give teacher, a mapping with "
@@ -273,8 +276,6 @@ def check_teacher(objective: Objective, teacher: TeacherSpec | None) -> None:
         )
     if teacher is None:
         return
-    if "teacher" not in objective.needs:
-        raise ValueError(f"teacher has no effect: objective {objective.name!r} has no penalty toward it")
     dense = [p for p in objective.penalties if p.anchor == "teacher" and p.estimator == "exact"]
     if teacher.url is not None and (
         dense or any(r.anchor == "teacher" and r.region.needs_logits for r in objective.rules)

@@ -158,7 +158,7 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
     tokenizer = tokenizer_of(recipe, [*train_rows, *test_rows])
     model = check_model(recipe)
-    if recipe.teacher is not None:
+    if recipe.teacher is not None and "teacher" in recipe.objective.build().needs:
         check_teacher(recipe.teacher, recipe.model.path, model, tokenizer)
     lengths, notes = prompt_lengths(recipe, tokenizer, train_rows)
     longest = max(lengths)

@@ -114,6 +114,9 @@ class MirrorTrainer(ResumableTrainer):
         self.penalty_state = PenaltyState(self.policy_objective.control)
         spec = None if args.teacher is None else teacher_from(args.teacher)
         check_teacher(self.policy_objective, spec)
+        if spec is not None and "teacher" not in self.policy_objective.needs:
+            logger.warning("teacher has no effect: objective %r has no penalty toward it", self.policy_objective.name)
+            spec = None
         check_equal(trainer_settings(args, self.policy_objective))
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
