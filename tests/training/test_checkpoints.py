@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import get_scheduler
 from transformers.trainer_pt_utils import safe_globals
 
 from mirrorpo.training import MirrorConfig, MirrorTrainer
@@ -21,6 +22,7 @@ from mirrorpo.training.checkpoints import (
     all_checkpoints,
     clean,
     fault_of,
+    foreign_state,
     newest_whole,
     publish,
     read_progress,
@@ -156,6 +158,37 @@ def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
         built(tmp_path / "run").train(resume_from_checkpoint=str(folder))
     assert not (tmp_path / "escaped").exists()
     assert json.loads((tmp_path / "run" / "checkpoint-2" / "manifest.json").read_text())["step"] == 2
+
+
+OPTIMIZERS = ("Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD", "Rprop")
+SCHEDULES = {
+    "linear": {},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "polynomial": {},
+    "inverse_sqrt": {},
+    "reduce_lr_on_plateau": {},
+    "cosine_with_min_lr": {"min_lr": 1e-5},
+    "warmup_stable_decay": {"num_decay_steps": 3},
+    "greedy": {},
+}
+
+
+def test_the_states_of_optimisers_and_schedules_are_plain_data(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    weight.grad = torch.ones(4, 4)
+    for name in OPTIMIZERS:
+        optimizer = getattr(torch.optim, name)([weight], lr=1e-3)
+        optimizer.step()
+        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        assert foreign_state(tmp_path) is None, name
+    for name, options in SCHEDULES.items():
+        schedule = get_scheduler(name, optimizer, 2, 10, scheduler_specific_kwargs=options)
+        torch.save(schedule.state_dict(), tmp_path / "scheduler.pt")
+        assert foreign_state(tmp_path) is None, name
+    # Its milestones are a Counter.
+    milestones = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    torch.save(milestones.state_dict(), tmp_path / "scheduler.pt")
+    assert foreign_state(tmp_path) is None
 
 
 def write_format_1(folder: Path, name: str, state: Any) -> None:
