@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ import pytest
 import typer
 from test_docs import FENCE, PAGES
 
+from browser import Browser, chromium
 from mirrorpo.cli.app import app
 from mirrorpo.cli.output import check_overrides
 from mirrorpo.config.shipped import find_recipe
@@ -167,3 +168,19 @@ def test_the_tutorial_runs_from_top_to_bottom_and_prints_what_it_says(load: Load
                 assert len(printed.splitlines()) >= len(said.splitlines())
     assert (tmp_path / "runs" / "both" / "report.html").is_file()
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    command = chromium()
+    if command is None:
+        pytest.skip("no Chromium is installed")
+    with Browser(command, tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("page", ["index", "tutorial", "recipe", "api", "explore", "results/embedded/README"])
+def test_a_page_of_the_site_fits_a_phone_and_a_desk(browser: Browser, site: Path, page: str, width: int) -> None:
+    browser.open(site / f"{page}.html", width=width)
+    assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

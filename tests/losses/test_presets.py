@@ -1,16 +1,27 @@
 """Every preset against its paper's loss, re-derived here as naive tensors, and every override."""
 
 import dataclasses
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 
 import mirrorpo
+from mirrorpo.divergences import DIVERGENCES, ESTIMATORS
+from mirrorpo.losses import keys
+from mirrorpo.losses.advantages import ADVANTAGES as ADVANTAGE_NAMES
+from mirrorpo.losses.aggregation import AGGREGATIONS as AGGREGATION_NAMES
+from mirrorpo.losses.anchors import ANCHORS as ANCHOR_NAMES
 from mirrorpo.losses.future_kl import FutureKL
 from mirrorpo.losses.presets import OVERRIDES, PRESETS
+from mirrorpo.losses.regions import REGIONS as REGION_NAMES
+from mirrorpo.losses.surrogates import SURROGATES
 from naive import logits
 
 B, T, LENGTH = 5, 8, 11
@@ -410,3 +421,38 @@ def test_an_objective_remembers_what_it_was_asked_for_until_it_is_changed_by_han
 def test_off_which_yaml_reads_as_false_removes_a_part() -> None:
     assert mirrorpo.objective("grpo", region=False) == mirrorpo.objective("grpo", region="none")
     assert mirrorpo.objective("grpo", divergence=False) == mirrorpo.objective("grpo", divergence="none")
+
+
+def test_the_types_of_the_keys_are_the_names_of_the_tables() -> None:
+    for literal, table in (
+        (keys.PresetName, PRESETS),
+        (keys.DivergenceName, DIVERGENCES),
+        (keys.RegionName, REGION_NAMES),
+        (keys.EstimatorName, ESTIMATORS),
+        (keys.AdvantageName, ADVANTAGE_NAMES),
+        (keys.AnchorName, ANCHOR_NAMES),
+        (keys.AggregationName, AGGREGATION_NAMES),
+        (keys.SurrogateName, SURROGATES),
+    ):
+        assert sorted(get_args(literal)) == sorted(table)
+    assert sorted(keys.ObjectiveKeys.__annotations__) == sorted(OVERRIDES)
+
+
+def test_a_type_checker_marks_a_misspelt_key_and_an_unknown_estimator(tmp_path: Path) -> None:
+    lines = (
+        "import mirrorpo",
+        'mirrorpo.objective("dapo", regoin="kl3")',
+        'mirrorpo.objective("dapo", estimator="scor")',
+        'mirrorpo.objective("dapo", region={"name": "kl3", "radius": 0.03}, divergence="js", estimator="score")',
+        'mirrorpo.objective("dr_grpo", divergence=lambda x: x**3, coefficient=[0.1], future_kl=True)',
+    )
+    (tmp_path / "mine.py").write_text("\n".join(lines) + "\n")
+    settings = {"extraPaths": [str(Path(mirrorpo.__file__).parents[1])], "reportMissingImports": True}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    errors = [(one["range"]["start"]["line"], one["message"]) for one in found if one["severity"] == "error"]
+    assert [line for line, _ in errors] == [1, 2], found
+    assert "regoin" in errors[0][1]
+    assert "scor" in errors[1][1]

@@ -184,7 +184,7 @@ def study_from(data: Any, overrides: Sequence[str] = (), where: str = "study", p
         )
     except ValidationError as error:
         raise InputError(f"{where}: {_complaint(error, data)}") from None
-    return _resolve(spec, where, path)
+    return _resolve(spec, where, path, [key for key, _ in assignments])
 
 
 def _base(base: Any, path: Path) -> Any:
@@ -211,7 +211,7 @@ def _complaint(error: ValidationError, data: Mapping[str, Any]) -> str:
     return f"{key}: {_FORMS[key]}, got {value!r:.80}"
 
 
-def _resolve(spec: StudySpec, where: str, path: Path) -> Study:
+def _resolve(spec: StudySpec, where: str, path: Path, overrides: Sequence[str]) -> Study:
     assert isinstance(spec.base, dict)  # study_from has read it
     changes = _arms(spec, where)
     shared = _seeds(spec.seeds, f"{where}: seeds")
@@ -224,7 +224,9 @@ def _resolve(spec: StudySpec, where: str, path: Path) -> Study:
             )
         own = change.pop("seeds", None)
         seeds[arm] = shared if own is None else _seeds(_own_seeds(own, at), at)
-        arms[arm] = recipe_from(_arm(spec.base, change, path, at), (), at)
+        starts = ("base.", f"arms.{arm}.")
+        typed = {key.removeprefix(start): key for key in overrides for start in starts if key.startswith(start)}
+        arms[arm] = recipe_from(_arm(spec.base, change, path, at), (), at, blame=typed)
     if spec.baseline is None and len(arms) > 1:
         raise InputError(f"{where}: baseline: missing; the arm that the others are compared with: {', '.join(arms)}")
     baseline = next(iter(arms)) if spec.baseline is None else spec.baseline

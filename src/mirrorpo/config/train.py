@@ -5,7 +5,7 @@ Every key is checked before anything is written, and the objective is built once
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -200,8 +200,26 @@ class TrainSpec(Settings):
         ge=1,
         description="maximum tokens in a packed row: less memory, more time; empty: a micro-batch",
     )
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        default=[], description="trackers that get every step's metrics, under TRL's names too"
+    )
+    run_name: str | None = Field(default=None, min_length=1, description="the run's name in a tracker")
+    log_completions_every: int = Field(
+        default=0, ge=0, le=10_000_000, description="steps between completions kept in completions.jsonl; 0: none"
+    )
+    trl: dict[str, Any] = Field(
+        default={}, description="any other field of TRL's GRPOConfig, such as {mask_truncated_completions: true}"
+    )
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
     vllm: VllmSpec = Field(default=VllmSpec(), description="settings of vLLM, if use_vllm is true")
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        """``report_to: wandb`` is short for a list of one; ``none`` for an empty one."""
+        if value is None or value == "none":
+            return []
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("fast", mode="before")
     @classmethod
@@ -352,17 +370,28 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), kind: type[RecipeKind
 
 
 def recipe_from(
-    data: Any, overrides: Sequence[str] = (), where: str = "recipe", kind: type[RecipeKind] = Recipe
+    data: Any,
+    overrides: Sequence[str] = (),
+    where: str = "recipe",
+    kind: type[RecipeKind] = Recipe,
+    blame: Mapping[str, str] | None = None,
 ) -> RecipeKind:
-    """A recipe from plain data without a base; see ``load_recipe``."""
-    return _checked(data, [parse_override(override) for override in overrides], where, kind)
+    """A recipe from plain data without a base; see ``load_recipe``. ``blame``: keys that were overridden before."""
+    return _checked(data, [parse_override(override) for override in overrides], where, kind, blame)
 
 
-def _checked(data: Any, assignments: Sequence[tuple[str, Any]], where: str, kind: type[RecipeKind]) -> RecipeKind:
+def _checked(
+    data: Any,
+    assignments: Sequence[tuple[str, Any]],
+    where: str,
+    kind: type[RecipeKind],
+    blame: Mapping[str, str] | None = None,
+) -> RecipeKind:
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
     data = overridden(data, assignments) if assignments else data
-    return validated(_with_task(kind, data.get("task"), where), data, where)
+    typed = {key: key for key, _ in assignments} if blame is None else blame
+    return validated(_with_task(kind, data.get("task"), where), data, where, typed)
 
 
 def _with_task(kind: type[RecipeKind], task: Any, where: str) -> type[RecipeKind]:

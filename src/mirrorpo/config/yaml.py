@@ -380,20 +380,45 @@ def _check_descends(data: Mapping[str, Any], key: str, where: str) -> None:
 Model = TypeVar("Model", bound="BaseModel")
 
 
-def validated(kind: type[Model], data: Any, where: str) -> Model:
+def validated(kind: type[Model], data: Any, where: str, overrides: Mapping[str, str] | None = None) -> Model:
     """``data`` as a model.
 
+    Args:
+        kind: of the model.
+        data: plain data.
+        where: it comes from, for messages.
+        overrides: keys that were typed rather than read, each with the words in which it was typed.
+
     Raises:
-        InputError: the first thing that is wrong, as ``explain`` has it.
+        InputError: the first thing that is wrong, as ``explain`` has it; an override is blamed as one.
     """
     from pydantic import ValidationError
 
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{where}: {explain(error, kind)}") from None
+        line = explain(error, kind)
+        first = error.errors(include_url=False)[0]
+        key = ".".join(_resolved(kind, first["loc"])[0])
+        typed = _blamed(key, line, overrides or {})
+        if typed is None:
+            raise InputError(f"{where}: {line}") from None
+        hint = line.removeprefix(f"unknown key {key!r}; ")
+        if hint != line and "." in key:  # name the whole key, to be typed as it stands
+            group = key.rpartition(".")[0]
+            start = typed.removesuffix(key)
+            hint = hint.replace("did you mean '", f"did you mean '{start}{group}.", 1)
+        raise InputError(f"override {typed!r}: {hint}") from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply") from None
+
+
+def _blamed(key: str, line: str, overrides: Mapping[str, str]) -> str | None:
+    """The override that a complaint about a key is about; None if it is about the file."""
+    for own, typed in overrides.items():
+        if own == key or key.startswith(f"{own}.") or (own.startswith(f"{key}.") and own.rpartition(".")[2] in line):
+            return typed
+    return None
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
@@ -403,7 +428,11 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     key = ".".join(parts) or "recipe"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(parts[-1], [name for m in models for name in m.model_fields])}{more}"
+        legal = [name for model in models for name in model.model_fields]
+        elsewhere = _keys_named(parts[-1], root) if len(parts) == 1 else []
+        if elsewhere:
+            return f"unknown key {key!r}; did you mean {elsewhere[0]!r}? Legal: {', '.join(legal)}{more}"
+        return f"unknown key {key!r}{_nearest(parts[-1], legal)}{more}"
     if first["type"] == "missing":
         return f"{key}: missing{more}"
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -419,6 +448,12 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         got = f", got {value}"
     return " ".join(f"{key}: {message[0].lower() + message[1:]}{got}{more}".split())
+
+
+def _keys_named(name: str, root: type[BaseModel]) -> list[str]:
+    """Where in the groups of a recipe a key of this name is."""
+    groups = ((group, _models_in(field.annotation)) for group, field in root.model_fields.items())
+    return [f"{group}.{name}" for group, models in groups if any(name in model.model_fields for model in models)]
 
 
 def _nearest(name: str, legal: Sequence[str]) -> str:

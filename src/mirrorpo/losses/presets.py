@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Unpack, cast
 
 from mirrorpo._checks import unknown_name
 from mirrorpo.losses.advantages import ADVANTAGES
@@ -12,6 +12,7 @@ from mirrorpo.losses.aggregation import AGGREGATIONS
 from mirrorpo.losses.anchors import BEHAVIOURS
 from mirrorpo.losses.coefficient import Control, control_from
 from mirrorpo.losses.future_kl import FutureKL
+from mirrorpo.losses.keys import ObjectiveKeys, PresetName
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.penalties import Penalty, penalty_from
 from mirrorpo.losses.rules import LEVELS, RULE_KEYS, Rule, check_rules, rule_from
@@ -191,29 +192,10 @@ PRESETS: dict[str, Preset] = {
 _REGION_KEYS = ("radius", "epsilon_low", "epsilon_high")
 _PENALTY_KEYS = ("divergence", "coefficient", "estimator", "k", "placement")
 _OPTION_KEYS = tuple(dict.fromkeys(key for entry in SURROGATES.values() for key in entry.options))
-OVERRIDES = (
-    "coefficient",
-    *_REGION_KEYS,
-    "estimator",
-    "divergence",
-    "region",
-    "regions",
-    "penalties",
-    "behaviour",
-    "level",
-    "advantage",
-    "aggregation",
-    "surrogate",
-    "anchor",
-    "k",
-    "placement",
-    "control",
-    "future_kl",
-    *_OPTION_KEYS,
-)
+OVERRIDES = tuple(dict.fromkeys((*ObjectiveKeys.__annotations__, *_OPTION_KEYS)))
 
 
-def objective(preset: str = "grpo", /, **overrides: Any) -> Objective:
+def objective(preset: PresetName | str = "grpo", /, **overrides: Unpack[ObjectiveKeys]) -> Objective:
     """The objective of a preset, with any part overridden.
 
     Args:
@@ -310,7 +292,8 @@ def objective_from(spec: str | Mapping[str, Any] | Objective) -> Objective:
         raise ValueError(
             f"objective needs the key 'preset', got {sorted(map(str, spec))}. Legal: {', '.join(sorted(PRESETS))}"
         )
-    return objective(spec["preset"], **{str(key): value for key, value in spec.items() if key != "preset"})
+    keys = {str(key): value for key, value in spec.items() if key != "preset"}
+    return objective(spec["preset"], **cast(Any, keys))
 
 
 def _choice(key: str, value: Any, legal: Any) -> str:

@@ -145,7 +145,7 @@ def _draw_curves(axes: Axes, collection: Collection, colours: dict[str, str]) ->
 
 
 def _draw_accuracy(axes: Axes, collection: Collection, comparison: Comparison, colours: dict[str, str]) -> None:
-    _dress(axes, "accuracy on unseen problems, %, with its 95 % interval", "")
+    _dress(axes, "accuracy on unseen problems, %", "")
     for place, arm in enumerate(colours):
         spread = comparison.accuracy[arm]
         low, high = spread.mean.low, spread.mean.high

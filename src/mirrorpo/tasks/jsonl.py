@@ -94,7 +94,9 @@ class Jsonl:
         self._rows: dict[Split, list[Row]] = {"train": train[:train_size], "test": test[:test_size]}
         for split, found in self._rows.items():
             if not found:
-                raise ValueError(f"{path}: no rows for the {split} split ({len(rows)} rows in the file)")
+                held = "too few to hold out one in ten: give a second file, task.test_path=test.jsonl"
+                why = held if test_path is None else "each of them is in the test file too"
+                raise ValueError(f"{path}: no rows for the {split} split ({len(rows)} rows in the file); {why}")
 
     def rows(self, split: Split) -> list[Row]:
         return self._rows[split]

@@ -94,6 +94,31 @@ class MetricsWriter(TrainerCallback):
                 os.fsync(file.fileno())
 
 
+COMPLETIONS_FILE = "completions.jsonl"
+
+
+class CompletionsWriter(TrainerCallback):
+    """Appends prompts, completions and rewards of some steps to ``completions.jsonl``, a line each.
+
+    Args:
+        path: the file.
+        trainer: keeps the last rollout batch.
+        every: optimiser steps between the steps that are kept.
+        updates_per_step: optimiser steps that make one step.
+    """
+
+    def __init__(self, path: Path, trainer: Any, every: int, updates_per_step: int) -> None:
+        self.path, self.trainer, self.every, self.updates_per_step = path, trainer, every, updates_per_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs or state.global_step % self.every:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            for row in self.trainer.rollouts():
+                line = {"step": state.global_step // self.updates_per_step, **row}
+                file.write(json.dumps(line, default=str) + "\n")
+
+
 class ProgressBar(TrainerCallback):
     """A bar with reward, divergence, clip share, length and time left; plain lines where there is no terminal.
 

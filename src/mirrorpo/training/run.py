@@ -49,8 +49,15 @@ from mirrorpo.training.distributed import (
     uses_deepspeed,
     world_size,
 )
-from mirrorpo.training.monitors import GracefulStop, MetricsWriter, ProgressBar, trim_metrics
-from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of
+from mirrorpo.training.monitors import (
+    COMPLETIONS_FILE,
+    CompletionsWriter,
+    GracefulStop,
+    MetricsWriter,
+    ProgressBar,
+    trim_metrics,
+)
+from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of, tracker_callbacks
 from mirrorpo.wording import say
 
 if TYPE_CHECKING:
@@ -159,7 +166,11 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     spec = prepared.recipe.train
     writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
     bar = ProgressBar(console, spec.steps, writer)
-    trainer = build_trainer(prepared, folder.checkpoints, [writer, bar, stop])
+    callbacks = [writer, bar, stop, *(tracker_callbacks(prepared.recipe, folder.path) if is_main() else ())]
+    trainer = build_trainer(prepared, folder.checkpoints, callbacks)
+    if spec.log_completions_every:
+        every = spec.log_completions_every * writer.updates_per_step
+        trainer.add_callback(CompletionsWriter(folder.path / COMPLETIONS_FILE, trainer, every, writer.updates_per_step))
     trainer.watch.say = lambda line: say(console, line)
     checkpoint = gather(_resume_point(folder, console, writer.updates_per_step) if is_main() else None)[0]
     before = gather(_read_before(folder))[0]

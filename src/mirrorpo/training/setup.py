@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PrinterCallback
 from transformers.utils import logging
 
+from mirrorpo._checks import unknown_name
 from mirrorpo.config.train import Recipe, TeacherSpec
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation import Sampler
@@ -90,8 +92,9 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def _names_a_folder(path: str) -> bool:
-    """Whether a path cannot be a hub name, such as ``Qwen/Qwen3-0.6B``."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1
+    """Whether a path cannot be meant as a hub name, such as ``Qwen/Qwen3-0.6B``: ``runs/model`` beside a ``runs/``."""
+    first, slash, _ = path.partition("/")
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or (bool(slash) and Path(first).is_dir())
 
 
 def tokenizer_of(recipe: Recipe, rows: Sequence[Row]) -> Any:
@@ -156,6 +159,9 @@ def prepare(recipe: Recipe) -> Prepared:
     check_prompts(recipe, train_rows)
     if recipe.train.use_vllm and find_spec("vllm") is None:
         raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
+    check_trackers(recipe)
+    if recipe.train.trl:
+        trainer_config(recipe, Path("."), world_size())
     tokenizer = tokenizer_of(recipe, [*train_rows, *test_rows])
     model = check_model(recipe)
     if recipe.teacher is not None and "teacher" in recipe.objective.build().needs:
@@ -261,61 +267,100 @@ def trainer_config(
     bf16 = train.precision == "bfloat16"
     from mirrorpo.training.config import MirrorConfig
 
-    return MirrorConfig(
-        output_dir=str(output_dir),
-        objective=recipe.objective.build(),
-        teacher=None if recipe.teacher is None else recipe.teacher.model_dump(exclude_defaults=True),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        steps_per_generation=train.updates_per_batch * accumulation,
-        num_iterations=train.passes_per_batch,
-        num_generations=train.group_size,
-        max_completion_length=train.max_completion_length,
-        temperature=train.temperature,
-        top_p=train.top_p,
-        top_k=0,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.schedule,
-        warmup_steps=round(train.warmup_ratio * train.steps * optimiser_steps),
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        max_steps=train.steps * optimiser_steps,
-        logging_steps=optimiser_steps,
-        save_strategy="steps",
-        save_steps=train.save_every * optimiser_steps,
-        save_total_limit=train.keep,
-        seed=train.seed,
-        sync_ref_model=recipe.reference.kind != "kept",
-        ref_model_sync_steps=recipe.reference.every,
-        ref_model_mixup_alpha=1.0 if recipe.reference.kind == "synced" else recipe.reference.rate,
-        on_nonfinite=train.on_nonfinite,
-        max_nonfinite=train.max_nonfinite,
-        bf16=bf16,
-        use_cpu=not torch.cuda.is_available(),
-        activation_checkpointing=train.gradient_checkpointing,
-        fast=train.fast,
-        rollouts=train.rollouts,
-        token_budget=train.token_budget,
-        use_vllm=train.use_vllm,
-        vllm_mode=train.vllm.mode,
-        vllm_gpu_memory_utilization=train.vllm.memory_share,
-        vllm_enable_sleep_mode=train.vllm.sleep,
-        vllm_server_base_url=train.vllm.server_url,
-        vllm_max_model_length=context if train.use_vllm else None,
-        vllm_importance_sampling_correction=train.vllm.correction != "none",
-        vllm_importance_sampling_mode="sequence_mask" if train.vllm.correction == "none" else train.vllm.correction,
-        vllm_importance_sampling_clip_max=train.vllm.ratio_max,
-        vllm_importance_sampling_clip_min=train.vllm.ratio_min,
-        chat_template_kwargs=dict(recipe.model.chat_template),
-        model_init_kwargs={
-            "dtype": recipe.model.dtype,
-            **loading(recipe.model.trust_remote_code),
-            **dict.fromkeys(noise, 0.0),
-        },
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
+    try:
+        return MirrorConfig(
+            output_dir=str(output_dir),
+            objective=recipe.objective.build(),
+            teacher=None if recipe.teacher is None else recipe.teacher.model_dump(exclude_defaults=True),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=train.updates_per_batch * accumulation,
+            num_iterations=train.passes_per_batch,
+            num_generations=train.group_size,
+            max_completion_length=train.max_completion_length,
+            temperature=train.temperature,
+            top_p=train.top_p,
+            top_k=0,
+            learning_rate=train.learning_rate,
+            lr_scheduler_type=train.schedule,
+            warmup_steps=round(train.warmup_ratio * train.steps * optimiser_steps),
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            max_steps=train.steps * optimiser_steps,
+            logging_steps=optimiser_steps,
+            save_strategy="steps",
+            save_steps=train.save_every * optimiser_steps,
+            save_total_limit=train.keep,
+            seed=train.seed,
+            sync_ref_model=recipe.reference.kind != "kept",
+            ref_model_sync_steps=recipe.reference.every,
+            ref_model_mixup_alpha=1.0 if recipe.reference.kind == "synced" else recipe.reference.rate,
+            on_nonfinite=train.on_nonfinite,
+            max_nonfinite=train.max_nonfinite,
+            bf16=bf16,
+            use_cpu=not torch.cuda.is_available(),
+            activation_checkpointing=train.gradient_checkpointing,
+            fast=train.fast,
+            rollouts=train.rollouts,
+            token_budget=train.token_budget,
+            use_vllm=train.use_vllm,
+            vllm_mode=train.vllm.mode,
+            vllm_gpu_memory_utilization=train.vllm.memory_share,
+            vllm_enable_sleep_mode=train.vllm.sleep,
+            vllm_server_base_url=train.vllm.server_url,
+            vllm_max_model_length=context if train.use_vllm else None,
+            vllm_importance_sampling_correction=train.vllm.correction != "none",
+            vllm_importance_sampling_mode="sequence_mask" if train.vllm.correction == "none" else train.vllm.correction,
+            vllm_importance_sampling_clip_max=train.vllm.ratio_max,
+            vllm_importance_sampling_clip_min=train.vllm.ratio_min,
+            chat_template_kwargs=dict(recipe.model.chat_template),
+            model_init_kwargs={
+                "dtype": recipe.model.dtype,
+                **loading(recipe.model.trust_remote_code),
+                **dict.fromkeys(noise, 0.0),
+            },
+            report_to=[tracker for tracker in train.report_to if tracker != "tensorboard"] or "none",
+            run_name=train.run_name,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            **train.trl,
+        )
+    except (ValueError, TypeError) as error:
+        if not train.trl:
+            raise
+        raise InputError(_about_trl(error, train.trl)) from error
+
+
+_ARGUMENT = re.compile(r"(multiple values for|unexpected) keyword argument '(\w+)'")
+
+
+def _about_trl(error: Exception, more: Mapping[str, Any]) -> str:
+    """What is wrong with the fields under ``train.trl``: one that another key decides, that does not exist, a value."""
+    found = _ARGUMENT.search(str(error))
+    if found is None:
+        return f"train.trl: {' '.join(str(error).split())[:300]}"
+    if found[1] == "unexpected":
+        from mirrorpo.training.config import MirrorConfig
+
+        return f"train.trl: {unknown_name('field of GRPOConfig', found[2], [one.name for one in fields(MirrorConfig)])}"
+    return f"train.trl.{found[2]}: another key of the recipe decides it (of objective, train or model), got {more[found[2]]!r}"
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raises ``InputError`` for a tracker that is not installed."""
+    for tracker in recipe.train.report_to:
+        if find_spec(tracker) is None:
+            raise InputError(f"train.report_to: needs the package {tracker!r}: pip install {tracker}")
+
+
+def tracker_callbacks(recipe: Recipe, folder: Path) -> list[Any]:
+    """TensorBoard's writer, in the run folder; TRL starts the other trackers by name."""
+    if "tensorboard" not in recipe.train.report_to:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard")))]
 
 
 def to_dataset(prepared: Prepared) -> Dataset:

@@ -487,9 +487,19 @@ class MirrorTrainer(ResumableTrainer):
             self._metrics["train"]["nonfinite/dropped/frac"][-1] = 1.0
         return norm
 
+    def rollouts(self) -> list[dict[str, Any]]:
+        """The last rollout batch as plain data: prompt, completion, the reward of each function, advantage."""
+        kept = self._logs
+        scored = zip(*kept["rewards"].values(), strict=True)
+        rewards = [{name: _finite(value) for name, value in zip(kept["rewards"], one, strict=True)} for one in scored]
+        rows = zip(kept["prompt"], kept["completion"], rewards, kept["advantages"], strict=True)
+        return [{"prompt": p, "completion": c, "rewards": r, "advantage": _finite(a)} for p, c, r, a in rows]
+
     def _record(self, output: Output, scored: Scored, old: Tensor | None, mask: Tensor, mode: str) -> None:
         tokens = mask.sum()
-        metrics = dict(output.metrics)
+        # TRL logs the extremes over processes too.
+        extremes = {"low/min": output.metrics["clip/low/frac"], "high/max": output.metrics["clip/high/frac"]}
+        metrics = {**output.metrics, **extremes}
         values = reduce_metrics(self.accelerator, metrics, tokens)
         if old is not None and self.accelerator.num_processes > 1:
             values |= quantiles_over_ranks(self.accelerator, scored.logp - old, mask)
@@ -503,11 +513,17 @@ class MirrorTrainer(ResumableTrainer):
         values["entropy"] = values["entropy/mean"]
         values["clip_ratio/low_mean"] = values["clip/low/frac"]
         values["clip_ratio/high_mean"] = values["clip/high/frac"]
+        values["clip_ratio/low_min"], values["clip_ratio/high_max"] = values.pop("low/min"), values.pop("high/max")
         values["clip_ratio/region_mean"] = values["clip/low/frac"] + values["clip/high/frac"]
         if "divergence/reverse_kl/mean" in values:
             values["kl"] = values["divergence/reverse_kl/mean"]
         for name, value in values.items():
             self._metrics[mode][name].append(value)
+
+
+def _finite(value: float) -> float | None:
+    """A number for JSON: NaN stands for a completion that has none."""
+    return value if math.isfinite(value) else None
 
 
 __all__ = ["MirrorTrainer", "NonFiniteError"]
