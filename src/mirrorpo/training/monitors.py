@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -114,9 +114,21 @@ class CompletionsWriter(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs or state.global_step % self.every:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            for row in self.trainer.rollouts():
+            for row in _rollouts(self.trainer._logs):
                 line = {"step": state.global_step // self.updates_per_step, **row}
                 file.write(json.dumps(line, default=str) + "\n")
+
+
+def _rollouts(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """TRL's record of the last rollout batch as plain data; a completion without a reward or advantage has None."""
+    scored = zip(*kept["rewards"].values(), strict=True)
+    rewards = [{name: _finite(value) for name, value in zip(kept["rewards"], one, strict=True)} for one in scored]
+    rows = zip(kept["prompt"], kept["completion"], rewards, kept["advantages"], strict=True)
+    return [{"prompt": p, "completion": c, "rewards": r, "advantage": _finite(a)} for p, c, r, a in rows]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class ProgressBar(TrainerCallback):

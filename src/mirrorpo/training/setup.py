@@ -343,7 +343,7 @@ def _about_trl(error: Exception, more: Mapping[str, Any]) -> str:
         from mirrorpo.training.config import MirrorConfig
 
         return f"train.trl: {unknown_name('field of GRPOConfig', found[2], [one.name for one in fields(MirrorConfig)])}"
-    return f"train.trl.{found[2]}: another key of the recipe decides it (of objective, train or model), got {more[found[2]]!r}"
+    return f"train.trl.{found[2]}: another key of the recipe decides it, got {more[found[2]]!r}"
 
 
 def check_trackers(recipe: Recipe) -> None:

@@ -487,14 +487,6 @@ class MirrorTrainer(ResumableTrainer):
             self._metrics["train"]["nonfinite/dropped/frac"][-1] = 1.0
         return norm
 
-    def rollouts(self) -> list[dict[str, Any]]:
-        """The last rollout batch as plain data: prompt, completion, the reward of each function, advantage."""
-        kept = self._logs
-        scored = zip(*kept["rewards"].values(), strict=True)
-        rewards = [{name: _finite(value) for name, value in zip(kept["rewards"], one, strict=True)} for one in scored]
-        rows = zip(kept["prompt"], kept["completion"], rewards, kept["advantages"], strict=True)
-        return [{"prompt": p, "completion": c, "rewards": r, "advantage": _finite(a)} for p, c, r, a in rows]
-
     def _record(self, output: Output, scored: Scored, old: Tensor | None, mask: Tensor, mode: str) -> None:
         tokens = mask.sum()
         # TRL logs the extremes over processes too.
@@ -519,11 +511,6 @@ class MirrorTrainer(ResumableTrainer):
             values["kl"] = values["divergence/reverse_kl/mean"]
         for name, value in values.items():
             self._metrics[mode][name].append(value)
-
-
-def _finite(value: float) -> float | None:
-    """A number for JSON: NaN stands for a completion that has none."""
-    return value if math.isfinite(value) else None
 
 
 __all__ = ["MirrorTrainer", "NonFiniteError"]
