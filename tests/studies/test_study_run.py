@@ -19,6 +19,7 @@ from test_cli import refused, run
 
 from mirrorpo.config.study import Study, study_from
 from mirrorpo.errors import InputError
+from mirrorpo.reports.export import latex_text
 from mirrorpo.reports.study_page import write_study_report
 from mirrorpo.studies.gather import gather, statuses, study_collection
 from mirrorpo.studies.job import ATTEMPTS, run_job
@@ -227,6 +228,12 @@ def test_a_study_is_exported_for_papers_and_other_tools(tmp_path: Path) -> None:
     assert (tmp_path / "study.svg").read_bytes().startswith(b"<?xml")
     assert (tmp_path / "study.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_name_of_an_arm_is_letters_in_a_latex_table() -> None:
+    # A backslash before a tilde, a circumflex or a backslash is an accent or a line break: these three have macros.
+    escaped = r"a\_b\&c\%d\$e\#f\{g\}h\textbackslash{}i\textasciitilde{}j\textasciicircum{}k"
+    assert latex_text(r"a_b&c%d$e#f{g}h\i~j^k") == escaped
 
 
 def failing(key: str) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from test_cli import refused
 
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
+from mirrorpo.training.monitors import trim_metrics
 from mirrorpo.training.run import train
 from mirrorpo.training.setup import prepare, trainer_config
 
@@ -40,6 +41,17 @@ def test_a_run_writes_to_tensorboard_and_keeps_the_completions_of_every_second_s
     assert {line["step"] for line in lines} == {2}
     assert len(lines) == 8
     assert set(lines[0]) == {"step", "prompt", "completion", "rewards", "advantage"}
+
+
+def test_a_resumed_run_drops_the_completions_that_it_will_write_again(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "completion": "1\u2028NaN"}) + "\n" for step in (2, 4, 6)]
+    (tmp_path / "completions.jsonl").write_text("".join(lines) + lines[0][:9])
+    trim_metrics(tmp_path, 0)
+    assert (tmp_path / "completions.jsonl").read_text() == ""
+    (tmp_path / "completions.jsonl").write_text("".join(lines) + lines[0][:9])
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "seconds": 1.0}}\n' for n in range(1, 7)))
+    trim_metrics(tmp_path, 4)
+    assert (tmp_path / "completions.jsonl").read_text() == "".join(lines[:2])
 
 
 @pytest.mark.parametrize(

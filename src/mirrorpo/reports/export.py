@@ -92,14 +92,14 @@ def latex_table(collection: Collection, comparison: Comparison) -> str:
             change = f"${100 * d.mean.estimate:+.1f}${ends.replace('-', '$-$')}"
             p = three_digits(d.p_holm) if len(d.seeds) > 1 else "--"
             change = rf"\textbf{{{change}}}" if d.significant else change
-        cells = (_latex(arm), str(len(spread.values)), f"{100 * spread.mean.estimate:.1f}{sd}", change, p)
+        cells = (latex_text(arm), str(len(spread.values)), f"{100 * spread.mean.estimate:.1f}{sd}", change, p)
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     note = "mean and standard deviation over seeds; difference to the first arm in points with its 95 % interval"
     return "\n".join([f"% {note}", *lines]) + "\n"
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
     """Outside text as letters: nothing in it is a command."""
     return "".join(_LATEX.get(letter, "\\" + letter if letter in "&%$#_{}" else letter) for letter in printable(text))
 
@@ -209,4 +209,4 @@ def _rendered(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["FORMATS", "curves_csv", "export", "latex_table", "study_figure"]
+__all__ = ["FORMATS", "curves_csv", "export", "latex_table", "latex_text", "study_figure"]

@@ -41,6 +41,24 @@ logger = logging.get_logger(__name__)
 _TWICE = ("rewards/", "clip_ratio/", "train_", "num_tokens", "epoch", "total_flos")
 
 
+COMPLETIONS_FILE = "completions.jsonl"
+
+
+def _trim_completions(path: Path, last_step: int) -> None:
+    """Drops completions of later steps, and a torn last line: the resumed run writes them again."""
+    if path.is_symlink() or not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            break
+        if step <= last_step:
+            kept.append(f"{line}\n")
+    write_text_atomic(path, "".join(kept))
+
+
 def trim_metrics(run_dir: Path, last_step: int) -> float:
     """Drops the lines after ``last_step`` (and a torn last line), so that a resumed run writes no step twice.
 
@@ -50,6 +68,7 @@ def trim_metrics(run_dir: Path, last_step: int) -> float:
     Raises:
         RunError: lines up to ``last_step`` are missing.
     """
+    _trim_completions(run_dir / COMPLETIONS_FILE, last_step)
     path, lines = run_dir / METRICS_FILE, recorded_steps(run_dir)
     if len(lines) < last_step:
         raise RunError(f"{path}: is missing steps before the checkpoint at step {last_step}")
@@ -92,9 +111,6 @@ class MetricsWriter(TrainerCallback):
             if control.should_save:  # a checkpoint must not outlive the lines that lead to it
                 file.flush()
                 os.fsync(file.fileno())
-
-
-COMPLETIONS_FILE = "completions.jsonl"
 
 
 class CompletionsWriter(TrainerCallback):
