@@ -45,7 +45,7 @@ def test_the_resolved_recipe_reads_back_as_the_same_recipe(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("override", "pieces"),
     [
-        ("train.stpes=3", ["'train.stpes'", "did you mean 'steps'", "Legal: steps"]),
+        ("train.stpes=3", ["override 'train.stpes'", "did you mean 'train.steps'", "Legal: steps"]),
         ("train.group_size=1", ["train.group_size", "greater than or equal to 2", "got 1"]),
         ("train.steps=0", ["train.steps", "greater than or equal to 1"]),
         ("train.steps=x", ["train.steps", "integer", "'x'"]),
