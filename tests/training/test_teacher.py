@@ -303,6 +303,12 @@ def test_settings_that_mean_nothing_are_refused_in_one_line(objective: Any, teac
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("teacher", [{"path": "x"}, {"prefix": "y"}, {"url": "http://x", "top_k": 5}])
+def test_a_resolved_recipe_with_a_teacher_reads_back_as_the_same(teacher: dict[str, Any]) -> None:
+    recipe = recipe_from({"task": {"name": "arithmetic"}, "objective": "opd", "teacher": teacher})
+    assert recipe_from(recipe.model_dump(mode="json")) == recipe
+
+
 def test_a_recipe_whose_teacher_is_not_there_is_refused_before_anything_is_written() -> None:
     for teacher, message in (({"url": "http://127.0.0.1:9"}, "refused"), ({"path": "builtin:tiny"}, "policy itself")):
         recipe = recipe_from({"task": {"name": "arithmetic"}, "objective": "opd", "teacher": teacher})

@@ -276,9 +276,9 @@ class TeacherSpec(Settings):
             raise ValueError("path and url are two teachers: give one of them")
         if self.path is None and self.url is None and self.prefix is None:
             raise ValueError("needs path, url, or a prefix (then the policy teaches itself)")
-        unused = {"model", "top_k", "seconds"} & self.model_fields_set
-        if self.url is None and unused:
-            raise ValueError(f"{sorted(unused)[0]} has no effect without url")
+        for name in ("model", "seconds", "top_k"):
+            if self.url is None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without url, got {getattr(self, name)!r}")
         return self
 
 
