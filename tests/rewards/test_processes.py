@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from mirrorpo.rewards.code import CodeVerifier
-from mirrorpo.rewards.sandbox import Limits, pool
+from mirrorpo.rewards.sandbox import Limits, pool, zygote
 
 LAYERS = {
     "isolated": ("namespaces", "landlock", "seccomp"),
@@ -57,6 +57,27 @@ def test_an_honest_program_passes_beside_seven_that_spin(test: str) -> None:
     finally:
         verifier.close()
     assert [grade.reason for grade in grades] == ["timeout"] * 7 + ["passed"]
+
+
+def test_the_clock_of_the_limits_counts_what_programs_could_have_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, used = [0.0], {1: 0.0, 2: 0.0}
+    monkeypatch.setattr(zygote.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(zygote, "_processor_seconds", used.__getitem__)
+    clock = zygote.FairClock()
+
+    def pass_on(seconds: float, *work: float) -> float:
+        before, now[0] = clock.now, now[0] + seconds
+        for pid, share in enumerate(work, 1):
+            used[pid] += share * seconds
+        assert clock.advance(used)
+        return clock.now - before
+
+    assert pass_on(1.0, 0.0, 0.0) == 1.0, "all sleep: as any clock"
+    assert pass_on(1.0, 1.0, 1.0) == 1.0, "each has a core for itself"
+    assert pass_on(1.0, 0.25, 0.5) == pytest.approx(0.375), "the mean share of those that work"
+    assert pass_on(1.0, 0.25, 0.0) == pytest.approx(0.125), "one that got nothing in one tick may be starved"
+    assert pass_on(1.0, 0.001, 0.001) == pytest.approx(1 / 32), "never slower than that"
+    assert pass_on(60.0, 1.0, 1.0) == 1.0, "this process was kept from a core for most of the minute"
 
 
 def test_a_program_that_sleeps_is_ended(confined: CodeVerifier) -> None:

@@ -270,14 +270,15 @@ class Judging:
                 self._given = {ast.dump(argument) for argument in arguments}
                 fed = {source for argument in arguments for source in self._from(argument)} - {name}
                 (fed_signs if fed else own_signs).setdefault(name, set()).update(self._verdicts(call, set()))
-        return {name for name, signs in fed_signs.items() if not self._is_tested(signs, own_signs.get(name, set()))}
+        bad = (name for name, signs in fed_signs.items() if not self._is_tested(signs, own_signs.get(name, set())))
+        return {name.partition(".")[0] for name in bad}
 
     def _is_tested(self, fed: set[str], own: set[str]) -> bool:
         """Whether constant answers do not do: nothing depends on them, both are wanted, or one that says something."""
         return not fed - {"="} or "=" in fed | own or {"+", "-"} <= fed | own
 
     def _callees(self, call: ast.Call) -> set[str]:
-        """The undefined names that a call calls: a function, or the class of the object whose method it is."""
+        """The undefined names that a call calls: a function, or ``Class.method`` of an object that the tests make."""
         function = call.func
         if isinstance(function, ast.Name):
             return {function.id} if id(function) in self._nodes else set()
@@ -285,8 +286,9 @@ class Judging:
             return set()
         base = function.value
         if isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and id(base.func) in self._nodes:
-            return {base.func.id}
-        return self._made_by.get(base.id, set()) if isinstance(base, ast.Name) else set()
+            return {f"{base.func.id}.{function.attr}"}
+        makers = self._made_by.get(base.id, set()) if isinstance(base, ast.Name) else set()
+        return {f"{maker}.{function.attr}" for maker in makers}
 
     def _from(self, node: ast.AST) -> set[str]:
         """Names of the program on which a value depends; of an object that is only constructed here, none."""

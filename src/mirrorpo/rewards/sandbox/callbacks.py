@@ -213,7 +213,8 @@ class Callbacks:
             elif kind == "call":
                 value = self._values[_natural(subject)](*given, **named)
             elif kind == "attribute" and not str(arguments[0]).startswith("_"):
-                value = getattr(self._values[_natural(subject)], *given)
+                tool = self._values[_natural(subject)]
+                value = getattr(tool, *given) if _is_tool(tool) else None
             elif kind == "input":
                 value = builtins.input(*given)
             elif kind == "stdin" and subject in ("read", "readline", "readlines"):

@@ -5,7 +5,9 @@ away TCP, device controls, abstract sockets and signals to outside. It does not 
 
 *Namespaces*: no network, no other processes, a root with one folder. Root may make them directly and then becomes
 nobody; an ordinary user makes a user namespace first. The new root holds Python's standard library, read-only, and
-nothing else: no ``/proc``, ``/dev``, ``/home``, ``/tmp``.
+nothing else: no ``/proc``, ``/dev``, ``/home``, ``/tmp``. They are entered here, and by bubblewrap only where the
+kernel grants them to it alone: it starts no faster (1.2 s each under load), has to be installed, puts a process more
+between the trainer and the template, and leaves root root.
 
 *Filter* (``man 2 seccomp``, classic BPF): a list of what is allowed, so that a call nobody thought of is refused, on
 x86_64 and aarch64. Refused are network, new processes and threads, tracing, signals to others, mounting, writing to

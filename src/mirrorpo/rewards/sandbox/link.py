@@ -30,6 +30,7 @@ from mirrorpo.rewards.sandbox.raised import ENDINGS, Classes
 
 # A program that takes longer than this to load has had a say in what time is left.
 _LONG_SECONDS = 0.5
+_MAX_GIVEN_BACK = 256
 
 
 class Link:
@@ -177,8 +178,10 @@ class Link:
             if kind != "value":
                 raise self.refuse("too large" if kind == "too large" else "opaque")
             result = decode(value)
-            if type(given) is int and 0 <= given < len(arguments):
+            if type(given) is int and 0 <= given < len(arguments) and type(result) in CHANGEABLE:
                 self._given_back[id(result)] = (result, arguments[given])
+                if len(self._given_back) > _MAX_GIVEN_BACK:
+                    del self._given_back[next(iter(self._given_back))]
             return result
         except NotPlain:
             raise self.refuse("opaque") from None

@@ -67,7 +67,7 @@ def roles(trees: list[ast.Module], trusted: set[str]) -> Roles:
             uses.visit_statement(statement)
     likely = {name for name in free if uses.is_program(name)}
     judging: set[str] = set()
-    if len(likely) > 1:
+    if len(likely) > 1 or any(name[:1].isupper() for name in likely):
         judging = Judging(trees, {id(node) for node in loads if node.id in likely}).names()
     found = Roles(program=likely - judging, undefined=(free - likely) | judging)
     _find_classes(trees, found)

@@ -164,7 +164,8 @@ class Template:
 
 
 _FOLDER = os.path.dirname(os.path.realpath(__file__))
-# Empty packages stand in for the real ones, whose import would load torch.
+# Empty packages stand in for the real ones: to import those, the interpreter would need the folder of all installed
+# packages on its path and in its root, where programs could read them. None of them would load torch.
 _PROGRAM = """
 import sys, types
 for name in ("mirrorpo", "mirrorpo.rewards", "mirrorpo.rewards.sandbox"):

@@ -179,10 +179,11 @@ class Zygote:
             ready = {key.fd for key, _ in selector.select(self._patience())}
             if self._wake in ready:
                 os.read(self._wake, 4096)
-            if self._sock.fileno() in ready and not self._take():
-                break
+            # First: a copy that is ordered now has not had the time that has passed.
             if self._jobs and self._clock.advance(self._jobs):
                 self._say({"alive": True})
+            if self._sock.fileno() in ready and not self._take():
+                break
             self._kill_late()
             if not self._reap():
                 break
@@ -324,6 +325,8 @@ class FairClock:
         last = {pid: self._ticks if share > _BUSY else self._busy_at.get(pid, 0) for pid, share in shares.items()}
         self._busy_at = last
         busy = [share for pid, share in shares.items() if last[pid] and self._ticks - last[pid] < _RECENT_TICKS]
+        # Whoever looks later than that was itself kept from a core, as were the others.
+        passed = min(passed, 2 * TICK_SECONDS)
         self.now += passed * min(1.0, max(_SLOWEST, sum(busy) / len(busy) if busy else 1.0))
         return True
 
