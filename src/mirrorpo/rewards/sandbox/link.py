@@ -25,12 +25,14 @@ from mirrorpo.rewards.sandbox.live import (
     Refused,
     awaited,
 )
-from mirrorpo.rewards.sandbox.messages import CHANGEABLE, Decoder, Message, NotPlain, Peer, TooLarge
+from mirrorpo.rewards.sandbox.messages import CHANGEABLE, Decoder, Message, NotPlain, Peer, TooLarge, update
 from mirrorpo.rewards.sandbox.raised import ENDINGS, Classes
 
 # A program that takes longer than this to load has had a say in what time is left.
 _LONG_SECONDS = 0.5
 _MAX_GIVEN_BACK = 256
+# Attributes that are containers, which the tests may change: the last few, none too large to be looked at again.
+_MAX_LENT, _MAX_LENT_ITEMS = 8, 1000
 
 
 class Link:
@@ -56,6 +58,7 @@ class Link:
         self._kinds: dict[int, LiveType] = {}
         self._pending: list[Callable[[], None]] = []
         self._given_back: dict[int, tuple[Any, Any]] = {}
+        self._lent: dict[tuple[int, str], tuple[Live, Any, Any]] = {}
         self._named_classes = frozenset(job.get("classes", ()))
         self._instances = frozenset(job.get("instances", ()))
         self.simple = {stub["name"]: stub["simple"] for stub in job.get("stubs", ())}
@@ -140,6 +143,8 @@ class Link:
     def call(self, tree: Any, arguments: tuple[Any, ...], named: dict[str, Any], origin: str) -> Any:
         """Calls what a tree stands for; changes of the arguments are taken over when the statement ends."""
         self.use()
+        if self._lent:
+            self._hand_back()
         sent = [self.callbacks.encode(argument) for argument in arguments]
         words = [[name, self.callbacks.encode(value)] for name, value in named.items()]
         objects = self.callbacks.take_objects()
@@ -149,6 +154,8 @@ class Link:
     def operate(self, name: str, subject: Any, arguments: tuple[Any, ...], origin: str) -> Any:
         """Has the program apply an operation to one of its objects."""
         self.use()
+        if self._lent:
+            self._hand_back()
         sent = [self.callbacks.encode(argument) for argument in arguments]
         tree = self.callbacks.encode(subject)
         answer = self._talk(lambda: self._peer.ask(["operate", name, tree, sent, self.callbacks.take_objects()]))
@@ -169,7 +176,7 @@ class Link:
             for argument, tree in zip(arguments, after, strict=False):
                 if tree is not None:
                     changed = decode(tree)
-                    self._pending.append(lambda a=argument, c=changed: _update(a, c))
+                    self._pending.append(lambda a=argument, c=changed: update(a, c))
             if kind == "raised":
                 self.raised = self._classes.rebuild(value)
                 if isinstance(self.raised, ENDINGS) and not self.endings_allowed():
@@ -211,6 +218,23 @@ class Link:
         _, one = self._given_back.get(id(one), (None, one))
         _, other = self._given_back.get(id(other), (None, other))
         return one is other
+
+    def lend(self, owner: Live, name: str, value: Any) -> None:
+        """Remembers an attribute of an object of the program that is a container: the tests may change it."""
+        if type(value) in CHANGEABLE and len(value) <= _MAX_LENT_ITEMS:
+            self._lent[vars(owner)["_number"], name] = (owner, value, self.callbacks.encode(value))
+            if len(self._lent) > _MAX_LENT:
+                del self._lent[next(iter(self._lent))]
+
+    def _hand_back(self) -> None:
+        """Tells the program what the tests have changed in its attributes since."""
+        lent, self._lent = self._lent, {}
+        for (number, name), (owner, value, before) in lent.items():
+            tree = self.callbacks.encode(value)
+            if tree != before:
+                self.operate("update", owner, (name, value), RETURNED)
+            lent[number, name] = (owner, value, tree)
+        self._lent = lent
 
     def refuse(self, why: str) -> Refused:
         """Ends the judgement as failed."""
@@ -257,28 +281,3 @@ class Link:
             found = self._handles[number, origin] = made.__new__(made)
             vars(found).update(_link=self, _number=number, _origin=origin)
         return self._handles[number, origin]
-
-
-def _update(old: Any, new: Any) -> None:
-    """Makes a container of the tests equal to what the program has made of it, in place."""
-    if old is new or type(old) is not type(new):
-        return
-    if type(old) is list:
-        for index, (one, other) in enumerate(zip(old, new, strict=False)):
-            if type(one) is type(other) and type(one) in CHANGEABLE:
-                _update(one, other)
-                new[index] = one
-        old[:] = new
-    elif isinstance(old, dict):
-        for key in old.keys() & new.keys():
-            if type(old[key]) is type(new[key]) and type(old[key]) in CHANGEABLE:
-                _update(old[key], new[key])
-                new[key] = old[key]
-        old.clear()
-        old.update(new)
-    elif type(old) is set:
-        old.clear()
-        old.update(new)
-    elif hasattr(old, "extend"):  # bytearray, deque
-        old.clear()
-        old.extend(new)

@@ -256,6 +256,7 @@ class Live(metaclass=LiveType):
         link, mine = vars(self)["_link"], vars(self)["_origin"] == MADE and type(self)._strong
         if name in PLAIN_ATTRIBUTES and not mine and name not in link.attributes and isinstance(value, Function):
             raise link.refuse(f"method {name[:40]} of a live object")  # the tests take it for a text, a list, ...
+        link.lend(self, name, value)
         return value
 
     def _check_attribute(self, name: str) -> None:

@@ -208,6 +208,31 @@ class Encoder:
         return None
 
 
+def update(old: Any, new: Any) -> None:
+    """Makes a container equal to what the other side has made of it, in place."""
+    if old is new or type(old) is not type(new):
+        return
+    if type(old) is list:
+        for index, (one, other) in enumerate(zip(old, new, strict=False)):
+            if type(one) is type(other) and type(one) in CHANGEABLE:
+                update(one, other)
+                new[index] = one
+        old[:] = new
+    elif isinstance(old, dict):
+        for key in old.keys() & new.keys():
+            if type(old[key]) is type(new[key]) and type(old[key]) in CHANGEABLE:
+                update(old[key], new[key])
+                new[key] = old[key]
+        old.clear()
+        old.update(new)
+    elif type(old) is set:
+        old.clear()
+        old.update(new)
+    elif hasattr(old, "extend"):  # bytearray, deque
+        old.clear()
+        old.extend(new)
+
+
 def to_bytes(tree: Any) -> bytes:
     """JSON trees as bytes; lone surrogates are escaped."""
     return json.dumps(tree, ensure_ascii=True, separators=(",", ":")).encode("ascii")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mirrorpo.rewards.sandbox.link import Link
-from mirrorpo.rewards.sandbox.live import Function, Live, Refused
+from mirrorpo.rewards.sandbox.live import MADE, Function, Live, Refused
 from mirrorpo.rewards.sandbox.messages import ChannelClosed
 from mirrorpo.rewards.sandbox.raised import ENDINGS
 from mirrorpo.rewards.sandbox.roles import parse
@@ -83,8 +83,8 @@ def _counter(counted: dict[str, int]) -> Callable[[Any], Any]:
 
 
 def _present(value: Any) -> Any:
-    """The truth of a variable or an attribute in ``while node:``: an object is there."""
-    return True if isinstance(value, Live) else value
+    """The truth of a variable or an attribute in ``while node:``: an object that the tests did not make is there."""
+    return True if isinstance(value, Live) and vars(value)["_origin"] != MADE else value
 
 
 class _Texts:

@@ -30,6 +30,7 @@ from mirrorpo.rewards.sandbox.messages import (
     NotPlain,
     Peer,
     TooLarge,
+    update,
 )
 from mirrorpo.rewards.sandbox.raised import Classes, describe, describe_class
 
@@ -146,6 +147,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "close": lambda value: value.close(),
     "await": _awaited,
     "anext": _next_awaited,
+    "update": lambda value, name, new: update(getattr(value, name), new),
     "hash": hash,
     "equals anything": _equals_anything,
 }
