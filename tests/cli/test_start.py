@@ -155,7 +155,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "module", ["cli.arguments", "cli.listing", "extras", "models.folder", "models.threads", "user_code"]
+    "module", ["cli.listing", "cli.output", "errors", "models.folder", "models.threads", "user_code"]
 )
 def test_the_examples_in_docstrings_hold(module: str) -> None:
     results = doctest.testmod(

@@ -75,7 +75,7 @@ def test_the_interval_covers_the_truth_however_samples_agree_within_a_problem(ag
 @pytest.mark.parametrize(
     "name",
     [
-        "config.yaml", "evaluation.seeded_sampling", "rewards.verdict", "tasks.jsonl",
+        "config.yaml", "evaluation.sampling", "rewards.verdict", "tasks.jsonl",
         "training.plan",
     ],
 )  # fmt: skip
