@@ -41,6 +41,9 @@ test-install: $(STAMP)  ## the wheel in fresh environments: the core alone, besi
 test-newest: $(STAMP)  ## the trainer's tests with the newest TRL and transformers, in an environment of their own
 	$(BIN)/python scripts/test_newest.py
 
+test-real: $(STAMP)  ## the adapters inside other projects' code: PRIME_RL names a checkout; tests without theirs are skipped
+	$(BIN)/python -m pytest -rs tests/real
+
 catalogue: $(STAMP)  ## write the generated docs again: tables of names and of bias, the page with sliders
 	$(BIN)/python -m mirrorpo.cli.listing
 	$(BIN)/python scripts/names_table.py

@@ -1,7 +1,8 @@
 """A stand-in that calls a custom loss as prime-rl documents it (docs/algorithms.md, "Custom Loss").
 
 One call for each sequence, flat tensors with the prompt in them, the loss summed over the tokens of the mask; the
-sequences are added and divided by the number of tokens of the whole step. No code of prime-rl.
+sequences are added and divided by the number of tokens of the whole step, with weights by that of those whose weight
+is not 0. No code of prime-rl.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def step(
                 inference_logprobs=flat(logp_old, -2.0),
                 ref_logprobs=None if logp_ref is None else flat(logp_ref, -3.0),
                 advantages=flat(advantages),
-                loss_mask=flat(mask.bool()),
+                loss_mask=flat(mask.bool() if weights is None else mask.bool() & (weights != 0)),
                 loss_weights=None if weights is None else flat(weights),
             ),
             **kwargs,
@@ -69,5 +70,5 @@ def step(
         total = total + outputs.loss
         for name, value in outputs.metrics.items():
             metrics.setdefault(name, []).append(value)
-    scale = (mask if weights is None else mask * weights).sum()
+    scale = (mask if weights is None else mask * (weights != 0)).sum()
     return total / scale, {name: torch.stack(values).mean() for name, values in metrics.items()}

@@ -1,4 +1,4 @@
-"""A stand-in that calls a custom loss as slime does (slime/backends/megatron_utils/loss.py, commit 00c2d6db).
+"""A stand-in that calls a custom loss as slime does (slime/backends/megatron_utils/loss.py, commit 624b824a).
 
 ``function(args, batch, logits, sum_of_sample_mean)``, logits (1, T, V) of the packed samples; then the sum over samples
 is divided by the step's samples, or by its tokens with ``calculate_per_token_loss``. No code of slime.
@@ -14,11 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+KEPT = ("rollout_top_p_token_ids", "rollout_top_p_token_offsets")
+
 
 def arguments(**more: Any) -> SimpleNamespace:
     """slime's arguments, as far as its loss reads them."""
     return SimpleNamespace(
         **{
+            "loss_type": "custom_loss",
+            "custom_loss_function_path": "mirrorpo.integrations.slime.loss_function",
+            "advantage_estimator": "grpo",
+            "rewards_normalization": True,
+            "normalize_advantages": False,
+            "use_tis": False,
+            "use_opsm": False,
+            "custom_pg_loss_reducer_function_path": None,
+            "rollout_top_p": 1.0,
             "context_parallel_size": 1,
             "calculate_per_token_loss": False,
             "grpo_std_normalization": True,
@@ -41,14 +52,27 @@ def get_log_probs_and_entropy(
     total_lengths: list[int],
     response_lengths: list[int],
     with_entropy: bool = False,
+    top_p_token_ids: list[list[int]] | None = None,
+    top_p_token_offsets: list[list[int]] | None = None,
 ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """Log-probabilities and entropies of the responses, one tensor for each sample."""
+    """Log-probabilities and entropies of the responses, one tensor for each sample.
+
+    With kept tokens, a sample's ``ids[offsets[t]:offsets[t + 1]]`` are those of its position t; log-probabilities are
+    then those among them, and the entropy stays that of the vocabulary.
+    """
     log_probs, entropies, end = [], [], 0
-    for tokens, total, response in zip(unconcat_tokens, total_lengths, response_lengths, strict=True):
+    for i, (tokens, total, response) in enumerate(zip(unconcat_tokens, total_lengths, response_lengths, strict=True)):
         end += total
-        rows = (logits[0, end - response - 1 : end - 1] / args.rollout_temperature).log_softmax(-1)
-        log_probs.append(rows.gather(-1, tokens[total - response :].unsqueeze(-1)).squeeze(-1))
+        scaled = logits[0, end - response - 1 : end - 1] / args.rollout_temperature
+        rows = scaled.log_softmax(-1)
         entropies.append(-(rows.exp() * rows).sum(-1))
+        if top_p_token_ids is not None and top_p_token_offsets is not None:
+            ids, offsets = top_p_token_ids[i], top_p_token_offsets[i]
+            kept = torch.zeros_like(scaled, dtype=torch.bool)
+            for t in range(response):
+                kept[t, ids[offsets[t] : offsets[t + 1]]] = True
+            rows = scaled.masked_fill(~kept, -torch.inf).log_softmax(-1)
+        log_probs.append(rows.gather(-1, tokens[total - response :].unsqueeze(-1)).squeeze(-1))
     return torch.empty(0), {"log_probs": log_probs, "entropy": entropies}
 
 
@@ -96,7 +120,7 @@ def step(
 
         batch: dict[str, Any] = {"unconcat_tokens": [s["tokens"] for s in part], "total_lengths": totals}
         batch |= {"response_lengths": lengths, "rollout_mask_sums": sums}
-        for name in ("advantages", "log_probs", "rollout_log_probs", "ref_log_probs", "loss_masks"):
+        for name in ("advantages", "log_probs", "rollout_log_probs", "ref_log_probs", "loss_masks", *KEPT):
             if name in part[0]:
                 batch[name] = [s[name] for s in part]
         width = sum(totals)

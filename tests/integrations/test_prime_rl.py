@@ -48,12 +48,13 @@ def test_every_estimator_at_the_tokens_arrives(estimator: str) -> None:
     assert_same((ours.detach(), gradient(ours, b.logp)), through(b, spec)[:2])
 
 
-def test_the_weights_of_the_component_multiply_the_tokens_and_their_denominator() -> None:
+def test_the_weights_of_the_component_multiply_the_tokens_and_a_weight_of_0_leaves_one_out() -> None:
     spec = {"preset": "dr_grpo", **BASE}
     b = batch()
-    weights = torch.rand(b.mask.shape, dtype=torch.float64) * b.mask
+    weights = (0.5 + torch.rand(b.mask.shape, dtype=torch.float64)) * b.mask
+    weights[:, 1] = 0.0
     terms = mirrorpo.objective_from(spec).terms(**vars(b))
-    ours = torch.where(b.mask, terms.loss * weights, 0.0).sum() / weights.sum()
+    ours = torch.where(b.mask.bool(), terms.loss * weights, 0.0).sum() / (weights != 0).sum()
     assert_same((ours.detach(), gradient(ours, b.logp)), through(b, spec, weights=weights)[:2])
 
 
@@ -119,6 +120,15 @@ def test_a_penalty_without_reference_log_probabilities_is_no_zero_penalty() -> N
         through(b, {"preset": "grpo", **BASE})
 
 
+def test_a_row_that_prime_rl_filled_with_zeros_for_a_missing_reference_is_no_huge_penalty() -> None:
+    b = batch()
+    with torch.no_grad():
+        b.logp_ref[1] = 0.0
+    with pytest.raises(ValueError, match="a row whose ref_logprobs are all 0"):
+        through(b, {"preset": "grpo", **BASE})
+    through(b, {"preset": "dr_grpo", **BASE})  # without a penalty nothing is read from it
+
+
 def test_a_call_that_moved_is_named() -> None:
     @dataclass
     class LossInputs:
@@ -132,4 +142,5 @@ def test_the_command_writes_toml_that_names_the_function(capsys: pytest.CaptureF
     assert main(["prime-rl", '{"preset": "dr_grpo", "aggregation": "token_mean"}']) == 0
     written = tomllib.loads(capsys.readouterr().out)
     assert written["trainer"]["loss"]["import_path"] == f"{loss.__module__}.{loss.__name__}"
+    assert written["orchestrator"]["algo"]["type"] == "grpo"
     assert through(batch(), spec=written["trainer"]["loss"]["kwargs"]["objective"])[0].isfinite()

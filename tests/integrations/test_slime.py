@@ -47,7 +47,7 @@ class Packed:
         self.masks[0][2] = 0
         self.advantages = [torch.full((n,), torch.randn(1, generator=g).item()).double() for n in LENGTHS]
 
-    def samples(self, *, reference: bool) -> list[dict[str, torch.Tensor]]:
+    def samples(self, *, reference: bool) -> list[dict[str, Any]]:
         return [
             {"tokens": self.tokens[i], "log_probs": self.old[i], "advantages": self.advantages[i]}
             | {"loss_masks": self.masks[i], "rollout_log_probs": self.sampler[i]}
@@ -146,6 +146,18 @@ def test_every_preset_through_slime_is_ours_called_directly(
         ("{preset: gspo, advantage: dr_grpo}", {}, "grpo_std_normalization must be False"),
         ("gspo", {"context_parallel_size": 2}, "context_parallel_size must be 1.*got 2"),
         ("gspo", {"kl_coef": 0.1}, "kl_coef must be 0.*got 0.1"),
+        ("gspo", {"loss_type": "policy_loss"}, "loss_type must be 'custom_loss'.*got 'policy_loss'"),
+        (
+            "gspo",
+            {"custom_loss_function_path": "mine.loss"},
+            "custom_loss_function_path must be 'mirrorpo.*'mine.loss'",
+        ),
+        ("gspo", {"advantage_estimator": "ppo"}, "advantage_estimator must be 'grpo' or 'gspo' or 'cispo'.*got 'ppo'"),
+        ("gspo", {"rewards_normalization": False}, "rewards_normalization must be True.*got False"),
+        ("gspo", {"normalize_advantages": True}, "normalize_advantages must be False.*got True"),
+        ("gspo", {"use_tis": True}, "use_tis must be False.*got True"),
+        ("gspo", {"use_opsm": True}, "use_opsm must be False.*got True"),
+        ("gspo", {"custom_pg_loss_reducer_function_path": "a.b"}, "custom_pg_loss_reducer_function_path must be None"),
         ("{preset: gspo, advantage: rloo}", {}, "slime cannot express advantage 'rloo'. Legal: grpo"),
         ("{preset: grpo, estimator: exact}", {}, "slime cannot express estimator 'exact'"),
         ("nothing.yaml", {}, "nothing.yaml: no such objective file"),
@@ -178,6 +190,35 @@ def test_a_penalty_without_reference_log_probabilities_is_no_zero_penalty(monkey
         slime_call.step(
             slime.loss_function, settings_of(mirrorpo.objective("grpo")), p.samples(reference=False), p.logits
         )
+
+
+def test_ratios_are_1_on_policy_where_the_engine_drew_from_a_nucleus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(slime.VARIABLE, "{preset: dapo, aggregation: token_mean}")
+    args = settings_of(mirrorpo.objective("dapo"), rollout_top_p=0.7)
+    p = Packed()
+    samples = p.samples(reference=False)
+    for tokens, length, sample in zip(p.tokens, LENGTHS, samples, strict=True):
+        response = tokens[len(tokens) - length :].tolist()
+        # The token that was drawn and two others; the policy has not moved since the old policy was scored among them.
+        kept = [sorted({token, (token + 1) % VOCABULARY, (token + 4) % VOCABULARY}) for token in response]
+        sample["rollout_top_p_token_ids"] = [token for row in kept for token in row]
+        sample["rollout_top_p_token_offsets"] = [3 * t for t in range(length + 1)]
+    _, found = slime_call.get_log_probs_and_entropy(
+        p.logits,
+        args=args,
+        unconcat_tokens=p.tokens,
+        total_lengths=[len(t) for t in p.tokens],
+        response_lengths=list(LENGTHS),
+        top_p_token_ids=[sample["rollout_top_p_token_ids"] for sample in samples],
+        top_p_token_offsets=[sample["rollout_top_p_token_offsets"] for sample in samples],
+    )
+    for sample, logp in zip(samples, found["log_probs"], strict=True):
+        sample["log_probs"] = logp.detach()
+    _, logged = slime_call.step(slime.loss_function, args, samples, p.logits)
+    assert logged["mirrorpo/ratio/mean"] == pytest.approx(1.0, abs=1e-9)
+    without = [{k: v for k, v in sample.items() if k not in slime_call.KEPT} for sample in samples]
+    with pytest.raises(ValueError, match=r"rollout_top_p is 0.7 and the batch has no rollout_top_p_token_ids"):
+        slime_call.step(slime.loss_function, args, without, p.logits)
 
 
 def test_the_entropy_bonus_of_slime_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,12 @@
     import_path = "mirrorpo.integrations.prime_rl.loss"
     kwargs = { objective = "objective.yaml" }
 
-The documented call (PrimeIntellect-ai/prime-rl, ``docs/algorithms.md``, "Custom Loss", read at commit 004274ec): the
+The documented call (PrimeIntellect-ai/prime-rl, ``docs/algorithms.md``, "Custom Loss", read at commit 559b4477): the
 function gets ``LossInputs`` with flat tensors of one sequence, prompt included, (seq,): ``trainer_logprobs``,
 ``inference_logprobs``, ``advantages``, ``loss_mask``, and since the component losses ``ref_logprobs`` and
 ``loss_weights`` (both may be None). It returns ``LossOutputs(loss, metrics)`` with the SUM over the tokens of the mask;
-prime-rl adds the sequences and divides by the number of tokens of all ranks. So ``token_mean`` is what it can express.
+prime-rl adds the sequences and divides by the number of tokens of all ranks, of those whose weight is not 0. So
+``token_mean`` is what it can express.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mirrorpo.losses.objective import Objective
 REACH = Reach(
     framework="prime-rl",
     aggregations={"token_mean": "its only denominator"},
-    advantages={"dr_grpo": "orchestrator.train.algo.type = grpo: the reward minus the group's mean"},
+    advantages={"dr_grpo": "orchestrator.algo.type = grpo: the reward minus the group's mean"},
     placements=frozenset({"loss", "advantage"}),
     behaviours=frozenset({"old", "sampler"}),  # inference_logprobs are both: it hands no other
     region_anchors=frozenset({"old", "sampler", "reference"}),
@@ -65,11 +66,8 @@ def loss(inputs: Any, objective: str | Mapping[str, Any]) -> Any:
     chosen = _objective(objective if isinstance(objective, str) else json.dumps(objective))
     given = _fields(inputs)
     ref = given["ref_logprobs"]
-    if chosen.needs_reference and ref is None:
-        raise ValueError(
-            f"objective {chosen.name!r} has a penalty and prime-rl sent no ref_logprobs: use an algorithm that scores "
-            "with a reference, or coefficient: 0"
-        )
+    if chosen.needs_reference:
+        _check_reference(chosen, ref, given["loss_mask"])
     weights = given["loss_weights"]
     terms = chosen.terms(
         logp=_row(given["trainer_logprobs"]),
@@ -95,6 +93,25 @@ def _fields(inputs: Any) -> dict[str, Tensor | None]:
             "moved; see tests/integrations/test_prime_rl.py for the one that is supported"
         )
     return {name: getattr(inputs, name) if name in names else None for name in (*_NEEDED, *_OPTIONAL)}
+
+
+def _check_reference(objective: Objective, ref: Tensor | None, mask: Tensor | None) -> None:
+    """Refuses a row without reference log-probabilities.
+
+    Where rows with and without them share a micro-batch, prime-rl fills the rows that have none with zeros: a
+    probability of 1 for every token.
+    """
+    assert mask is not None
+    if ref is not None and (not mask.any() or bool(ref[mask.bool()].any())):
+        return
+    found = (
+        "no ref_logprobs" if ref is None else "a row whose ref_logprobs are all 0, which is how it fills missing ones"
+    )
+    raise ValueError(
+        f"objective {objective.name!r} has a penalty toward the reference and prime-rl sent {found}. None of its "
+        "algorithms scores the tokens of the policy loss with a reference: set coefficient: 0, an anchor 'sampler', or "
+        "an algorithm of your own that sets ref_logprobs on every sample"
+    )
 
 
 def _row(x: Tensor | None) -> Tensor:
@@ -130,7 +147,7 @@ def settings(source: str, objective: Objective) -> str:
         'import_path = "mirrorpo.integrations.prime_rl.loss"',
         f"kwargs = {{ objective = {_quoted(source)} }}",
         "",
-        "[orchestrator.train.algo]",
+        "[orchestrator.algo]",
         'type = "grpo"',
     ]
     return "\n".join(lines)

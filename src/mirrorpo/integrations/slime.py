@@ -7,7 +7,7 @@
     --custom-megatron-init-path mirrorpo.integrations.slime.check      (stops a wrong setting before the first rollout)
     MIRRORPO_OBJECTIVE=objective.yaml in the environment of the job
 
-The documented call (THUDM/slime, ``slime/backends/megatron_utils/loss.py``, read at commit 00c2d6db):
+The documented call (THUDM/slime, ``slime/backends/megatron_utils/loss.py``, read at commit 624b824a):
 ``loss, metrics = function(args, batch, logits, sum_of_sample_mean)``. ``logits`` are (1, T, V) of the packed batch;
 ``batch`` holds one tensor for each sample, (response length,), under ``advantages``, ``log_probs`` (the rollout policy,
 scored by the trainer), ``rollout_log_probs``, ``ref_log_probs``, ``loss_masks``. ``sum_of_sample_mean`` takes the
@@ -36,6 +36,7 @@ from mirrorpo.losses.objective import Objective, TokenTerms
 VARIABLE = "MIRRORPO_OBJECTIVE"
 CONTRACT = "tests/integrations/test_slime.py"
 _SCORE_PARAMETERS = {"logits", "args", "unconcat_tokens", "total_lengths", "response_lengths", "with_entropy"}
+_SCORE_PARAMETERS |= {"top_p_token_ids", "top_p_token_offsets"}
 REACH = Reach(
     framework="slime",
     aggregations={
@@ -66,22 +67,13 @@ def check(args: Any) -> Objective:
         TypeError: slime's arguments or functions are not those that are documented.
     """
     objective = _objective(os.environ.get(VARIABLE, ""))
-    per_token = objective.aggregation == "token_mean"
-    wanted = {
-        "context_parallel_size": 1,  # a sample would lie on several ranks; levels and geometric means need it whole
-        "calculate_per_token_loss": per_token,
-        "grpo_std_normalization": objective.advantage == "grpo",
-        "kl_coef": 0,  # a second penalty, in the rewards
-    }
-    if objective.needs_reference:
-        wanted["use_kl_loss"] = True  # slime scores with the reference only then; its own KL term is not run
     given = vars(args)
-    for name, value in wanted.items():
+    for name, legal in _wanted(objective).items():
         if name not in given:
             raise TypeError(f"slime has no argument {name!r}: its options moved; {CONTRACT} has those that are read")
-        if given[name] != value:
+        if given[name] not in legal:
             raise InputError(
-                f"slime: {name} must be {value!r} for objective {objective.name!r} "
+                f"slime: {name} must be {' or '.join(map(repr, legal))} for objective {objective.name!r} "
                 f"({objective.aggregation} aggregation, {objective.advantage} advantages), got {given[name]!r}"
             )
     missing = _SCORE_PARAMETERS - set(inspect.signature(_scored()).parameters)
@@ -91,6 +83,28 @@ def check(args: Any) -> Objective:
             "one that is supported"
         )
     return objective
+
+
+def _wanted(objective: Objective) -> dict[str, tuple[Any, ...]]:
+    """The legal values of each argument that decides what the objective's loss is."""
+    wanted: dict[str, tuple[Any, ...]] = {
+        "loss_type": ("custom_loss",),  # any other never calls this module
+        "custom_loss_function_path": (f"{__name__}.loss_function",),
+        "context_parallel_size": (1,),  # a sample would lie on several ranks; levels and geometric means need it whole
+        "calculate_per_token_loss": (objective.aggregation == "token_mean",),
+        "advantage_estimator": ("grpo", "gspo", "cispo"),  # one and the same: the group's normalised reward
+        "rewards_normalization": (True,),  # the group's mean is subtracted only then
+        "grpo_std_normalization": (objective.advantage == "grpo",),
+        "normalize_advantages": (False,),  # once more, over the batch
+        "kl_coef": (0,),  # a second penalty, in the rewards
+        # Parts of slime's own policy loss, which a custom loss does not run.
+        "use_tis": (False,),
+        "use_opsm": (False,),
+        "custom_pg_loss_reducer_function_path": (None,),
+    }
+    if objective.needs_reference:
+        wanted["use_kl_loss"] = (True,)  # slime scores with the reference only then; its own KL term is not run
+    return wanted
 
 
 def _scored() -> Callable[..., Any]:
@@ -133,6 +147,7 @@ def loss_function(
         total_lengths=batch["total_lengths"],
         response_lengths=batch["response_lengths"],
         with_entropy=True,
+        **_kept_tokens(args, batch),
     )
     terms = _terms(objective, args, batch, found)
     lengths = batch["response_lengths"]
@@ -158,13 +173,26 @@ def loss_function(
 _MEANS = ("/mean", "/frac")
 
 
+def _kept_tokens(args: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """The tokens among which the engine drew, with top-p below 1: slime renormalised the old policy over them too."""
+    if args.rollout_top_p == 1.0:
+        return {}
+    found = {name: batch.get(f"rollout_{name}") for name in ("top_p_token_ids", "top_p_token_offsets")}
+    if any(value is None for value in found.values()):
+        raise ValueError(
+            f"slime: rollout_top_p is {args.rollout_top_p:g} and the batch has no rollout_top_p_token_ids: ratios "
+            "would compare two different distributions. Set --rollout-top-p 1, or let the engine report the kept tokens"
+        )
+    return found
+
+
 def _terms(objective: Objective, args: Any, batch: dict[str, Any], found: dict[str, list[Tensor]]) -> TokenTerms:
     old = batch["rollout_log_probs"] if args.use_rollout_logprobs else batch.get("log_probs")
     ref, sampler = batch.get("ref_log_probs"), batch.get("rollout_log_probs")
     if "sampler" in objective.needs and not sampler:
         raise ValueError(
             f"objective {objective.name!r} needs the sampler's log-probabilities and slime sent no rollout_log_probs: "
-            "let the engine report them (--use-tis or --use-rollout-logprobs), or set behaviour and anchors to 'old'"
+            "let the engine report them, or set behaviour and anchors to 'old'"
         )
     if objective.needs_reference and not ref:
         raise ValueError(
