@@ -26,6 +26,7 @@ GRID = [
     for size in ("1.7b", "0.6b")
     for adapter in ("", "_lora")
 ]
+AUTHORS = [f"{task}/authors_{name}" for task in DATA for name in ("prob_l2", "prob_l2_exact")]
 # The recipe as it is, but for its size: real prompts, real rewards, a tiny policy.
 SMALL = (
     "model.path=builtin:tiny",
@@ -43,7 +44,8 @@ SMALL = (
 
 
 def test_every_recipe_of_the_two_tasks_is_in_the_grid() -> None:
-    assert {name for name, *_ in GRID} == {n for n in shipped_recipes() if n.partition("/")[0] in DATA}
+    shipped = {n for n in shipped_recipes() if n.partition("/")[0] in DATA}
+    assert {name for name, *_ in GRID} | set(AUTHORS) == shipped
 
 
 @pytest.mark.parametrize(("name", "task", "objective", "size", "adapter"), GRID, ids=[row[0] for row in GRID])
@@ -63,6 +65,26 @@ def test_a_recipe_is_what_its_name_says_with_the_settings_of_the_paper(
     assert 0.9 <= train.top_p <= 0.95
     assert train.use_vllm
     assert all(penalty.coefficient == 1e-4 for penalty in recipe.objective.build().penalties)
+
+
+def test_the_authors_recipes_hold_the_settings_of_their_scripts() -> None:
+    recipes = {name: load_recipe(shipped_recipes()[name]) for name in AUTHORS}
+    for task in DATA:
+        sampled, exact = recipes[f"{task}/authors_prob_l2"], recipes[f"{task}/authors_prob_l2_exact"]
+        assert exact.model_copy(update={"objective": sampled.objective}) == sampled
+        assert [r.objective.build().penalties[0].estimator for r in (sampled, exact)] == ["sampled", "exact"]
+        assert sampled.train.updates_per_batch == 1
+        assert sampled.train.max_completion_length == 256
+    gsm8k, mbpp = recipes["gsm8k/authors_prob_l2"], recipes["mbpp/authors_prob_l2"]
+    assert gsm8k.model.lora is not None
+    assert (gsm8k.model.lora.r, gsm8k.model.lora.alpha, gsm8k.model.lora.dropout) == (64, 64, 0.1)
+    train = gsm8k.train
+    assert (train.learning_rate, train.group_size, train.batch_size, train.steps) == (1e-5, 4, 8, 1000)
+    assert (train.temperature, train.top_p, train.mask_truncated) == (0.6, 0.95, True)
+    train = mbpp.train
+    assert (mbpp.model.path, mbpp.model.lora) == ("Qwen/Qwen2-0.5B-Instruct", None)
+    assert (train.learning_rate, train.group_size, train.batch_size, train.steps) == (1e-5, 32, 128, 1600)
+    assert (train.temperature, train.top_p, train.adam_beta2, train.adam_epsilon) == (0.8, 0.9, 0.95, 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +127,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         built["mbpp"].close()
 
 
-@pytest.mark.parametrize(("name", "task"), [row[:2] for row in GRID], ids=[row[0] for row in GRID])
+@pytest.mark.parametrize(("name", "task"), [row[:2] for row in GRID] + [(n, n.partition("/")[0]) for n in AUTHORS])
 def test_a_recipe_runs_two_steps_with_a_tiny_model_on_real_rows(name: str, task: str, run: Any) -> None:
     rows_of(DATA[task])
     recipe = load_recipe(shipped_recipes()[name], [*SMALL, f"task.path={DATA[task]}"])

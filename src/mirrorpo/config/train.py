@@ -171,10 +171,13 @@ class TrainSpec(Settings):
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     warmup_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
+    adam_beta2: float = Field(default=0.999, gt=0.0, lt=1.0, description="decay of Adam's second moment")
+    adam_epsilon: float = Field(default=1e-8, gt=0.0, le=1.0, description="Adam's floor under the second moment's root")
     max_grad_norm: float = Field(default=1.0, ge=0.0, description="0: no clipping")
     temperature: float = Field(default=1.0, gt=0.0, le=10.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     max_completion_length: int = Field(default=256, ge=1, le=1_000_000, description="tokens")
+    mask_truncated: bool = Field(default=False, description="completions without an end leave the loss")
     save_every: int = Field(default=20, ge=1, le=10_000_000, description="steps between checkpoints")
     keep: int = Field(default=2, ge=1, le=1_000_000, description="checkpoints kept")
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
