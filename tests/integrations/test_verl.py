@@ -139,8 +139,8 @@ def test_every_trust_region_through_verl_is_ours_called_directly(region: str, ag
 def test_every_preset_through_verl_is_ours_called_directly(preset: str) -> None:
     spec = {"preset": preset}
     objective = mirrorpo.objective(preset)
-    if not objective.needs <= {"old", "reference"}:
-        with pytest.raises(InputError, match=r"verl cannot express .*'(sampler|teacher)'.*Legal: "):
+    if not objective.needs <= {"old", "reference"} or objective.advantage == "soft_value":
+        with pytest.raises(InputError, match=r"verl cannot express .*'(sampler|teacher|soft_value)'.*Legal: "):
             plugin.policy_loss(name_of(spec))
         return
     if objective.penalties:

@@ -361,7 +361,7 @@ def tracker_callbacks(recipe: Recipe, folder: Path) -> list[Any]:
     if "tensorboard" not in recipe.train.report_to:
         return []
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard")))]
 

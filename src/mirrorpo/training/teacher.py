@@ -238,6 +238,7 @@ class Server:
 
     def _patiently(self, rows: list[list[int]]) -> list[list[dict[int, float]]]:
         attempts = 0
+        failure: Exception | None = None
         for pause in (*PAUSES, None):
             attempts += 1
             try:
@@ -248,6 +249,7 @@ class Server:
                 break  # it will not change its mind
             if pause is not None:
                 self._pause(pause)
+        assert failure is not None
         raise TeacherError(f"teacher.url {self.url!r} failed {attempts} times: {_reason(failure)}")
 
     def _score(self, rows: list[list[int]]) -> list[list[dict[int, float]]]:

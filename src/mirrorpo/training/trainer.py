@@ -446,7 +446,7 @@ class MirrorTrainer(ResumableTrainer):
             None if self.teacher is None else self.teacher.model,
         )
         settings = LossSettings(
-            max_completion_length=self.max_completion_length,
+            max_completion_length=self.max_completion_length,  # pyright: ignore[reportArgumentType]
             num_processes=self.accelerator.num_processes,
             steps_per_generation=self.args.steps_per_generation or 1,
             entropy_bonus=self.entropy_coef if self._entropy_bonus_enabled else 0.0,

@@ -89,7 +89,11 @@ token level, grpo advantages, sequence_mean aggregation"
         )
     if kind not in _AGGREGATION:
         raise unknown_name("loss_type", kind, _AGGREGATION)
-    common = {"level": _level(fields), "advantage": _advantage(fields), "aggregation": _AGGREGATION[kind]}
+    common: dict[str, Any] = {
+        "level": _level(fields),
+        "advantage": _advantage(fields),
+        "aggregation": _AGGREGATION[kind],
+    }
     common |= _penalty(fields)
     if kind == "sapo":
         chosen = objective(
