@@ -56,7 +56,7 @@ class TeacherError(RunError):
     """A teacher's server does not answer any more; what was trained is kept."""
 
 
-def behind(prefix: str | None, prompts: Sequence[Any]) -> list[Any]:
+def behind(prefix: str, prompts: Sequence[Any]) -> list[Any]:
     """Prompts, texts or lists of messages, with a prefix before their first words.
 
     Example:

@@ -161,9 +161,8 @@ class MirrorTrainer(ResumableTrainer):
         """Raises unless the engine reports what it draws from; says how large the bias of truncated sampling is."""
         if self.accelerator.is_main_process and (line := truncation(self.args)):
             logger.warning(line)
-        if not self.use_vllm or self.vllm_mode != "server" or "sampler" not in self.policy_objective.needs:
-            return  # in this process TRL sets the mode itself
-        if self.accelerator.is_main_process:
+        served = self.use_vllm and self.vllm_mode == "server"  # in this process TRL sets the mode itself
+        if served and "sampler" in self.policy_objective.needs and self.accelerator.is_main_process:
             check_logprobs_mode(self.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
 
     def _load_teacher(self, spec: TeacherSpec) -> Teacher:
@@ -182,14 +181,11 @@ class MirrorTrainer(ResumableTrainer):
 
         @torch.no_grad()
         def score(model: nn.Module | None, ids: Tensor, attention: Tensor, keep: int) -> Tensor:
-            size = self.args.per_device_train_batch_size
-            reader = self.model if model is None else model
-            return self._get_per_token_logps_and_entropies(reader, ids, attention, keep, batch_size=size)[0]
+            given = (self.model if model is None else model, ids, attention, keep)
+            return self._get_per_token_logps_and_entropies(*given, batch_size=self.args.per_device_train_batch_size)[0]
 
-        prompts = [row["prompt"] for row in inputs]
-
-        texts = [] if self.teacher.spec.prefix is None else behind(self.teacher.spec.prefix, prompts)
-        ids = self._tokenize_prompts(texts)[0] if texts else None
+        prefix, prompts = self.teacher.spec.prefix, [row["prompt"] for row in inputs]
+        ids = None if prefix is None else self._tokenize_prompts(behind(prefix, prompts))[0]
         found = self.teacher.read(output, ids, score if needs_logps(self.policy_objective) else None)
         if "teacher_entries" in found:
             covered = found["teacher_entries"].exp().sum(-1)[output["completion_mask"].bool()].mean().item()
