@@ -238,7 +238,7 @@ class Server:
         return Reported(logp=logp.to(device), indices=indices.to(device), entries=entries.to(device))
 
     def _patiently(self, rows: list[list[int]]) -> list[list[dict[int, float]]]:
-        attempts = 0
+        attempts, failure = 0, Exception()
         for pause in (*PAUSES, None):
             attempts += 1
             try:
