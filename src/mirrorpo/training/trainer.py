@@ -168,11 +168,9 @@ class MirrorTrainer(ResumableTrainer):
     def _load_teacher(self, spec: TeacherSpec) -> Teacher:
         if self.accelerator.distributed_type not in UNSHARDED:
             raise ValueError("teacher is not supported with FSDP, ZeRO-3 and other sharded models")
-        options: Any = self.args.model_init_kwargs or {}
-        dtype = options.get("dtype", "float32")
-        teacher = Teacher(
-            spec, self.accelerator.unwrap_model(self.model), self.processing_class, self.temperature, dtype=dtype
-        )
+        options: Any = {"dtype": "float32", **(self.args.model_init_kwargs or {})}
+        given = (spec, self.accelerator.unwrap_model(self.model), self.processing_class, self.temperature)
+        teacher = Teacher(*given, dtype=options["dtype"])
         if teacher.model is not None:
             teacher.model = self.accelerator.prepare_model(teacher.model, evaluation_mode=True)
         return teacher
