@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.utils import logging
 from transformers.utils.import_utils import is_peft_available
 
 from mirrorpo.kernels.attention import prefix_attention
@@ -34,6 +35,8 @@ from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.packing import Packing, Row, Segments, pack
 from mirrorpo.models.thresholds import noise_of
 from mirrorpo.training.checkpoints import random_states, set_random_states
+
+logger = logging.get_logger(__name__)
 
 # The attention functions whose plain form (no cap, no sink, no bias) is softmax(scale q k) v. `eager` is not looked up
 # in the table, `flex_attention` would need a block mask.
@@ -191,16 +194,23 @@ def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
         set_random_states(states)
 
 
-def noise(model: PreTrainedModel) -> str | None:
-    """The settings that make two passes of a training model differ, None if they are equal."""
+def say_noise(model: PreTrainedModel) -> None:
+    """Logs one line if two passes of a training model over the same tokens differ."""
     named = noise_of(model.config)
     if not named:
-        return None
+        return
     device = next(model.parameters()).device
     ids, mask = (x.to(device) for x in _probe_batch(model.config.get_text_config().vocab_size))
     with undisturbed(model, training=True):
         one, other = (model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0] for _ in range(2))
-    return None if torch.equal(one, other) else ", ".join(f"{key} {value:g}" for key, value in named.items())
+    if torch.equal(one, other):
+        return
+    logger.warning(
+        "two passes of the policy over the same tokens differ while it trains (%s): ratios are not 1 and the "
+        "divergence is not 0 before it has moved. Set them to 0 in its config: model_init_kwargs={%s}",
+        ", ".join(f"{key} {value:g}" for key, value in named.items()),
+        ", ".join(f"'{key}': 0.0" for key in named),
+    )
 
 
 def _probe_batch(vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -479,7 +489,7 @@ __all__ = [
     "hidden_states",
     "install",
     "is_out_of_memory",
-    "noise",
+    "say_noise",
     "probe",
     "prompt_adapter",
     "undisturbed",

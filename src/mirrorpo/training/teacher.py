@@ -25,6 +25,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from mirrorpo.config.train import TeacherSpec
 from mirrorpo.errors import InputError, RunError
+from mirrorpo.losses.objective import Objective
 from mirrorpo.models import resolve_model
 from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.folder import check_model_folder, loading
@@ -237,8 +238,7 @@ class Server:
         return Reported(logp=logp.to(device), indices=indices.to(device), entries=entries.to(device))
 
     def _patiently(self, rows: list[list[int]]) -> list[list[dict[int, float]]]:
-        attempts = 0
-        failure: Exception | None = None
+        attempts, failure = 0, Exception()
         for pause in (*PAUSES, None):
             attempts += 1
             try:
@@ -249,7 +249,6 @@ class Server:
                 break  # it will not change its mind
             if pause is not None:
                 self._pause(pause)
-        assert failure is not None
         raise TeacherError(f"teacher.url {self.url!r} failed {attempts} times: {_reason(failure)}")
 
     def _score(self, rows: list[list[int]]) -> list[list[dict[int, float]]]:
@@ -304,6 +303,12 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())[:200] if not isinstance(error, KeyError) else f"its answer has no {text}"
 
 
+def needs_logps(objective: Objective) -> bool:
+    """Whether the teacher's log-probabilities of the sampled tokens are needed, and not only whole distributions."""
+    penalties = [p.needs_logits for p in objective.penalties if p.anchor == "teacher"]
+    return not all([*penalties, *(rule.region.needs_logits for rule in objective.rules if rule.anchor == "teacher")])
+
+
 class Teacher:
     """The teacher of a run.
 
@@ -343,31 +348,33 @@ class Teacher:
     def read(
         self,
         batch: dict[str, Any],
-        prompts: Sequence[Any],
-        tokenize: Callable[[list[Any]], list[list[int]]],
-        score: Callable[[nn.Module | None, Tensor, Tensor, int], Tensor],
+        prompts: Sequence[Sequence[int]] | None,
+        score: Callable[[nn.Module | None, Tensor, Tensor, int], Tensor] | None,
     ) -> dict[str, Tensor]:
         """What a rollout batch gains: log-probabilities (B, T), a server's entries, prompts behind the prefix.
 
         Args:
             batch: of token ids and masks, as TRL lays it out.
-            prompts: of its rows.
-            tokenize: gives the ids of prompts.
-            score: gives log-probabilities under a model (None: the policy) of ids, attention mask and T.
+            prompts: token ids of its prompts behind the prefix; None without one.
+            score: gives log-probabilities under a model (None: the policy) of ids, attention mask and T; None: they are
+                not needed of a local teacher, whose whole distributions the loss reads.
 
         Raises:
             TeacherError: the server has failed for good.
         """
         found: dict[str, Tensor] = {}
-        if self.spec.prefix is not None:
-            rows = [torch.tensor(ids) for ids in tokenize(behind(self.spec.prefix, prompts))]
+        if prompts is not None:
+            rows = [torch.tensor(ids) for ids in prompts]
             like = {"batch_first": True, "padding_side": "left"}
             ids = nn.utils.rnn.pad_sequence(rows, **like)
             mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], **like)
             device = batch["prompt_ids"].device
             found = {"teacher_prompt_ids": ids.to(device), "teacher_prompt_mask": mask.to(device)}
         ids, attention, keep = gather_ids(read_by_teacher({**batch, **found}))
+        if self.server is None and score is None:
+            return found
         if self.server is None:
+            assert score is not None
             return {**found, "teacher_per_token_logps": score(self.model, ids, attention, keep)}
         said = self.server.score(ids, attention, keep)
         return {
@@ -377,4 +384,14 @@ class Teacher:
         }
 
 
-__all__ = ["PAUSES", "Teacher", "Reported", "Server", "TeacherError", "behind", "check_vocabulary", "load_teacher"]
+__all__ = [
+    "PAUSES",
+    "Teacher",
+    "Reported",
+    "Server",
+    "TeacherError",
+    "behind",
+    "check_vocabulary",
+    "load_teacher",
+    "needs_logps",
+]

@@ -19,7 +19,7 @@ from mirrorpo.losses.advantages import advantages as group_advantages
 from mirrorpo.losses.objective import Objective, Output
 from mirrorpo.models import resolve_model
 from mirrorpo.models.generation import bare_generation, causal_part, say_what_is_ignored
-from mirrorpo.models.thresholds import forget_lengths, noise_of
+from mirrorpo.models.thresholds import forget_lengths
 from mirrorpo.training.config import MirrorConfig, teacher_from
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
 from mirrorpo.training.loss import (
@@ -32,14 +32,14 @@ from mirrorpo.training.loss import (
     regroup,
     truncation,
 )
-from mirrorpo.training.model_adapter import budget_advice, check_reference, noise
+from mirrorpo.training.model_adapter import budget_advice, check_reference, say_noise
 from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, load_state, resumed_lines, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
 from mirrorpo.training.rollouts import Rollouts
 from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, gather_ids
-from mirrorpo.training.teacher import Teacher, TeacherError
+from mirrorpo.training.teacher import Teacher, TeacherError, behind, needs_logps
 
 logger = logging.get_logger(__name__)
 
@@ -125,7 +125,8 @@ class MirrorTrainer(ResumableTrainer):
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
         say_what_is_ignored(self.accelerator.unwrap_model(self.model))
-        self._say_noise()
+        if self.accelerator.is_main_process and self.accelerator.distributed_type in UNSHARDED:
+            say_noise(causal_part(self.accelerator.unwrap_model(self.model)))
         needs_logits = needs_padding(self.policy_objective)
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
         self.loss_computer = self._loss_computer()
@@ -134,8 +135,9 @@ class MirrorTrainer(ResumableTrainer):
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
             teacher = "" if self.teacher is None else f"; teacher: {self.teacher.describe()}"
-            said = (self.policy_objective.describe(), self.reference_description(), teacher)
-            logger.warning("%s; reference: %s%s", *said)
+            logger.warning(
+                "%s; reference: %s%s", self.policy_objective.describe(), self.reference_description(), teacher
+            )
 
     def reference_description(self) -> str:
         """Where the penalty is measured from, in a few words."""
@@ -159,18 +161,16 @@ class MirrorTrainer(ResumableTrainer):
         """Raises unless the engine reports what it draws from; says how large the bias of truncated sampling is."""
         if self.accelerator.is_main_process and (line := truncation(self.args)):
             logger.warning(line)
-        if not self.use_vllm or self.vllm_mode != "server" or "sampler" not in self.policy_objective.needs:
-            return  # in this process TRL sets the mode itself
-        if self.accelerator.is_main_process:
+        served = self.use_vllm and self.vllm_mode == "server"  # in this process TRL sets the mode itself
+        if served and "sampler" in self.policy_objective.needs and self.accelerator.is_main_process:
             check_logprobs_mode(self.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
 
     def _load_teacher(self, spec: TeacherSpec) -> Teacher:
         if self.accelerator.distributed_type not in UNSHARDED:
             raise ValueError("teacher is not supported with FSDP, ZeRO-3 and other sharded models")
-        options = self.args.model_init_kwargs
-        dtype = options.get("dtype", "float32") if isinstance(options, dict) else "float32"
-        policy = self.accelerator.unwrap_model(self.model)
-        teacher = Teacher(spec, policy, self.processing_class, self.temperature, dtype=dtype)
+        options: Any = {"dtype": "float32", **(self.args.model_init_kwargs or {})}
+        given = (spec, self.accelerator.unwrap_model(self.model), self.processing_class, self.temperature)
+        teacher = Teacher(*given, dtype=options["dtype"])
         if teacher.model is not None:
             teacher.model = self.accelerator.prepare_model(teacher.model, evaluation_mode=True)
         return teacher
@@ -181,32 +181,17 @@ class MirrorTrainer(ResumableTrainer):
 
         @torch.no_grad()
         def score(model: nn.Module | None, ids: Tensor, attention: Tensor, keep: int) -> Tensor:
-            size = self.args.per_device_train_batch_size
-            reader = self.model if model is None else model
-            return self._get_per_token_logps_and_entropies(reader, ids, attention, keep, batch_size=size)[0]
+            given = (self.model if model is None else model, ids, attention, keep)
+            return self._get_per_token_logps_and_entropies(*given, batch_size=self.args.per_device_train_batch_size)[0]
 
-        prompts = [row["prompt"] for row in inputs]
-        found = self.teacher.read(output, prompts, lambda prompts: self._tokenize_prompts(prompts)[0], score)
+        prefix, prompts = self.teacher.spec.prefix, [row["prompt"] for row in inputs]
+        ids = None if prefix is None else self._tokenize_prompts(behind(prefix, prompts))[0]
+        found = self.teacher.read(output, ids, score if needs_logps(self.policy_objective) else None)
         if "teacher_entries" in found:
             covered = found["teacher_entries"].exp().sum(-1)[output["completion_mask"].bool()].mean().item()
-            metrics = self._metrics["train" if self.model.training else "eval"]
-            metrics["teacher/covered/mean"].append(covered)
-            metrics["teacher/tail/mean"].append(1.0 - covered)
+            for name, value in (("covered", covered), ("tail", 1.0 - covered)):
+                self._metrics["train" if self.model.training else "eval"][f"teacher/{name}/mean"].append(value)
         return found
-
-    def _say_noise(self) -> None:
-        causal = causal_part(self.accelerator.unwrap_model(self.model))
-        if self.accelerator.distributed_type not in UNSHARDED or not self.accelerator.is_main_process:
-            return
-        found = noise(causal)
-        if found is not None:
-            keys = ", ".join(f"'{key}': 0.0" for key in noise_of(causal.config))
-            logger.warning(
-                "two passes of the policy over the same tokens differ while it trains (%s): ratios are not 1 and the "
-                "divergence is not 0 before it has moved. Set them to 0 in its config: model_init_kwargs={%s}",
-                found,
-                keys,
-            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's model card, which also names the objective, its paper and this library."""
@@ -231,8 +216,8 @@ class MirrorTrainer(ResumableTrainer):
 
     def _keep_what_is_trained(self) -> None:
         """Writes a checkpoint of the last whole step, if there is none."""
-        step = self.state.global_step
-        if step > 0 and not (Path(str(self.args.output_dir)) / f"checkpoint-{step}").exists():
+        written = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.state.global_step > 0 and not written.exists():
             self._save_checkpoint(self.model, None)
 
     def _settle_nonfinite(self) -> None:
@@ -325,8 +310,7 @@ class MirrorTrainer(ResumableTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
         output = super()._generate_and_score_completions(inputs)
-        if self.teacher is not None:
-            output.update(self._teacher_scores(inputs, output))
+        output.update({} if self.teacher is None else self._teacher_scores(inputs, output))
         penalty = self._reward_penalty(output) if self.policy_objective.placed("reward") else None
         output["advantages"] = self._advantages(output["advantages"], penalty)
         if "old" in self.policy_objective.needs_logits_of:
