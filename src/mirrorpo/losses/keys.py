@@ -35,6 +35,8 @@ PresetName = Literal[
     "icepop",
     "opsm",
     "opd",
+    "opmd",
+    "a_star_po",
 ]
 DivergenceName = Literal[
     "kl",
@@ -68,10 +70,10 @@ RegionName = Literal[
     "none",
 ]
 EstimatorName = Literal["sampled", "weighted", "score", "exact", "top_k"]
-AdvantageName = Literal["grpo", "dr_grpo", "rloo", "maxrl"]
+AdvantageName = Literal["grpo", "dr_grpo", "rloo", "maxrl", "soft_value"]
 AggregationName = Literal["sequence_mean", "token_mean", "constant", "sequence_sum"]
 AnchorName = Literal["reference", "old", "sampler", "teacher", "uniform"]
-SurrogateName = Literal["clip", "truncated", "sigmoid", "geometric", "none"]
+SurrogateName = Literal["clip", "truncated", "sigmoid", "geometric", "regression", "none"]
 # What stands for a part that is no name alone.
 Part = str | Mapping[str, Any] | Callable[..., Any]
 
@@ -103,6 +105,7 @@ class ObjectiveKeys(TypedDict, total=False):
     ratio_cap: float | None
     temperature_positive: float | None
     temperature_negative: float | None
+    tau: float | None
 
 
 __all__ = [

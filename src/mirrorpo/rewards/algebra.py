@@ -222,7 +222,7 @@ def serve() -> NoReturn:
 
 
 def _verdict(compare: Any, given: str, wanted: str, alarm: _Alarm) -> str:
-    from mirrorpo.rewards.exact import TooLarge as TooLargeNumber
+    from mirrorpo.rewards.exact_values import TooLarge as TooLargeNumber
 
     try:
         try:

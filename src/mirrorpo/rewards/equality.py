@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from mirrorpo.rewards.exact import (
+from mirrorpo.rewards.exact_values import (
     Based,
     Clock,
     Collection,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from mirrorpo.models.decoding import complete, decoding_weights, pick
+from mirrorpo.models.decoding import complete, decoding_weights, pick, reason_for_generate
 from mirrorpo.training.distributed import UNSHARDED
 
 logger = logging.get_logger(__name__)
@@ -53,9 +53,21 @@ class Rollouts:
             found = complete(
                 model, prompts, self._draw, int(config.max_new_tokens or 0), ends, int(config.pad_token_id)
             )
+            if reason_for_generate(model) is not None:
+                self._seen = None  # transformers' own passes
             if self._seen is not None:
                 self._compare(model, prompts, found)
         return found if self.reason is None else None
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know: whether the comparison was made, and its result."""
+        return {"compared": self._seen is None, "reason": self.reason}
+
+    def take_up(self, kept: dict[str, Any]) -> None:
+        """Goes on from ``state``; a setting of this run that asks for TRL's generation stays."""
+        if kept["compared"]:
+            self._seen = None
+            self.reason = self.reason or kept["reason"]
 
     def _draw(self, logits: Tensor, rows: Tensor, position: int) -> Tensor:
         config = self._config

@@ -130,8 +130,8 @@ class MirrorTrainer(ResumableTrainer):
         needs_logits = needs_padding(self.policy_objective)
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
         self.loss_computer = self._loss_computer()
-        drawn_here = not args.use_vllm and not args.use_transformers_continuous_batching
-        self.rollouts = Rollouts(self.generation_config if drawn_here else None, self.accelerator, args.rollouts)
+        elsewhere = args.use_vllm or args.use_transformers_continuous_batching
+        self.rollouts = Rollouts(None if elsewhere else self.generation_config, self.accelerator, args.rollouts)
         if self.accelerator.is_main_process:
             # Not a warning, but what TRL users must see without configuring a logger.
             teacher = "" if self.teacher is None else f"; teacher: {self.teacher.describe()}"
@@ -260,6 +260,7 @@ class MirrorTrainer(ResumableTrainer):
             **super()._progress(),
             "nonfinite": self.nonfinite.events,
             "packed": self.packed.state(),
+            "rollouts": self.rollouts.state(),
             "flat": self._flat,
         }
 
@@ -269,6 +270,8 @@ class MirrorTrainer(ResumableTrainer):
         self._flat = kept.get("flat", False)  # not in a checkpoint of 0.1
         if "packed" in kept:  # not in a checkpoint of 0.1
             self.packed.take_up(kept["packed"])
+        if "rollouts" in kept:
+            self.rollouts.take_up(kept["rollouts"])
 
     def _save_more(self, folder: Path) -> None:
         averaged = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
@@ -287,9 +290,8 @@ class MirrorTrainer(ResumableTrainer):
         found = None
         if not (images or fields):
             found = self.rollouts.complete(self.accelerator.unwrap_model(self.model_wrapped), prompt_ids)
-        if found is None:
-            return super()._generate_single_turn(prompt_ids, images, fields, *more, **named)
-        return found, None
+        theirs = super()._generate_single_turn
+        return (found, None) if found is not None else theirs(prompt_ids, images, fields, *more, **named)
 
     def _generate(self, prompts: list[Any]) -> Any:
         forget_lengths(self.model)
