@@ -51,7 +51,7 @@ def test_the_start_is_the_objectives_map() -> None:
         ("evolution.fitness=rank", "evolution.fitness: input should be 'raw' or 'centred_ranks', got 'rank'"),
         (
             "evolution.populaton=8",
-            "unknown key 'evolution.populaton'; did you mean 'population'. Legal: generations, population",
+            "override 'evolution.populaton': did you mean 'evolution.population'\\? Legal: generations, population",
         ),
         ("evolutoin.sigma=1", "unknown key 'evolutoin'; did you mean 'evolution'. Legal: task, model"),
         ("objective.preset=grpo", "recipe: objective must have one penalty, a neural mirror map .* got reverse_kl"),

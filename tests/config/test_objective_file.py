@@ -48,7 +48,7 @@ def test_the_trainer_and_the_recipe_take_the_file_and_the_resolved_recipe_holds_
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("coefficient: 1\n", "needs the key 'preset'. Legal: atr_grpo"),
+        ("coefficient: 1\n", "needs the key 'preset'. Legal: a_star_po, atr_grpo"),
         ("preset: dapo\nradiuss: 1\n", "unknown objective key 'radiuss'; did you mean 'radius'"),
         ("preset: dapo\npreset: grpo\n", "duplicate key .preset."),
         ("- dapo\n", "must be a mapping with the keys preset, "),

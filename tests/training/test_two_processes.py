@@ -76,10 +76,12 @@ def assert_same(two: dict[str, Any], one: dict[str, Any]) -> None:
     assert abs(two["loss"] - one["loss"]) < 1e-5
     assert (two["gradient"] - one["gradient"]).abs().max() < 1e-5 * max(1.0, one["gradient"].abs().max())
     assert set(two["metrics"]) == set(one["metrics"])
+    # By TRL's definition the extremes are of the processes' own means: they depend on the number of processes.
     wrong = {
         name: (two["metrics"][name], value)
         for name, value in one["metrics"].items()
-        if abs(two["metrics"][name] - value) > 1e-5 * max(1.0, abs(value))
+        if name not in ("clip_ratio/low_min", "clip_ratio/high_max")
+        and abs(two["metrics"][name] - value) > 1e-5 * max(1.0, abs(value))
     }
     assert wrong == {}
 
