@@ -320,6 +320,7 @@ def test_a_teacher_that_the_objective_does_not_look_at_is_named_and_not_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     args = MirrorConfig(**settings(tmp_path), objective="dapo", teacher={"path": "nowhere"})
-    built = trainer(MirrorTrainer, args)
+    with caplog.at_level("WARNING", logger="mirrorpo.training.trainer"):
+        built = trainer(MirrorTrainer, args)
     assert built.teacher is None
     assert "teacher has no effect: objective 'dapo' has no penalty toward it" in caplog.text

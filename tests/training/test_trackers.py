@@ -25,7 +25,7 @@ SMALL = {
 
 def test_a_run_writes_to_tensorboard_and_keeps_the_completions_of_every_second_step(tmp_path: Path) -> None:
     overrides = ["train.report_to=tensorboard", "train.log_completions_every=2"]
-    recipe = recipe_from(SMALL, [*overrides, "train.trl.mask_truncated_completions=true"])
+    recipe = recipe_from(SMALL, [*overrides, "train.trl.min_p=0.01"])
     train(recipe, tmp_path / "run", resume=False, console=Console(quiet=True), command="mirrorpo train x")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()

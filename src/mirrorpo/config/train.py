@@ -210,9 +210,7 @@ class TrainSpec(Settings):
     log_completions_every: int = Field(
         default=0, ge=0, le=10_000_000, description="steps between completions kept in completions.jsonl; 0: none"
     )
-    trl: dict[str, Any] = Field(
-        default={}, description="any other field of TRL's GRPOConfig, such as {mask_truncated_completions: true}"
-    )
+    trl: dict[str, Any] = Field(default={}, description="any other field of TRL's GRPOConfig, such as {min_p: 0.01}")
     use_vllm: bool = Field(default=False, description="generate with vLLM (extra: vllm)")
     vllm: VllmSpec = Field(default=VllmSpec(), description="settings of vLLM, if use_vllm is true")
 

@@ -288,7 +288,7 @@ class MirrorTrainer(ResumableTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, fields: Any, *more: Any, **named: Any) -> Any:
         found = None
-        if not (images or fields):
+        if not (images or fields or self.use_vllm):
             found = self.rollouts.complete(self.accelerator.unwrap_model(self.model_wrapped), prompt_ids)
         theirs = super()._generate_single_turn
         return (found, None) if found is not None else theirs(prompt_ids, images, fields, *more, **named)
