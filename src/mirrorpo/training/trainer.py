@@ -168,7 +168,8 @@ class MirrorTrainer(ResumableTrainer):
     def _load_teacher(self, spec: TeacherSpec) -> Teacher:
         if self.accelerator.distributed_type not in UNSHARDED:
             raise ValueError("teacher is not supported with FSDP, ZeRO-3 and other sharded models")
-        options: Any = {"dtype": "float32", **(self.args.model_init_kwargs or {})}
+        given_options: Any = self.args.model_init_kwargs
+        options: Any = {"dtype": "float32", **(given_options or {})}
         given = (spec, self.accelerator.unwrap_model(self.model), self.processing_class, self.temperature)
         teacher = Teacher(*given, dtype=options["dtype"])
         if teacher.model is not None:
