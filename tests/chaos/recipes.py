@@ -29,7 +29,6 @@ _LORA = (*_SMALL, "model.lora={r: 4, dropout: 0.1}", "train.passes_per_batch=2",
 # Two generations of one pair, six trainings. The map matters so much, and the seeds are such, that no twins are equally
 # fit. (Elites and the test of acceptance are killed in tests/evolution/test_kills.py, where a member costs nothing.)
 _SEARCH = (
-    "train.rollouts=transformers",  # draws with which the members differ
     "train.steps=2",
     "train.prompts_per_step=4",
     "train.group_size=4",

@@ -39,7 +39,6 @@ INNER = recipe(
     {
         "objective": {"coefficient": 1e4},
         "train": {
-            "rollouts": "transformers",  # draws with which the members differ
             "steps": 3,
             "prompts_per_step": 4,
             "group_size": 8,

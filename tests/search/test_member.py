@@ -53,10 +53,19 @@ def test_a_restarted_trainer_trains_as_a_fresh_one_bit_for_bit(precision: str, t
 
     other = recipe(f"train.precision={precision}", "train.updates_per_batch=2", "train.seed=9")
     fresh = build_trainer(Prepared(**{**vars(shop.prepared), "recipe": other}), tmp_path, [])
-    fresh.policy_objective = shop.objective(MAPS[1])
+    fresh.adopt(shop.objective(MAPS[1]))
     fresh.args.gradient_share_every = 0
     fresh.train()
     assert torch.equal(weights(fresh), again)
+
+
+def test_the_map_alone_changes_what_is_trained() -> None:
+    shop = Workshop(recipe("train.updates_per_batch=2", "objective.coefficient=100"))
+    ends = []
+    for parameters in MAPS[:2]:
+        shop.train(shop.objective(parameters), seed=5)
+        ends.append(weights(shop.trainer))
+    assert not torch.equal(*ends)
 
 
 def test_members_are_the_same_in_any_order(workshop: Workshop) -> None:

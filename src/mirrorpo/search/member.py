@@ -184,8 +184,7 @@ def restart(trainer: MirrorTrainer, start: dict[str, torch.Tensor], objective: O
     with torch.no_grad():
         for name, tensor in _named_weights(trainer):
             tensor.copy_(start[name])
-    trainer.policy_objective = objective
-    trainer.penalty_state = type(trainer.penalty_state)(objective.control)
+    trainer.adopt(objective)
     # What transformers and TRL carry from one train() to the next (tests/evolution/test_member.py: nothing is left).
     trainer.optimizer = trainer.lr_scheduler = None
     trainer._step = 0

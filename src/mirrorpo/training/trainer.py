@@ -422,6 +422,12 @@ class MirrorTrainer(ResumableTrainer):
         step, every = self.state.global_step, self.args.gradient_share_every
         return every > 0 and (step % every == 0 or step == _EARLY_LOOK)
 
+    def adopt(self, objective: Objective) -> None:
+        """Trains another objective of the same kind from here on, as the search does with each map."""
+        self.policy_objective = objective
+        self.penalty_state = PenaltyState(objective.control)
+        self.loss_computer = self._loss_computer()
+
     def _loss_computer(self) -> LossComputer:
         scorer = Scorer(
             self.packed,
