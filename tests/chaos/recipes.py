@@ -26,10 +26,11 @@ _FULL = (
 )
 _LORA = (*_SMALL, "model.lora={r: 4, dropout: 0.1}", "train.passes_per_batch=2", "objective.coefficient=0.1")
 
-# Two generations of one pair, six trainings. The map matters so much, and the seeds are such, that no twins are equally
-# fit. (Elites and the test of acceptance are killed in tests/evolution/test_kills.py, where a member costs nothing.)
+# Two generations of one pair, six trainings of four steps. The map matters so much, and the seeds are such, that no
+# twins are equally fit. (Elites and the test of acceptance are killed in tests/search/test_kills.py, where a member
+# costs nothing.)
 _SEARCH = (
-    "train.steps=2",
+    "train.steps=4",
     "train.prompts_per_step=4",
     "train.group_size=4",
     "train.max_completion_length=20",

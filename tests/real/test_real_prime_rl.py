@@ -1,4 +1,4 @@
-"""The adapter inside prime-rl's real loss code: `PRIME_RL=FOLDER_OF_A_CHECKOUT pytest tests/real/test_prime_rl.py`.
+"""The adapter inside prime-rl's real loss code: `PRIME_RL=CHECKOUT pytest tests/real/test_real_prime_rl.py`.
 
 Only `src/prime_rl/trainer/rl/loss.py` is run, which needs only torch; the settings that it imports have stand-ins.
 """
