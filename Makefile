@@ -44,10 +44,11 @@ test-newest: $(STAMP)  ## the trainer's tests with the newest TRL and transforme
 test-real: $(STAMP)  ## the adapters inside other projects' code: PRIME_RL names a checkout; tests without theirs are skipped
 	$(BIN)/python -m pytest -rs tests/real
 
-catalogue: $(STAMP)  ## write the generated docs again: tables of names and of bias, the page with sliders
+catalogue: $(STAMP)  ## write the generated docs again: tables of names, of bias and of fixed points, the page with sliders
 	$(BIN)/python -m mirrorpo.cli.listing
 	$(BIN)/python scripts/names_table.py
 	$(BIN)/python scripts/make_bias_table.py
+	$(BIN)/python scripts/fixed_points.py
 	$(BIN)/python scripts/make_explorer.py
 
 lint: $(STAMP)  ## style, format, types

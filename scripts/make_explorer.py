@@ -1,7 +1,8 @@
 """Write docs/explorer.html, the divergence explorer: one page that needs nothing but itself.
 
 The parts lie in scripts/explorer/: a template, a style sheet and three scripts (formulas, plot, app). They are put
-into the template together with the table of names from the package, and a Content-Security-Policy that allows exactly
+into the template together with the table of names from the package, the numbers that scripts/fixed_points.py keeps,
+and a Content-Security-Policy that allows exactly
 these parts by their hashes and no request at all. Runtime: about 3 seconds, most of it the import of torch.
 
 Usage: python scripts/make_explorer.py [--out docs/explorer.html] [--check]
@@ -86,10 +87,13 @@ def page() -> str:
     style = (PARTS / "style.css").read_text(encoding="utf-8")
     script = "\n".join((PARTS / part).read_text(encoding="utf-8") for part in SCRIPTS)
     # "<" written as an escape: no name or formula can end the script element.
-    table = json.dumps(names(), separators=(",", ":")).replace("<", "\\u003c")
+    table, ends = (
+        json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+        for content in (names(), json.loads((PARTS / "fixed_points.json").read_text(encoding="utf-8")))
+    )
     policy = f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; base-uri 'none'"
     text = (PARTS / "template.html").read_text(encoding="utf-8")
-    for key, part in {"policy": policy, "style": style, "table": table, "script": script}.items():
+    for key, part in {"policy": policy, "style": style, "table": table, "ends": ends, "script": script}.items():
         text = text.replace("{{" + key + "}}", part)
     return text
 

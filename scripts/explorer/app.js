@@ -1,6 +1,7 @@
 // The page: controls <-> state <-> URL hash, and the panels drawn from the state.
 
 const TABLE = JSON.parse(document.getElementById("table").textContent);
+const ENDS = JSON.parse(document.getElementById("ends").textContent);
 const $ = (id) => document.getElementById(id);
 const logit = (p) => Math.log(p / (1 - p)), expit = (s) => 1 / (1 + Math.exp(-s));
 const LOG10 = { to: Math.log10, from: (s) => 10 ** s };
@@ -148,6 +149,38 @@ function estimatorsPanel(x) {
   $("now-score").textContent = digits(scoreWeight(state.p));
 }
 
+// Where training ends on the bandit of docs/fixed_points.md, at the option that the page has; the sliders change nothing.
+function endsPanel() {
+  const end = ENDS.ends[state.d], host = $("plot-ends");
+  const width = Math.max(host.clientWidth, 240), gap = (width - 70) / ENDS.rewards.length, bar = gap / 4;
+  const tall = HEIGHT - MARGIN.bottom - 12;
+  const options = Object.entries(ENDS.options[state.d] ?? {}).map(([name, value]) => `, ${name} ${value}`).join("");
+  const arms = (policy) => policy.map((x) => digits(x, 3)).join(", ");
+  const said = `Optimum ${arms(end.optimum)}; sampled ends at ${arms(end.sampled.policy)}`;
+  const svg = element("svg", { width, height: HEIGHT, role: "img", "aria-label": said });
+  for (const level of [0, 0.5, 1]) {
+    const y = 12 + tall * (1 - level);
+    svg.append(element("line", { x1: MARGIN.left, x2: width - 14, y1: y, y2: y, class: level ? "grid" : "zero" }));
+    svg.append(element("text", { x: MARGIN.left - 8, y: y + 4, "text-anchor": "end" }, digits(level)));
+  }
+  ENDS.rewards.forEach((reward, arm) => {
+    const left = MARGIN.left + gap * (arm + 0.125);
+    [[ENDS.reference, "c3"], [end.optimum, "c4"], [end.sampled.policy, "c1"]].forEach(([policy, cls], i) => {
+      const height = tall * policy[arm];
+      const box = { x: left + i * bar, y: 12 + tall - height, width: bar - 1, height, class: `bar ${cls}` };
+      svg.append(element("rect", box));
+    });
+    const middle = { x: left + 1.5 * bar, y: HEIGHT - MARGIN.bottom + 16, "text-anchor": "middle" };
+    svg.append(element("text", middle, digits(reward)));
+  });
+  const name = { x: MARGIN.left + (width - 66) / 2, y: HEIGHT - 6, "text-anchor": "middle", class: "name" };
+  svg.append(element("text", name, "reward of the arm"));
+  host.replaceChildren(svg);
+  const words = end.sampled.known.replaceAll("`", ""), far = digits(end.sampled.distance, 3);
+  $("now-ends").textContent = `coefficient ${digits(end.coefficient)}${options}; sampled ends at ${words}` +
+    (end.sampled.distance > 1e-6 ? `, ${far} from the optimum` : "");
+}
+
 // ---- words and numbers
 
 function numbers(low, high) {
@@ -175,6 +208,7 @@ function visibility() {
   };
   const panels = ["panel-penalty", "panel-estimators", "key-pull", "key-total"];
   for (const id of [...panels, "row-q", "row-coefficient", "row-estimator"]) shown[id] = regulariser();
+  shown["panel-ends"] = regulariser() && state.d in ENDS.ends;
   for (const [id, visible] of Object.entries(shown)) $(id).hidden = !visible;
   const figures = [...document.querySelectorAll("#panels > figure")].filter((figure) => !figure.hidden);
   figures.forEach((figure, i) => figure.classList.toggle("span", figures.length % 2 === 1 && i === figures.length - 1));
@@ -209,6 +243,7 @@ function show() {
   if (region() && entry().region) constraintPanel(x, low, high);
   weightsPanel(x, [low, high]);
   if (regulariser()) { penaltyPanel(x); estimatorsPanel(x); }
+  if (regulariser() && state.d in ENDS.ends) endsPanel();
   clearTimeout(pending);
   pending = setTimeout(() => history.replaceState(null, "", `#${hash()}`), 300);
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from mirrorpo.divergences import DIVERGENCES, ESTIMATORS
 from mirrorpo.losses.advantages import ADVANTAGES
@@ -145,9 +146,43 @@ def test_the_check_of_the_bias_tables_sees_a_changed_number(load: Load, tmp_path
     assert load("scripts/make_bias_table.py").main(["--check", "--page", str(page)]) == 1
 
 
+def test_training_ends_where_the_page_of_fixed_points_says(load: Load) -> None:
+    """The ends against optima, against plain gradient steps from the reference, and in the page."""
+    script = load("scripts/fixed_points.py")
+    page = (ROOT / "docs" / "fixed_points.md").read_text(encoding="utf-8")
+    coefficients = {}
+    for name, estimator, known in (
+        ("k3", "sampled", ("forward_kl", 1.0)),
+        ("itakura_saito", "sampled", ("chi2", 0.5)),
+        ("prob_l2", "score", ("prob_l2", 1.0)),
+        ("js", "exact", ("js", 1.0)),
+    ):
+        coefficients[name] = c = script.coefficient(name)
+        wanted = script.optima(known[0], torch.tensor([known[1] * c], dtype=torch.float64))[0]
+        torch.testing.assert_close(script.fixed_point(name, estimator, c), wanted, rtol=0, atol=1e-8)
+    c = coefficients["prob_l2"]
+    sampled = script.fixed_point("prob_l2", "sampled", c)
+    best = script.optima("prob_l2", torch.tensor([c], dtype=torch.float64))[0]
+    assert f"| `prob_l2` | {c:.4g} | {(sampled - best).abs().sum().item() / 2:.3f} |" in page
+    assert "| | `sampled` | 0 | 0 | 0.452 | 0.219 | 0.330 | 0.825 |" in page
+    assert sampled[:2].tolist() == [0.0, 0.0]
+    # Stationary by the formula: r - 2 c p (p - q) is one number for the arms that live, and less for a dead one (r).
+    q, r = (torch.tensor(x, dtype=torch.float64) for x in (script.REFERENCE, script.REWARDS))
+    level = r - 2.0 * c * sampled * (sampled - q)
+    torch.testing.assert_close(level[2:], level[2].expand(3), rtol=0, atol=1e-9)
+    assert (level[:2] < level[2]).all()
+    # Plain gradient steps: an arm's death is slow (its gradient has its probability as a factor), hence the tolerance.
+    logits = q.log().unsqueeze(0)
+    for _ in range(4000):
+        p = logits.softmax(-1)
+        pull = r - 2.0 * c * p * (p - q)
+        logits = logits + 0.5 * p * (pull - (p * pull).sum())
+    torch.testing.assert_close(logits.softmax(-1)[0], sampled, rtol=0, atol=5e-3)
+
+
 def test_every_figure_is_drawn_by_the_script(load: Load, tmp_path: Path) -> None:
     script = load("scripts/make_figures.py")
-    assert {picture.stem for picture in (ROOT / "docs" / "figures").glob("*.png")} == set(script.FIGURES)
+    assert {picture.stem for picture in (ROOT / "docs" / "figures").glob("*.png")} == {*script.FIGURES, "fixed_points"}
     assert script.main(["--out", str(tmp_path), "--only", "penalty"]) == 0
     assert (tmp_path / "penalty.png").read_bytes().startswith(b"\x89PNG")
 
