@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -165,7 +166,7 @@ class Link:
 
     def _result(self, answer: Message, arguments: list[Any], origin: str) -> Any:
         try:
-            kind, value, after, objects, printed, given = answer
+            kind, value, after, objects, printed, given, warned = answer
         except ValueError:
             raise self.refuse("opaque") from None
         if printed:
@@ -177,11 +178,10 @@ class Link:
                 if tree is not None:
                     changed = decode(tree)
                     self._pending.append(lambda a=argument, c=changed: update(a, c))
+            for warning in warned:
+                self._warn(self._classes.rebuild(warning))
             if kind == "raised":
-                self.raised = self._classes.rebuild(value)
-                if isinstance(self.raised, ENDINGS) and not self.endings_allowed():
-                    raise self.refuse("raised " + type(self.raised).__name__)
-                raise self.raised
+                raise self._as_raised(self._classes.rebuild(value))
             if kind != "value":
                 raise self.refuse("too large" if kind == "too large" else "opaque")
             result = decode(value)
@@ -192,6 +192,22 @@ class Link:
             return result
         except NotPlain:
             raise self.refuse("opaque") from None
+
+    def _as_raised(self, error: BaseException) -> BaseException:
+        """An exception of the program, to be raised here."""
+        self.raised = error
+        if isinstance(error, ENDINGS) and not self.endings_allowed():
+            return self.refuse("raised " + type(error).__name__)
+        return error
+
+    def _warn(self, warning: BaseException) -> None:
+        """Gives a warning of the program again, under the filters of the tests."""
+        if not isinstance(warning, Warning):
+            raise NotPlain("no warning")
+        try:
+            warnings.warn_explicit(warning, None, "<program>", 1)  # type: ignore[arg-type]
+        except Warning as error:
+            raise self._as_raised(error) from None
 
     def _talk(self, work: Callable[[], Message]) -> Message:
         try:

@@ -29,6 +29,7 @@ class Roles:
     Attributes:
         program: names that the program has to define.
         undefined: names that nothing defines; the row cannot be used.
+        judging: names that would judge what the program gives, and that only it defines; the row cannot be used.
         classes: names of the program that stand for classes.
         instances: those of them on whose instances the tests use attributes.
         attributes: attributes that the tests use on instances which they construct themselves.
@@ -37,6 +38,7 @@ class Roles:
 
     program: set[str] = field(default_factory=set)
     undefined: set[str] = field(default_factory=set)
+    judging: set[str] = field(default_factory=set)
     classes: set[str] = field(default_factory=set)
     instances: set[str] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
@@ -69,7 +71,7 @@ def roles(trees: list[ast.Module], trusted: set[str]) -> Roles:
     judging: set[str] = set()
     if len(likely) > 1 or any(name[:1].isupper() for name in likely):
         judging = Judging(trees, {id(node) for node in loads if node.id in likely}).names()
-    found = Roles(program=likely - judging, undefined=(free - likely) | judging)
+    found = Roles(program=likely - judging, undefined=free - likely, judging=judging)
     _find_classes(trees, found)
     return found
 
@@ -108,8 +110,10 @@ class _Uses:
             return False
         if name in self._based and name[:1].isupper() and not name.isupper():
             return True
-        if name in self._based or name in self._as_value:
+        if name in self._based or (name in self._as_value and not _is_exception(name)):
             return False
+        if name in self._as_value:
+            return True
         return name in self._handed_on and not (name.isupper() and len(name) > 1)
 
     def visit_statement(self, statement: ast.stmt) -> None:
@@ -220,6 +224,7 @@ def _find_classes(trees: list[ast.Module], found: Roles) -> None:
             # Two objects of one class that calculate with each other: no function is written like that.
             sides = [_constructors(side, variables, found.program) for side in (node.left, node.right)]
             found.instances |= {name for name in sides[0] & sides[1] if _is_camel_case(name)}
+        found.instances |= _calculated_with(node, variables, found.program)
         if not isinstance(node, ast.Attribute):
             continue
         if isinstance(node.value, ast.Name) and node.value.id in found.program:
@@ -239,7 +244,7 @@ def _instance_variables(nodes: list[ast.AST], program: set[str]) -> dict[str, se
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
             for one, other in zip(target.elts, value.elts, strict=True):
                 note(one, other)
-        elif isinstance(value, ast.Call) and (makers := _constructors(value, {}, program)):
+        elif isinstance(value, ast.Call | ast.BinOp) and (makers := _constructors(value, variables, program)):
             key = target.id if isinstance(target, ast.Name) else f".{getattr(target, 'attr', '')}"
             variables.setdefault(key, set()).update(makers)
 
@@ -264,6 +269,30 @@ def _constructors(value: ast.expr, variables: dict[str, set[str]], program: set[
     if isinstance(value, ast.BinOp):
         return _constructors(value.left, variables, program) | _constructors(value.right, variables, program)
     return variables.get(f".{value.attr}", set()) if isinstance(value, ast.Attribute) else set()
+
+
+def _calculated_with(node: ast.AST, variables: dict[str, set[str]], program: set[str]) -> set[str]:
+    """Classes of which an expression is compared with an object that is constructed: ``2 * v == Vec(2, 4)``."""
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+    elif isinstance(node, ast.Call) and getattr(node.func, "attr", "").startswith("assert"):
+        sides = list(node.args)
+    else:
+        return set()
+    plain = [_constructors(side, variables, program) for side in sides if isinstance(side, ast.Call | ast.Name)]
+    made = {name for names in plain for name in names if _is_camel_case(name)}
+    calculated = [side for side in sides if isinstance(side, ast.BinOp | ast.UnaryOp) or _is_sum(side)]
+    parts = (part for side in calculated for part in ast.walk(side) if isinstance(part, ast.Call | ast.Name))
+    return made & {name for part in parts for name in _constructors(part, variables, program)}
+
+
+def _is_sum(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in ("sum", "prod")
+
+
+def _is_exception(name: str) -> bool:
+    """``assert caught[0].category is SlowWarning``."""
+    return _is_camel_case(name) and name.endswith(("Error", "Exception", "Warning"))
 
 
 def _is_camel_case(name: str) -> bool:

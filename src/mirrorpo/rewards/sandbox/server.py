@@ -17,6 +17,7 @@ import math
 import operator
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from mirrorpo.rewards.sandbox.messages import (
 from mirrorpo.rewards.sandbox.raised import Classes, describe, describe_class
 
 _MAX_PRINTED = 100_000
+_MAX_WARNINGS = 100
 _ITERATORS = tuple(
     type(iterator)
     for iterator in (
@@ -176,6 +178,7 @@ class Server:
         self._stubs: dict[str, type] = {}
         self._callbacks: dict[int, Any] = {}
         self._printed = _Output()
+        self._warned: list[Warning] = []
         self._classes = Classes(lambda name: self._class_named(name, []))
         for stub in stubs:
             names[stub["name"]] = self._stub(stub["name"], stub["methods"], stub["bases"], stub["members"])
@@ -186,11 +189,14 @@ class Server:
             sys.stdout = io.TextIOWrapper(cast("Any", self._printed), encoding="utf-8", write_through=True)
             sys.stdin = cast("Any", Input(self._question))
             builtins.input = lambda *prompt: self._question("input", "", *map(str, prompt))
+            warnings.simplefilter("always")  # which of them count is for the tests to say
+            warnings.showwarning = lambda message, *_, **__: self._warned.append(cast("Warning", message))
             load()
         except BaseException as error:  # noqa: BLE001  (whatever the program raises, SystemExit included)
             self._peer.answer(["raised", type(error).__name__[:80]])
             return
         self._printed.take()
+        self._take_warnings()
         self._peer.answer(["ready"])
         with contextlib.suppress(ChannelClosed):
             self._peer.serve()
@@ -212,7 +218,7 @@ class Server:
             arguments = [self._decode(tree) for tree in sent]
             named = {name: self._decode(tree) for name, tree in words}
         except (NotPlain, LookupError, ValueError) as error:
-            return ["value", ["o", type(error).__name__], [], [], "", -1]
+            return ["value", ["o", type(error).__name__], [], [], "", -1, []]
         if question[0] != "call":
             subject = self._decode(target)
             return self._done(lambda *given: function(subject, *given), arguments, {}, sent, touched, operation)
@@ -247,11 +253,16 @@ class Server:
             after = self._changed([*arguments, *named.values()], sent)
             self._waiting.extend(touched)
             given = next((i for i, a in enumerate([*arguments, *named.values()]) if a is result), -1)
-            return [status, value, after, self._take_objects(), self._printed.take(), given]
+            return [status, value, after, self._take_objects(), self._printed.take(), given, self._take_warnings()]
         except (NotPlain, RecursionError):
-            return ["too large", None, [], [], "", -1]
+            return ["too large", None, [], [], "", -1, []]
         except BaseException as error:  # noqa: BLE001  (an iterator's own code may run while its items are written)
-            return ["raised", describe(error, self._class_number), [], [], "", -1]
+            return ["raised", describe(error, self._class_number), [], [], "", -1, []]
+
+    def _take_warnings(self) -> list[Any]:
+        """The warnings since the last time."""
+        warned, self._warned = self._warned[:_MAX_WARNINGS], []
+        return [describe(warning, self._class_number) for warning in warned]
 
     def _changed(self, arguments: list[Any], sent: list[Any]) -> list[Any]:
         """Of arguments that are containers and no longer what was sent: what they are now."""

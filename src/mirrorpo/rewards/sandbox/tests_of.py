@@ -167,6 +167,8 @@ def _planned(tests: tuple[str, ...], setup: str) -> Plan:
     found = roles(trees, trusted)
     if found.undefined:
         raise BadTests(f"tests use {min(found.undefined)[:40]}, which nothing defines")
+    if found.judging:
+        raise BadTests(f"tests judge by the program's own {min(found.judging)[:40]}: define it in the setup")
     reach = Reach(prelude, bodies, found.program)
     if not found.program or not reach.uses_program():
         raise BadTests("tests use nothing of the program")
