@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / "tests" / "rewards" / "maths_cases.jsonl"
 BEGIN, END = "<!-- begin maths cases -->\n", "<!-- end maths cases -->\n"
 _RIGHT, _WRONG = 4, 4  # rows a family
-_WIDEST = 60
+_WIDEST = 75
 
 
 def cell(text: str) -> str:

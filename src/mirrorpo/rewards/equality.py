@@ -24,6 +24,7 @@ from mirrorpo.rewards.exact_values import (
     Region,
     Relation,
     Scalar,
+    check_size,
     same,
 )
 from mirrorpo.rewards.latex import read_expression, splits, top_level
@@ -32,6 +33,7 @@ from mirrorpo.rewards.units import read_unit
 
 _MAX_ITEMS = 100
 _MAX_BRACKETS = 60
+_TWO_SIGNS = re.compile(r"[-+]\s*[-+]")  # "--6": a dash, or a slip
 
 _MATRIX = re.compile(
     r"(?P<before>.*?)[\[({|\s]*\\begin\s*\{(?P<kind>[pbBvV]?(?:small)?matrix\*?|array)\}\s*(?P<columns>\{[clr|@{}\s]*\}|\[[clr]\])?"
@@ -96,14 +98,21 @@ def read(text: str, both: str) -> Node:
         Unreadable: it states nothing that can be compared.
     """
     text = text.strip().rstrip(".,;").strip()
-    if not text or text.count("{") != text.count("}") or sum(map(text.count, "([{")) > _MAX_BRACKETS:
+    if (
+        not text
+        or _TWO_SIGNS.match(text)
+        or text.count("{") != text.count("}")
+        or sum(map(text.count, "([{")) > _MAX_BRACKETS
+    ):
         raise Unreadable(text)
     if "\\begin" in text:
         named, _, rest = text.partition("=")
         if _OF_MATRIX.fullmatch(named) or (_UNKNOWNS.fullmatch(named) and "\\begin" in rest):
             return read(rest, both)
-        if matrix := _MATRIX.fullmatch(text):
+        if text.count("\\begin") == 1 and (matrix := _MATRIX.fullmatch(text)):
             return _matrix(matrix, both)
+        if len(top_level(text, ",")) == 1 and not text.startswith(("(", "[", "\\{")):
+            return _matrices(text, both)
     text = _TEXT_JOIN.sub(",", text)
     text = _ANGLES.sub(r"(\1)", text)
     separator = ";" if len(top_level(text, ";")) > 1 else ","
@@ -130,8 +139,22 @@ def _single(text: str, both: str) -> Node:
     if "\\pm" in text or "\\mp" in text:
         plus, minus = (text.replace("\\pm", up).replace("\\mp", down) for up, down in (("+", "-"), ("-", "+")))
         return Collection(tuple(_distinct([read(plus, both), read(minus, both)])))
+    remainder = splits(text, r"\\b?mod(?![a-z])")
+    if len(remainder) == 2:
+        return _remainder(*remainder, both)
     bracketed = _bracketed(text, both)
     return _expression(text, both) if bracketed is None else bracketed
+
+
+def _remainder(left: str, right: str, both: str) -> Node:
+    """``12 \\bmod 5``; of a sum it is not said what is divided."""
+    values = [read_expression(side, both) for side in (left, right)]
+    for value in values:
+        check_size(value)
+    values = [value.doit() for value in values]
+    if not all(value.is_Integer for value in values) or values[1] <= 0 or len(splits(left.strip()[1:], "[-+]")) > 1:
+        raise Unreadable(left)
+    return Scalar(values[0] % values[1])
 
 
 def _expression(text: str, both: str) -> Node:
@@ -266,6 +289,31 @@ def _matrix(found: re.Match[str], both: str) -> Node:
             raise Unreadable(found[0])
         cells = [[Scalar(factor * cell.value) for cell in row] for row in cells]  # pyright: ignore[reportAttributeAccessIssue]
     return Matrix(tuple(map(tuple, cells)))
+
+
+def _matrices(text: str, both: str) -> Node:
+    """A chain of matrices that are equal, or a sum of them; a product is not read."""
+    sides = splits(text, "=")
+    if len(sides) > 1:
+        values = [read(side, both) for side in sides]
+        if all(same(value, values[0]) for value in values[1:]):
+            return values[-1]
+        raise Unreadable(text)
+    terms = [term.strip().removeprefix("+") for term in splits(text, r"(?=[-+])") if term.strip()]
+    nodes = [read(term, both) for term in terms] if len(terms) > 1 else []
+    grids = [node.rows for node in nodes if isinstance(node, Matrix)]
+    if not grids or len(grids) < len(nodes) or len({(len(grid), len(grid[0])) for grid in grids}) > 1:
+        raise Unreadable(text)
+    return Matrix(
+        tuple(tuple(_sum(cells, text) for cells in zip(*rows, strict=True)) for rows in zip(*grids, strict=True))
+    )
+
+
+def _sum(cells: Sequence[Node], text: str) -> Scalar:
+    values = [cell.value for cell in cells if isinstance(cell, Scalar)]
+    if len(values) < len(cells):
+        raise Unreadable(text)
+    return Scalar(sum(values))
 
 
 def _determinant(cells: list[list[Node]], text: str) -> Node:

@@ -22,6 +22,7 @@ _TOKEN = r"(?:[0-9A-Za-z]|\\[A-Za-z]+)"
 _FRACTION = re.compile(rf"\\frac\s*(?:\{{((?:[^{{}}])*)\}}|({_TOKEN}))\s*(?:\{{((?:[^{{}}])*)\}}|({_TOKEN}))")
 _SHORT_FRACTION = re.compile(r"\\frac\s*([0-9A-Za-z])\s*([0-9A-Za-z])(?![A-Za-z])")
 _DOUBLE_FACTORIAL = re.compile(r"(?<![0-9A-Za-z.)}])([0-9]{1,3})!!(?!!)")
+_SUBFACTORIAL = re.compile(r"(\A|[-+*/=({,]|\\(?:cdot|times)(?![a-z]))\s*!\s*([0-9]{1,3})(?![0-9!.])")
 _ROOT = re.compile(rf"\\sqrt\s*(\[[^\[\]]*\])?\s*({_TOKEN}(?![A-Za-z])|[0-9]+)")
 _ROOT_IN_BRACKETS = re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)")
 _FUNCTION = re.compile(
@@ -124,6 +125,7 @@ def respelled(text: str) -> str:
             text = changed
     text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = _DOUBLE_FACTORIAL.sub(lambda m: str(math.prod(range(int(m[1]), 1, -2))), text)
+    text = _SUBFACTORIAL.sub(lambda m: f"{m[1]} {_derangements(int(m[2]))}", text)
     text = _SCIENTIFIC.sub(r"(\1 \\cdot 10^{\2})", text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _INFINITY.sub(r"\\infty ", text)
@@ -142,6 +144,13 @@ def respelled(text: str) -> str:
     if "°" in text:
         text = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text) if _TRIGONOMETRY.search(text) else text.replace("°", "")
     return text.strip()
+
+
+def _derangements(count: int) -> int:
+    found = 1
+    for size in range(1, count + 1):
+        found = size * found + (-1) ** size
+    return found
 
 
 def _exact_repeating(found: re.Match[str]) -> str:

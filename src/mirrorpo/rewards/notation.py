@@ -110,6 +110,7 @@ _UNSEEN = re.compile(
 _LINES = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|gathered|gather|equation|split|displaymath|math)\*?\}")
 _IN_DOLLARS = re.compile(r"\$(?!\s)([^$]*[^\s$])\$(?![0-9])")
 _COLOUR = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}\s*(?=\{)|\\color\s*\{[^{}]*\}")
+_STRUCK = re.compile(r"~~[^~]+~~")
 _INVISIBLE_COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?:white|transparent)\s*\}")
 _THOUSANDS_COMMA = re.compile(r"(?<=[0-9])\s*(?:\{\s*,\s*\}|,\\!)\s*(?=[0-9])")
 _DEGREES = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-z])|\\textdegree(?![a-z])")
@@ -204,7 +205,7 @@ def tidy(text: str) -> str:
     elif "$" in text:
         text = text.replace("\0", "")
     if "~" in text:
-        text = text.replace("~", " ")
+        text = _STRUCK.sub(" ", text).replace("~", " ")
     while True:
         before = text
         text = text.lstrip(_LEADING).rstrip(_TRAILING)

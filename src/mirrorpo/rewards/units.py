@@ -103,6 +103,7 @@ _CHANGING = words(
     "e i radical through until versus vs maybe perhaps"
 )
 _WORD = re.compile(r"[A-Za-z°¢£€$¥'\"%][A-Za-z°.'\-]*")
+_MEGA = words("Ms Mm Mg Ml")  # of seconds, metres, ...: not what the small letter measures
 _POWER = re.compile(r"\s*\^\s*\{?\s*(-?[1-4])\s*\}?")
 _FRACTION = re.compile(r"\\frac\s*\{\s*([A-Za-z ]{1,20}?)\s*\}\s*\{\s*([A-Za-z ]{1,20}?)\s*\}")
 _COMPOUND = {"mph": {"mile", "/hour"}, "kph": {"km", "/hour"}, "kmh": {"km", "/hour"}}
@@ -145,6 +146,8 @@ def read_unit(text: str, *, trusted: bool = False) -> Unit | None:
         if word is None:
             return None
         position = word.end()
+        if word[0] in _MEGA:
+            return None
         name = word[0].lower().rstrip(".-")
         if name == "per":
             divided = "/"
