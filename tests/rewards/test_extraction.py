@@ -92,6 +92,11 @@ COMPLETIONS = {
     "a byte order mark": f"\ufeff```python\n{F}\n```",
     "spaces after the fences": f"```python   \n{F}\n```   \n",
     "text in an unlabelled fence before": f"```\nInput: 1\nOutput: 2\n```\n```python\n{F}\n```",
+    "words behind a closing fence on the last line": "```python\ndef f(x):\n    return x + 1``` Done.",
+    "three backticks in a comment": f"```python\nx = 1  # see ``` there\n{F}\n```",
+    "an indented answer between words": "Solution:\n\n    def f(x):\n        return x + 1\n\nThat is it.",
+    "an indented answer in a list": "1. So:\n\n       def f(x):\n           return x + 1\n\n2. Done",
+    "words after bare code that are Python": f"{F}\n\nDone\nComplexity: O(1)",
     "html breaks": f"<pre><code>\n{F}\n</code></pre>",
 }
 

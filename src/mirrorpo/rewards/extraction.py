@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import itertools
 import re
 import textwrap
 import warnings
@@ -165,15 +166,17 @@ def _block(lines: list[str], start: int, margin: str, fence: str) -> tuple[str, 
     for at in range(start, len(lines)):
         line = lines[at]
         ends = closing.match(line) is not None
-        # The fence may stand at the end of the last line of code.
-        glued = not ends and line.rstrip().endswith(fence) and line.count(fence) == 1
+        # The fence may stand at the end of the last line of code, with prose after it.
+        before, _, after = line[:_MAX_FENCE_LINE].partition(fence)
+        glued = not ends and before.strip(" \t>") != "" and line.count(fence) == 1
+        glued = glued and (not after.strip() or (after[0] in " \t" and "#" not in before))
         opens = not ends and not glued and fence in line[:200] and _OPENING.match(line[:_MAX_FENCE_LINE]) is not None
         if not ends and not glued and not opens:
             continue
         tried += 1
         if tried > _MAX_CLOSINGS:
             break
-        body = [*lines[start:at], *([line.rstrip()[: -len(fence)]] if glued else [])]
+        body = [*lines[start:at], *([before] if glued else [])]
         code = _without_margin(body, margin)
         if opens or glued:
             # Another block begins, or a comment ends with a fence: an end of this one only if it is whole.
@@ -268,16 +271,30 @@ def _bare(text: str, names: Collection[str]) -> str | None:
     return result
 
 
+def _without_remarks(code: str, tree: ast.Module) -> str | None:
+    """Code without prose at its end that happens to be Python: ``Done``, ``Complexity: O(n)``."""
+    body = list(tree.body)
+    known = bound_in(body) | set(vars(builtins))
+    while body and (isinstance(body[-1], ast.Expr) or (isinstance(body[-1], ast.AnnAssign) and not body[-1].value)):
+        if all(node.id in known for node in global_loads(body[-1])):
+            break
+        code = "\n".join(code.split("\n")[: body.pop().lineno - 1])
+    return code if body else None
+
+
 def _longest(code: str, budget: int) -> tuple[str | None, int]:
     """The longest beginning of a text that is Python, cut where Python stops reading; and how many tries that took."""
-    code = textwrap.dedent(code)
+    lines = code.split("\n")
+    margin = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
+    lines = list(itertools.takewhile(lambda line: not line.strip() or line.startswith(margin), lines))
+    code = textwrap.dedent("\n".join(lines))
     lines = code.split("\n")
     for tried in range(1, budget + 1):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tree = ast.parse(code)
-            return (code if tree.body else None), tried
+            return _without_remarks(code, tree), tried
         except SyntaxError as error:
             end = min(error.lineno or len(lines), len(lines)) - 1
             # An open bracket or text is reported where it begins, an indented block without end one line late.
