@@ -9,14 +9,15 @@ Legend: ``B`` sequences, ``T`` tokens, ``V`` vocabulary, ``...`` any leading sha
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from mirrorpo.errors import unknown_name
 
 if TYPE_CHECKING or os.environ.get("MIRRORPO_CHECK_SHAPES") == "1":
     from jaxtyping import Bool, Float, Num, Shaped
@@ -32,14 +33,6 @@ else:
 # Log-probabilities that come out of a low-precision log-softmax may exceed 0 by rounding. Up to this much is accepted
 # and used as it is; it has no effect on the gradient.
 LOGP_TOLERANCE = 1e-3
-
-
-def unknown_name(kind: str, name: object, legal: Iterable[str]) -> ValueError:
-    """The error for a name that is not in a table: says the nearest valid one and all legal ones."""
-    names = sorted(legal)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return ValueError(f"unknown {kind} {name!r}{hint} Legal: {', '.join(names)}")
 
 
 def check_number(
@@ -97,4 +90,4 @@ def call_with_options(kind: str, name: str, build: Callable[..., Any], options: 
     return build(**options)
 
 
-__all__ = ["Bool", "Float", "Num", "Shaped", "Tensor"]
+__all__ = ["Bool", "Float", "Num", "Shaped", "Tensor", "unknown_name"]

@@ -5,6 +5,7 @@ The optional parts of the installation: which packages each brings, and one line
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import signal
 from collections.abc import Iterable
@@ -39,6 +40,14 @@ class Interrupted(BaseException):
     def name(self) -> str:
         """Such as SIGTERM."""
         return signal.Signals(self.number).name
+
+
+def unknown_name(kind: str, name: object, legal: Iterable[str]) -> ValueError:
+    """The error for a name that is not in a table: says the nearest valid one and all legal ones."""
+    names = sorted(legal)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return ValueError(f"unknown {kind} {name!r}{hint} Legal: {', '.join(names)}")
 
 
 # What the command line and the trainer import, by import name; pyproject.toml has the versions.
@@ -77,4 +86,4 @@ def needs_train(what: str, absent: Iterable[str]) -> str:
     return f"{what} needs the extra 'train' (missing: {', '.join(absent)}): pip install 'mirrorpo[train]'"
 
 
-__all__ = ["TRAIN", "missing", "needs_train"]
+__all__ = ["TRAIN", "InputError", "Interrupted", "RunError", "missing", "needs_train", "unknown_name"]

@@ -438,6 +438,39 @@ def test_the_types_of_the_keys_are_the_names_of_the_tables() -> None:
     assert sorted(keys.ObjectiveKeys.__annotations__) == sorted(OVERRIDES)
 
 
+@pytest.mark.parametrize(
+    ("spec", "wrong"),
+    [
+        ({"preset": "grpoo"}, True),
+        ({"preset": None}, True),
+        ({"preset": "dapo", "regoin": "kl3"}, True),
+        ({"preset": "dapo", "region": "kl4"}, True),
+        ({"preset": "dapo", "region": "Ratio"}, True),
+        ({"preset": "grpo", "divergence": "reverse_lk"}, True),
+        ({"preset": "grpo", "advantage": "rlo"}, True),
+        ({"preset": "grpo", "advantage": ["rloo"]}, True),
+        ({"preset": "grpo", "aggregation": "mean"}, True),
+        ({"preset": "grpo", "region": "none", "divergence": "None"}, False),
+        ({"preset": "dapo", "region": "js", "radius": 0.1}, False),
+        ({"preset": "grpo", "divergence": "k3", "region": False, "advantage": None}, False),
+        ({"preset": "dapo", "surrogate": "builtins:abs", "my_option": 3}, False),
+        ({"preset": "grpo", "divergence": "no.such:module", "coefficient": -1, "level": "words"}, False),
+        *(({"preset": preset}, False) for preset in PRESETS),
+    ],
+)
+def test_a_misspelt_name_is_refused_without_torch_in_the_words_of_the_builder(
+    spec: dict[str, Any], wrong: bool
+) -> None:
+    if not wrong:
+        keys.check_names(spec)
+        return
+    with pytest.raises(ValueError, match="unknown") as quick:
+        keys.check_names(spec)
+    with pytest.raises(ValueError, match="unknown") as whole:
+        mirrorpo.objective_from(spec)
+    assert str(quick.value) == str(whole.value)
+
+
 def test_a_type_checker_marks_a_misspelt_key_and_an_unknown_estimator(tmp_path: Path) -> None:
     lines = (
         "import mirrorpo",

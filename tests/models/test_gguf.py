@@ -137,6 +137,7 @@ def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, capl
     file = tmp_path / "tiny.gguf"
     write_gguf(file)
     with caplog.at_level(logging.WARNING):
+        assert load_tokenizer(str(file)).eos_token_id == CONFIG.eos_token_id  # by an absolute path, as a run does
         first = resolve_model(str(file))
         again = resolve_model(str(file))
         (tmp_path / "copy").mkdir()

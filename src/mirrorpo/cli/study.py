@@ -39,11 +39,12 @@ def command(
     if out is None and not dry_run:
         raise InputError("--out: missing; give the study's folder, or --dry-run to see how long it takes")
     path, changes = recipe_file(file), check_overrides(overrides)
-    from mirrorpo.cli import study_commands as commands
     from mirrorpo.config.study import load_study
     from mirrorpo.interrupts import go_on_with, quiet, stops_at_once
 
     loaded = load_study(path, changes)
+    from mirrorpo.cli import study_commands as commands
+
     quiet()
     typed = output.typed()
     if out is None or dry_run:

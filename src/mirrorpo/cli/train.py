@@ -29,11 +29,13 @@ def command(
         raise InputError("--out: missing; give the run folder, or --plan to see what would run")
     from mirrorpo.config.train import load_recipe
     from mirrorpo.interrupts import quiet
+    from mirrorpo.models.folder import check_path
     from mirrorpo.user_code import not_imported
 
     if plan_only:
         with not_imported("a plan"):
             loaded = load_recipe(path, changes)
+            check_path(loaded.model.path)
             quiet()
             from mirrorpo.training.plan import plan, render
 
@@ -42,6 +44,7 @@ def command(
         return
     assert out is not None
     loaded = load_recipe(path, changes)
+    check_path(loaded.model.path)
     quiet()
     from mirrorpo.training.distributed import is_main
     from mirrorpo.training.run import train

@@ -27,10 +27,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from mirrorpo._checks import unknown_name
 from mirrorpo.config.train import Recipe, recipe_from
 from mirrorpo.config.yaml import explain, load, merge, nested, overridden, parse_override, with_bases
-from mirrorpo.errors import InputError
+from mirrorpo.errors import InputError, unknown_name
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,79}")
 # What a key with several forms may be, for the message when it is none of them.

@@ -11,16 +11,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from mirrorpo.config.yaml import load, overridden, parse_override, read_spec, validated, with_bases
 from mirrorpo.errors import InputError
+from mirrorpo.losses.keys import check_names
 from mirrorpo.tasks import TASKS, TaskSettings, find_task
 from mirrorpo.tasks.task import Settings
 from mirrorpo.user_code import NotImportedError
 
 if TYPE_CHECKING:
     from mirrorpo.losses.objective import Objective
+
+# The first of two checks of a recipe: keys, types and names. The second builds the objective, which loads torch.
+_KEYS_ALONE = "keys alone"
 
 
 class LoraSpec(Settings):
@@ -61,7 +74,10 @@ class ObjectiveSpec(BaseModel):
         return read_spec(data) if isinstance(data, str) else data
 
     @model_validator(mode="after")
-    def _builds(self) -> ObjectiveSpec:
+    def _builds(self, info: ValidationInfo) -> ObjectiveSpec:
+        check_names(self.spec())
+        if info.context == _KEYS_ALONE:
+            return self
         try:
             self.build()
         except NotImportedError:  # a plan: what it names is checked when the run begins
@@ -310,15 +326,15 @@ class Recipe(Settings):
 
     task: TaskSettings
     model: ModelSpec = ModelSpec()
-    objective: ObjectiveSpec = ObjectiveSpec()
+    objective: ObjectiveSpec = Field(default_factory=lambda: ObjectiveSpec.model_construct(preset="dr_grpo"))
     reference: ReferenceSpec = ReferenceSpec()
     teacher: TeacherSpec | None = None
     train: TrainSpec = TrainSpec()
     eval: EvalSpec = EvalSpec()
 
     @model_validator(mode="after")
-    def _reference_exists(self) -> Recipe:
-        if self.reference.kind == "kept":
+    def _reference_exists(self, info: ValidationInfo) -> Recipe:
+        if self.reference.kind == "kept" or info.context == _KEYS_ALONE:
             return self
         if not self.objective.needs_reference:
             raise ValueError(
@@ -330,7 +346,9 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _teacher_exists(self) -> Recipe:
+    def _teacher_exists(self, info: ValidationInfo) -> Recipe:
+        if info.context == _KEYS_ALONE:
+            return self
         with suppress(NotImportedError):  # a plan: checked when the run begins
             check_teacher(self.objective.build(), self.teacher)
         return self
@@ -392,7 +410,9 @@ def _checked(
         raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
     data = overridden(data, assignments) if assignments else data
     typed = {key: key for key, _ in assignments} if blame is None else blame
-    return validated(_with_task(kind, data.get("task"), where), data, where, typed)
+    kind = _with_task(kind, data.get("task"), where)
+    validated(kind, data, where, typed, _KEYS_ALONE)
+    return validated(kind, data, where, typed)
 
 
 def _with_task(kind: type[RecipeKind], task: Any, where: str) -> type[RecipeKind]:

@@ -28,6 +28,7 @@ import yaml
 
 from mirrorpo.config.shipped import find_recipe
 from mirrorpo.errors import InputError
+from mirrorpo.losses.keys import ObjectiveKeys, is_none, preset_names
 
 if TYPE_CHECKING:  # an objective file is read without pydantic, inside other frameworks
     from pydantic import BaseModel, ValidationError
@@ -155,12 +156,11 @@ def _number(value: Any) -> Any:
 
 
 def _with_preset(data: Any, where: str) -> dict[str, Any]:
-    from mirrorpo.losses.presets import OVERRIDES, PRESETS
-
     if not isinstance(data, dict):
-        raise InputError(f"{where}: must be a mapping with the keys preset, {', '.join(OVERRIDES)}, got {data!r:.80}")
+        keys = ", ".join(ObjectiveKeys.__annotations__)
+        raise InputError(f"{where}: must be a mapping with the keys preset, {keys}, got {data!r:.80}")
     if "preset" not in data:
-        raise InputError(f"{where}: needs the key 'preset'. Legal: {', '.join(sorted(PRESETS))}")
+        raise InputError(f"{where}: needs the key 'preset'. Legal: {', '.join(preset_names())}")
     return data
 
 
@@ -239,11 +239,6 @@ def _dropped(objective: Mapping[str, Any]) -> tuple[str, ...]:
     if "penalties" in objective or ("divergence" in objective and is_none(objective["divergence"])):
         dropped += _PENALTY_KEYS
     return dropped
-
-
-def is_none(value: Any) -> bool:
-    """Whether a value says that there is no such part: ``null``, "none", or ``off``, false in YAML."""
-    return value is None or value is False or (isinstance(value, str) and value.strip().lower() == "none")
 
 
 def with_bases(data: Any, path: Path) -> Any:
@@ -380,7 +375,9 @@ def _check_descends(data: Mapping[str, Any], key: str, where: str) -> None:
 Model = TypeVar("Model", bound="BaseModel")
 
 
-def validated(kind: type[Model], data: Any, where: str, overrides: Mapping[str, str] | None = None) -> Model:
+def validated(
+    kind: type[Model], data: Any, where: str, overrides: Mapping[str, str] | None = None, context: Any = None
+) -> Model:
     """``data`` as a model.
 
     Args:
@@ -388,6 +385,7 @@ def validated(kind: type[Model], data: Any, where: str, overrides: Mapping[str, 
         data: plain data.
         where: it comes from, for messages.
         overrides: keys that were typed rather than read, each with the words in which it was typed.
+        context: for the validators of ``kind``.
 
     Raises:
         InputError: the first thing that is wrong, as ``explain`` has it; an override is blamed as one.
@@ -395,7 +393,7 @@ def validated(kind: type[Model], data: Any, where: str, overrides: Mapping[str, 
     from pydantic import ValidationError
 
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(data, context=context)
     except ValidationError as error:
         line = explain(error, kind)
         first = error.errors(include_url=False)[0]

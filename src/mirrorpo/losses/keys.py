@@ -1,13 +1,16 @@
 """Keys of ``mirrorpo.objective`` and the names that they take, as types: an editor completes them, marks typing errors.
 
 The names are those of the tables (a test compares them). A key also takes what has no name: a function, a mapping with
-options, or ``"module:attribute"``.
+options, or ``"module:attribute"``. Nothing here loads torch: the command line refuses a misspelt name at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from importlib.metadata import entry_points
+from typing import Any, Literal, TypedDict, get_args
+
+from mirrorpo.errors import unknown_name
 
 PresetName = Literal[
     "grpo",
@@ -108,14 +111,68 @@ class ObjectiveKeys(TypedDict, total=False):
     tau: float | None
 
 
+# The names that a key takes as text, for keys that take a name alone.
+_NAMES: dict[str, Any] = {"advantage": AdvantageName, "aggregation": AggregationName}
+# Estimators of a penalty, which bound nothing.
+NO_REGIONS = ("k1", "k2", "k3")
+_PLUGINS = "mirrorpo.divergences"  # the group of entry points that bring divergences of other packages
+
+
+def preset_names() -> list[str]:
+    """All presets, sorted."""
+    return sorted(get_args(PresetName))
+
+
+def is_none(value: Any) -> bool:
+    """Whether a value says that there is no such part: ``null``, "none", or ``off``, false in YAML."""
+    return value is None or value is False or (isinstance(value, str) and value.strip().lower() == "none")
+
+
+def check_names(spec: Mapping[str, Any]) -> None:
+    """Raises what ``objective_from`` raises for a misspelt preset, key or name; whatever else is wrong passes.
+
+    Args:
+        spec: ``preset`` and overrides.
+
+    Raises:
+        ValueError: names the nearest valid one.
+
+    Example:
+        >>> check_names({"preset": "dapo", "advantage": "rlo"})
+        Traceback (most recent call last):
+        ValueError: unknown advantage 'rlo'; did you mean 'rloo'? Legal: dr_grpo, grpo, maxrl, rloo, soft_value
+    """
+    if spec.get("preset") not in preset_names():
+        raise unknown_name("objective preset", spec.get("preset"), preset_names())
+    own_surrogate = spec.get("surrogate") not in (None, *get_args(SurrogateName))
+    unknown = sorted(set(spec) - {"preset", *ObjectiveKeys.__annotations__})
+    if unknown and not own_surrogate:  # which may have options of its own
+        raise unknown_name("objective key", unknown[0], ObjectiveKeys.__annotations__)
+    for key, names in _NAMES.items():
+        if spec.get(key) is not None and spec[key] not in get_args(names):
+            raise unknown_name(key, spec[key], get_args(names))
+    divergences = get_args(DivergenceName)
+    regions = [*get_args(RegionName), *(name for name in divergences if name not in NO_REGIONS)]
+    for key, legal in (("divergence", divergences), ("region", regions)):
+        name = spec.get(key)
+        if not isinstance(name, str) or ":" in name or name in NO_REGIONS or is_none(name):
+            continue
+        if name not in legal and not entry_points(group=_PLUGINS):
+            raise unknown_name(key, name, legal)
+
+
 __all__ = [
     "AdvantageName",
     "AggregationName",
     "AnchorName",
     "DivergenceName",
     "EstimatorName",
+    "NO_REGIONS",
     "ObjectiveKeys",
     "PresetName",
     "RegionName",
     "SurrogateName",
+    "check_names",
+    "is_none",
+    "preset_names",
 ]

@@ -12,7 +12,7 @@ from mirrorpo.losses.aggregation import AGGREGATIONS
 from mirrorpo.losses.anchors import BEHAVIOURS
 from mirrorpo.losses.coefficient import Control, control_from
 from mirrorpo.losses.future_kl import FutureKL
-from mirrorpo.losses.keys import ObjectiveKeys, PresetName
+from mirrorpo.losses.keys import ObjectiveKeys, PresetName, is_none
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.penalties import Penalty, penalty_from
 from mirrorpo.losses.rules import LEVELS, RULE_KEYS, Rule, check_rules, rule_from
@@ -228,12 +228,12 @@ def objective(preset: PresetName | str = "grpo", /, **overrides: Unpack[Objectiv
         >>> mirrorpo.objective("atr_grpo", radius=0.05).region.name
         'kl3'
     """
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise unknown_name("objective preset", preset, PRESETS)
     given = {key: value for key, value in overrides.items() if value is not None}
     if given.get("region") is False:  # YAML reads a bare `off` or `no` as false
         given["region"] = "none"
-    if "divergence" in overrides and _is_none(overrides["divergence"]):
+    if "divergence" in overrides and is_none(overrides["divergence"]):
         given["divergence"] = ()
     base = PRESETS[preset]
     surrogate = surrogate_from(given.get("surrogate", base.surrogate))
@@ -269,11 +269,6 @@ def objective(preset: PresetName | str = "grpo", /, **overrides: Unpack[Objectiv
     return chosen
 
 
-def _is_none(value: Any) -> bool:
-    """Whether a value says that there is no such part."""
-    return value is None or value is False or (isinstance(value, str) and value.strip().lower() == "none")
-
-
 def objective_from(spec: str | Mapping[str, Any] | Objective) -> Objective:
     """An objective from a preset's name or from a mapping with the key ``preset``, as recipes have it.
 
@@ -297,7 +292,7 @@ def objective_from(spec: str | Mapping[str, Any] | Objective) -> Objective:
 
 
 def _choice(key: str, value: Any, legal: Any) -> str:
-    if value not in legal:
+    if not isinstance(value, str) or value not in legal:
         raise unknown_name(key, value, legal)
     return value
 

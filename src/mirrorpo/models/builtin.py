@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_PREFIX = "builtin:"
+PREFIX = "builtin:"
 
 BUILTIN_MODELS: dict[str, Path] = {
     "tiny": Path(__file__).parent / "tiny",
@@ -55,6 +55,6 @@ def resolve_model(path: str) -> str:
         from mirrorpo.models.gguf import from_gguf
 
         return from_gguf(path)
-    if not path.startswith(_PREFIX):
+    if not path.startswith(PREFIX):
         return path
-    return str(builtin_path(path.removeprefix(_PREFIX)))
+    return str(builtin_path(path.removeprefix(PREFIX)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorpo.errors import InputError
+from mirrorpo.models.builtin import PREFIX, builtin_path
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _MAX_JSON = 10_000_000  # bytes of a configuration file
@@ -38,7 +39,38 @@ def loading(trust_remote_code: bool = False) -> dict[str, Any]:
     return {"use_safetensors": True, "trust_remote_code": trust_remote_code}
 
 
-SAFE_LOADING = loading()
+def check_path(path: str, key: str = "model.path") -> None:
+    """Refuses a path that can be neither a folder, nor a GGUF file, nor a name of the hub; looks at names alone.
+
+    Args:
+        path: what a recipe says.
+        key: the key that named it, for the message.
+
+    Raises:
+        InputError: no such built-in model, file or folder.
+
+    Example:
+        >>> check_path("Qwen/Qwen3-0.6B"), check_path("builtin:tiny")
+        (None, None)
+    """
+    if path.startswith(PREFIX):
+        try:
+            builtin_path(path.removeprefix(PREFIX))
+        except ValueError as error:
+            raise InputError(f"{key} {path!r}: {error}") from error
+    elif path.lower().endswith(".gguf"):
+        if not Path(path).expanduser().exists():
+            raise InputError(
+                f"{key} {path!r}: no such file; download the GGUF file first, a name of the hub has no effect here"
+            )
+    elif _names_a_folder(path) and not Path(path).is_dir():
+        raise InputError(f"{key} {path!r}: no such folder")
+
+
+def _names_a_folder(path: str) -> bool:
+    """Whether a path cannot be meant as a hub name, such as ``Qwen/Qwen3-0.6B``: ``runs/model`` beside a ``runs/``."""
+    first, slash, _ = path.partition("/")
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or (bool(slash) and Path(first).is_dir())
 
 
 def check_model_folder(path: str, key: str = "model.path", *, trust_remote_code: bool = False) -> None:
@@ -191,10 +223,10 @@ def check_generation_config(config: Mapping[str, Any] | None) -> None:
 
 __all__ = [
     "ATTENTION",
-    "SAFE_LOADING",
     "check_config",
     "check_generation_config",
     "check_model_folder",
+    "check_path",
     "loading",
     "read_json",
 ]

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mirrorpo._checks import unknown_name
 from mirrorpo.divergences.neural.map import INIT_SCALE, NUM_PARAMETERS, project
+from mirrorpo.errors import unknown_name
 
 SHAPINGS = ("raw", "centred_ranks")
 OPTIMISERS = ("sgd", "adam")

@@ -12,10 +12,9 @@ from typing import Any
 
 import yaml
 
-from mirrorpo._checks import unknown_name
 from mirrorpo.config.study import StudySpec
 from mirrorpo.config.yaml import parse_yaml
-from mirrorpo.errors import InputError
+from mirrorpo.errors import InputError, unknown_name
 from mirrorpo.runs.folder import RECIPE_FILE, STUDY, SUMMARY_FILE
 from mirrorpo.runs.reader import read_plain
 from mirrorpo.studies.collection import (

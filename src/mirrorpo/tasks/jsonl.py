@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mirrorpo._checks import unknown_name
+from mirrorpo.errors import unknown_name
 from mirrorpo.files import read_lines
 from mirrorpo.tasks.task import Grade, Row, Settings, Split
 

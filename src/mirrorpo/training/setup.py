@@ -17,16 +17,15 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PrinterCallback
 from transformers.utils import logging
 
-from mirrorpo._checks import unknown_name
 from mirrorpo.config.train import Recipe, TeacherSpec
-from mirrorpo.errors import InputError
+from mirrorpo.errors import InputError, unknown_name
 from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.interrupts import silent_if_it_fails
 from mirrorpo.models import resolve_model
 from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.chat_template import check_chat_template
-from mirrorpo.models.folder import check_model_folder, loading
+from mirrorpo.models.folder import check_model_folder, check_path, loading
 from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import Context, context_of, noise_of
 from mirrorpo.models.weights import without_memory
@@ -76,25 +75,18 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         InputError: the path or hub name cannot be loaded.
     """
+    check_path(path)
     try:
         check_model_folder(resolve_model(path), trust_remote_code=trust_remote_code)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"model.path {path!r}: {error}") from error
-    if _names_a_folder(path) and not Path(path).is_dir():
-        raise InputError(f"model.path {path!r}: no such folder")
     try:
         with silent_if_it_fails():
             return tokenizers.load(resolve_model(path), trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise InputError(f"model.path {path!r}: {error}") from error
-
-
-def _names_a_folder(path: str) -> bool:
-    """Whether a path cannot be meant as a hub name, such as ``Qwen/Qwen3-0.6B``: ``runs/model`` beside a ``runs/``."""
-    first, slash, _ = path.partition("/")
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or (bool(slash) and Path(first).is_dir())
 
 
 def tokenizer_of(recipe: Recipe, rows: Sequence[Row]) -> Any:
