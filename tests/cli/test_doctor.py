@@ -200,7 +200,7 @@ def test_the_level_of_the_sandbox_is_told_and_a_weak_one_is_a_warning(
     assert finding["found"].startswith(f"level {level} (")
     strong = level in ("confined", "isolated")
     assert finding["state"] == ("ok" if strong else "warn")
-    assert finding["advice"] == "" if strong else "docs/rewards.md" in finding["advice"]
+    assert finding["advice"] == "" if strong else "rewards.md" in finding["advice"]
     if not layers:
         assert not strong
 

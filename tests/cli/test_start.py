@@ -121,6 +121,39 @@ def test_no_ignore_rule_takes_a_source_file_out_of_the_wheel() -> None:
     assert (done.returncode, done.stdout) == (1, ""), "1: none is ignored"
 
 
+def test_no_message_names_a_file_that_an_installation_lacks() -> None:
+    """Docstrings may: they are read beside the code."""
+    import ast
+    import re
+
+    package = Path(mirrorpo.__file__).parent
+    of_a_checkout = re.compile(r"\b(docs|examples|recipes|scripts|tests|benchmarks)/\S+|README|Makefile|`make ")
+    model_card = {"README.md"}
+    found = []
+    for file in package.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        bodies = [node.body for node in ast.walk(tree) if hasattr(node, "body") and isinstance(node.body, list)]
+        prose = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        said = [node.value for node in texts if id(node) not in prose and node.value not in model_card]
+        found += [f"{file.relative_to(package)}: {text[:80]!r}" for text in said if of_a_checkout.search(text)]
+    assert found == []
+
+
+def test_every_page_that_a_message_names_is_in_the_wheel() -> None:
+    import re
+    import tomllib
+
+    root = Path(mirrorpo.__file__).parents[2]
+    if not (root / "pyproject.toml").exists():
+        pytest.skip("not a checkout")
+    build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    sources = [file.read_text(encoding="utf-8") for file in (root / "src").rglob("*.py")]
+    pages = {page for text in sources for page in re.findall(r"\bpage\([\"']([^\"']+)[\"']\)", text)}
+    assert pages == {"explorer.html", "rewards.md"}
+    assert pages <= {Path(inside).name for inside in build["force-include"].values()}
+
+
 def test_a_type_checker_sees_every_lazy_name_from_the_module_that_it_is_loaded_from() -> None:
     import ast
 

@@ -86,7 +86,8 @@ def _devices(torch: Any) -> list[Finding]:
         return [_finding("accelerator", "ok", f"{names} (CUDA {build})"), _PACKED_ON_A_GPU]
     if build:
         return [_finding("accelerator", "warn", f"none visible, torch is built for {build}", "check the driver")]
-    return [_finding("accelerator", "ok", "none (CPU build of torch)", "for a GPU: see 'On a GPU' in README.md")]
+    advice = "for a GPU: pip install --force-reinstall torch --index-url URL, PyTorch's index of its CUDA version"
+    return [_finding("accelerator", "ok", "none (CPU build of torch)", advice)]
 
 
 def _threads() -> int:
@@ -153,6 +154,7 @@ def _hub() -> list[Finding]:
 
 
 def _sandbox() -> list[Finding]:
+    from mirrorpo.cli.explorer import page
     from mirrorpo.rewards.sandbox import SandboxError, Template
 
     try:
@@ -163,7 +165,7 @@ def _sandbox() -> list[Finding]:
     template.close()
     missing = "; ".join(f"{layer}: {error}" for layer, error in reached.errors.items())
     fits = reached.level in ("confined", "isolated")
-    advice = "" if fits else f"code tasks need level confined, see docs/rewards.md ({missing})"
+    advice = "" if fits else f"code tasks need level confined, see {page('rewards.md')} ({missing})"
     found = f"level {reached.level} ({', '.join(reached.layers) or 'resource limits only'})"
     return [_finding("code sandbox", "ok" if fits else "warn", found, advice)]
 

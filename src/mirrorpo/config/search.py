@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from mirrorpo.config.train import ObjectiveSpec, Recipe
-from mirrorpo.divergences.neural.map import MirrorMap, NeuralDivergence
+from mirrorpo.config.train import KEYS_ALONE, ObjectiveSpec, Recipe
 from mirrorpo.tasks.task import Settings
+
+if TYPE_CHECKING:
+    from mirrorpo.divergences.neural.map import MirrorMap
 
 
 class EvolutionSpec(Settings):
@@ -66,11 +68,17 @@ class MapObjectiveSpec(ObjectiveSpec):
 class EvolveRecipe(Recipe):
     """A whole search. The objective's map is where it starts."""
 
-    objective: MapObjectiveSpec = MapObjectiveSpec()  # pyright: ignore[reportIncompatibleVariableOverride]
+    objective: MapObjectiveSpec = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default_factory=lambda: MapObjectiveSpec.model_construct(preset="nm_grpo")
+    )
     evolution: EvolutionSpec = EvolutionSpec()
 
     @model_validator(mode="after")
-    def _evolvable(self) -> EvolveRecipe:
+    def _evolvable(self, info: ValidationInfo) -> EvolveRecipe:
+        if info.context == KEYS_ALONE:
+            return self
+        from mirrorpo.divergences.neural.map import NeuralDivergence  # loads torch
+
         penalties = self.objective.build().penalties
         if len(penalties) != 1 or not isinstance(penalties[0].divergence, NeuralDivergence):
             raise ValueError(
@@ -83,6 +91,8 @@ class EvolveRecipe(Recipe):
 
     def start(self) -> MirrorMap:
         """The map that the search starts from."""
+        from mirrorpo.divergences.neural.map import NeuralDivergence  # loads torch
+
         divergence = self.objective.build().penalties[0].divergence
         assert isinstance(divergence, NeuralDivergence)
         return divergence.map

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mirrorpo.losses.objective import Objective
 
 # The first of two checks of a recipe: keys, types and names. The second builds the objective, which loads torch.
-_KEYS_ALONE = "keys alone"
+KEYS_ALONE = "keys alone"
 
 
 class LoraSpec(Settings):
@@ -76,7 +76,7 @@ class ObjectiveSpec(BaseModel):
     @model_validator(mode="after")
     def _builds(self, info: ValidationInfo) -> ObjectiveSpec:
         check_names(self.spec())
-        if info.context == _KEYS_ALONE:
+        if info.context == KEYS_ALONE:
             return self
         try:
             self.build()
@@ -334,7 +334,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _reference_exists(self, info: ValidationInfo) -> Recipe:
-        if self.reference.kind == "kept" or info.context == _KEYS_ALONE:
+        if self.reference.kind == "kept" or info.context == KEYS_ALONE:
             return self
         if not self.objective.needs_reference:
             raise ValueError(
@@ -347,7 +347,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _teacher_exists(self, info: ValidationInfo) -> Recipe:
-        if info.context == _KEYS_ALONE:
+        if info.context == KEYS_ALONE:
             return self
         with suppress(NotImportedError):  # a plan: checked when the run begins
             check_teacher(self.objective.build(), self.teacher)
@@ -411,7 +411,7 @@ def _checked(
     data = overridden(data, assignments) if assignments else data
     typed = {key: key for key, _ in assignments} if blame is None else blame
     kind = _with_task(kind, data.get("task"), where)
-    validated(kind, data, where, typed, _KEYS_ALONE)
+    validated(kind, data, where, typed, KEYS_ALONE)
     return validated(kind, data, where, typed)
 
 

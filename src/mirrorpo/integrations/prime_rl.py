@@ -90,7 +90,7 @@ def _fields(inputs: Any) -> dict[str, Tensor | None]:
     if missing:
         raise TypeError(
             f"prime-rl's LossInputs has no {missing[0]!r} (it has {', '.join(sorted(names))}): its custom-loss call "
-            "moved; see tests/integrations/test_prime_rl.py for the one that is supported"
+            f"moved; mirrorpo reads {', '.join(_NEEDED)}"
         )
     return {name: getattr(inputs, name) if name in names else None for name in (*_NEEDED, *_OPTIONAL)}
 

@@ -34,7 +34,6 @@ from mirrorpo.integrations.shared import Reach, check_expressible, flat_rows, pa
 from mirrorpo.losses.objective import Objective, TokenTerms
 
 VARIABLE = "MIRRORPO_OBJECTIVE"
-CONTRACT = "tests/integrations/test_slime.py"
 _SCORE_PARAMETERS = {"logits", "args", "unconcat_tokens", "total_lengths", "response_lengths", "with_entropy"}
 _SCORE_PARAMETERS |= {"top_p_token_ids", "top_p_token_offsets"}
 REACH = Reach(
@@ -70,7 +69,7 @@ def check(args: Any) -> Objective:
     given = vars(args)
     for name, legal in _wanted(objective).items():
         if name not in given:
-            raise TypeError(f"slime has no argument {name!r}: its options moved; {CONTRACT} has those that are read")
+            raise TypeError(f"slime has no argument {name!r}: its options moved since those that mirrorpo reads")
         if given[name] not in legal:
             raise InputError(
                 f"slime: {name} must be {' or '.join(map(repr, legal))} for objective {objective.name!r} "
@@ -79,8 +78,8 @@ def check(args: Any) -> Objective:
     missing = _SCORE_PARAMETERS - set(inspect.signature(_scored()).parameters)
     if missing:
         raise TypeError(
-            f"slime's get_log_probs_and_entropy takes no {sorted(missing)[0]!r}: its call moved; {CONTRACT} has the "
-            "one that is supported"
+            f"slime's get_log_probs_and_entropy takes no {sorted(missing)[0]!r}: its call moved; "
+            f"mirrorpo passes {', '.join(sorted(_SCORE_PARAMETERS))}"
         )
     return objective
 

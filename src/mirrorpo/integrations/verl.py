@@ -44,7 +44,6 @@ from mirrorpo.integrations.verl_settings import PREFIX, REACH, is_objective, los
 from mirrorpo.losses.objective import Objective
 
 SUPPORTED = (Version("0.9.1"), Version("0.10"))  # from, up to but not with
-CONTRACT = "tests/integrations/test_verl.py"
 logger = logging.getLogger("mirrorpo.integrations.verl")
 
 _LOSS_PARAMETERS = [
@@ -242,8 +241,8 @@ def _check_version() -> None:
     found = Version(verl.__version__)
     if not SUPPORTED[0] <= found < SUPPORTED[1]:
         warnings.warn(
-            f"mirrorpo was tested with verl >={SUPPORTED[0]},<{SUPPORTED[1]}, this is {found}: run {CONTRACT} before "
-            "you trust a run",
+            f"mirrorpo was tested with verl >={SUPPORTED[0]},<{SUPPORTED[1]}, this is {found}: compare "
+            "its loss with mirrorpo.objective on a batch before you trust a run",
             stacklevel=2,
         )
 
@@ -293,10 +292,7 @@ def _check_in_use(losses: Any) -> None:
 
 
 def _moved(what: str) -> str:
-    return (
-        f"verl {verl.__version__}: {what}. The hook moved; mirrorpo supports verl >={SUPPORTED[0]},<{SUPPORTED[1]} "
-        f"(contract test: {CONTRACT})"
-    )
+    return f"verl {verl.__version__}: {what}. The hook moved; mirrorpo supports verl >={SUPPORTED[0]},<{SUPPORTED[1]}"
 
 
 try:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Parameters for each thread: below it, a thread's share of a matrix product is less than the cost of meeting.
 PARAMETERS_A_THREAD = 500_000
@@ -37,6 +40,8 @@ def fit_threads(model: torch.nn.Module) -> int:
     wanted = threads_for(sum(p.numel() for p in model.parameters()), available)
     if wanted < available:
         torch.set_num_threads(wanted)
+        line = f"{wanted} of {available} threads: a model of this size gains nothing from more (else: OMP_NUM_THREADS)"
+        logger.warning_once(line)  # pyright: ignore[reportAttributeAccessIssue]
     return wanted
 
 

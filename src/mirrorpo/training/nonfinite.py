@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from mirrorpo.errors import RunError
 
-MODES = ("raise", "skip")
-
 
 class NonFiniteError(RunError, FloatingPointError):
     """A tensor of the loss is NaN or infinite; the message names it and the step."""
