@@ -66,7 +66,8 @@ class Reach:
             self._by_name.setdefault(node.name, []).append(node)
         self._program = program
         self._reached: list[ast.AST] = []
-        self._seen: set[int] = set()
+        self._heard: set[int] = set()  # those whose failed assertions nothing swallows
+        self._seen: set[tuple[int, bool]] = set()
         for tree in trees:
             self._enter(tree.body)
         for name in entries(tests):
@@ -74,23 +75,27 @@ class Reach:
                 self._enter_definition(node)
         self._tainted = self._depending()
 
-    def _enter(self, body: Iterable[ast.AST]) -> None:
+    def _enter(self, body: Iterable[ast.AST], heard: bool = True) -> None:
         for node in _walk_own(body):
             self._reached.append(node)
+            if heard:
+                self._heard.add(id(node))
+            if isinstance(node, ast.Try) and _swallows(node):
+                self._enter(node.body, False)
             for name in _mentioned(node):
                 for definition in self._by_name.get(name, []):
-                    self._enter_definition(definition)
+                    self._enter_definition(definition, heard)
 
-    def _enter_definition(self, node: ast.AST) -> None:
-        if id(node) in self._seen:
+    def _enter_definition(self, node: ast.AST, heard: bool = True) -> None:
+        if self._seen & {(id(node), heard), (id(node), True)}:
             return
-        self._seen.add(id(node))
+        self._seen.add((id(node), heard))
         if isinstance(node, ast.ClassDef):
             for part in node.body:
                 if isinstance(part, _KINDS):
-                    self._enter_definition(part)
+                    self._enter_definition(part, heard)
         if isinstance(node, _KINDS):
-            self._enter(node.body)
+            self._enter(node.body, heard)
 
     def uses_program(self) -> bool:
         """Whether anything that runs mentions a name of the program."""
@@ -98,7 +103,7 @@ class Reach:
 
     def asserts(self) -> bool:
         """Whether anything that runs can fail because of what the program gives."""
-        return any(self._asserts(node) for node in self._reached)
+        return any(id(node) in self._heard and self._asserts(node) for node in self._reached)
 
     def _asserts(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Assert):
@@ -111,7 +116,10 @@ class Reach:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name in _EXITS or name == "fail" or name.startswith(("assertRaises", "assertWarns", "assertLogs")):
                 return True
-            return isinstance(node.func, ast.Attribute) and name.lower().startswith("assert") and self._depends(node)
+            if isinstance(node.func, ast.Attribute) and name.lower().startswith("assert"):
+                # ``self.assertTrue(True)`` asserts nothing, ``mock.assert_called_once()`` something.
+                own = isinstance(node.func.value, ast.Name) and node.func.value.id == "self"
+                return any(map(self._depends, (*node.args, *node.keywords))) if own else self._depends(node)
         return False
 
     def _depends(self, node: ast.AST) -> bool:
@@ -152,15 +160,23 @@ _KINDS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _walk_own(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """All nodes but the bodies of functions; class bodies run, methods do not."""
+    """All nodes but the bodies of functions, and of ``try`` where failures are swallowed; class bodies run."""
     waiting = list(body)
     while waiting:
         node = waiting.pop()
         yield node
         if isinstance(node, _KINDS):
             waiting.extend([*node.decorator_list, *node.args.defaults])
+        elif isinstance(node, ast.Try) and _swallows(node):
+            waiting.extend([*node.handlers, *node.orelse, *node.finalbody])
         else:
             waiting.extend(ast.iter_child_nodes(node))
+
+
+def _swallows(node: ast.Try) -> bool:
+    """Whether a failed assertion in the body ends in a handler: ``except AssertionError: print("wrong")``."""
+    caught = (handler.type for handler in node.handlers)
+    return any(kind is None or _all_names(kind) & {"AssertionError", "Exception", "BaseException"} for kind in caught)
 
 
 def _mentioned(node: ast.AST) -> set[str]:
@@ -202,16 +218,28 @@ def _flows(node: ast.AST) -> Iterator[tuple[set[str], set[str]]]:
         callee = _all_names(node.func) - BUILTINS
         yield names | callee, names | callee
     elif isinstance(node, ast.If | ast.While | ast.For):
-        # What is assigned depends on what is asked.
-        inside = (n for part in [*node.body, *node.orelse] for n in ast.walk(part))
-        assigned = {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        assigned |= _all_names(node.target) if isinstance(node, ast.For) else set()
-        yield assigned, _all_names(node.iter if isinstance(node, ast.For) else node.test)
-    elif isinstance(node, ast.Try):
-        caught = (n for part in [*node.body, *node.handlers] for n in ast.walk(part))
+        # What is changed depends on what is asked.
+        targets = _all_names(node.target) if isinstance(node, ast.For) else set[str]()
+        asked = node.iter if isinstance(node, ast.For) else node.test
+        yield targets | _changed([*node.body, *node.orelse]), _all_names(asked)
+    elif isinstance(node, ast.Try | ast.TryStar):
         handlers = {h.name for h in node.handlers if h.name}
-        handlers |= {n.id for n in caught if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        yield handlers, {name for part in node.body for name in _all_names(part)}
+        yield handlers | _changed([*node.body, *node.handlers, *node.orelse]), _names_in(node.body)
+    elif isinstance(node, ast.With):  # it may swallow what is raised
+        yield _changed(node.body), _names_in(node.body)
+
+
+def _names_in(body: Iterable[ast.AST]) -> set[str]:
+    return {name for part in body for name in _all_names(part)}
+
+
+def _changed(body: Iterable[ast.AST]) -> set[str]:
+    """Names that statements bind, or that stand for what they change: ``seen.append(1)``, ``seen[0] = 1``."""
+    nodes = [node for part in body for node in ast.walk(part)]
+    bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    owners = (n.func.value for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute))
+    items = (n.value for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.ctx, ast.Store))
+    return bound | {n.id for n in (*owners, *items) if isinstance(n, ast.Name)}
 
 
 def _always_true(test: ast.expr) -> bool:
@@ -222,7 +250,10 @@ def _always_true(test: ast.expr) -> bool:
         return any(key is not None for key in test.keys)
     if isinstance(test, ast.JoinedStr):
         return any(isinstance(part, ast.Constant) and part.value for part in test.values)
-    return isinstance(test, ast.Lambda | ast.GeneratorExp)
+    if isinstance(test, ast.BoolOp):
+        either = any if isinstance(test.op, ast.Or) else all
+        return either(_always_true(value) for value in test.values)
+    return isinstance(test, ast.Lambda | ast.GeneratorExp) or (isinstance(test, ast.Constant) and bool(test.value))
 
 
 # Names of what is called for nothing but its exception.

@@ -6,6 +6,7 @@ Standard library only: the isolated side imports this file as well.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ _MAX_CAUSES = 3
 _NEVER = frozenset(("unittest", "_pytest", "pytest", "doctest"))
 # Raised out of a call inside ``map`` or ``all``, these would end the iteration as if nothing had happened.
 GIVEN = "_mirrorpo_given"  # named arguments of an exception of the tests' own class, kept by its stand-in
+# Attributes of built-in exceptions that are neither arguments nor in their dictionary.
+_HELD = ("filename", "filename2", "name", "path")
+_HOLDERS = (OSError, ImportError, NameError, AttributeError)
 ENDINGS = (StopIteration, StopAsyncIteration, GeneratorExit)
 
 
@@ -59,8 +63,9 @@ def describe(error: BaseException, number: Number, depth: int = 0) -> dict[str, 
     except BaseException:  # noqa: BLE001  (the program's own __str__)
         text = ""
     try:
-        state = dict(vars(error))
-    except BaseException:  # noqa: BLE001  (the program's own __dict__)
+        state = {name: getattr(error, name) for name in _HELD if isinstance(error, _HOLDERS) and hasattr(error, name)}
+        state |= vars(error)
+    except BaseException:  # noqa: BLE001  (the program's own __dict__, or attributes)
         state = {}
     cause = error.__cause__ if depth < _MAX_CAUSES else None
     return {
@@ -129,7 +134,11 @@ class Classes:
         values = values if type(values) is tuple else ()
         error = _of_tests(kind, values, state.pop(GIVEN, None)) or _instance(kind, values, text)
         for key, value in state.items():
-            if key.isidentifier() and not key.startswith("__") and not callable(getattr(kind, key, None)):
+            if key == "__notes__" and type(value) is list:
+                vars(error)[key] = [note for note in value if type(note) is str]
+            elif key in _HELD and isinstance(error, _HOLDERS):
+                setattr(error, key, value)
+            elif key.isidentifier() and not key.startswith("__") and not callable(getattr(kind, key, None)):
                 vars(error)[key] = value
         if cause is not None and depth < _MAX_CAUSES:
             error.__cause__ = self.rebuild(cause, depth + 1)
@@ -180,7 +189,7 @@ def _instance(kind: type[BaseException], values: tuple[Any, ...], text: str) -> 
     try:
         # Not called: a constructor may want other arguments than those that are kept.
         error = kind.__new__(kind, *values)
-        error.args = values
+        _initialise(error, values)
         if str(error) == text:
             return error
     except Exception:  # noqa: BLE001  (whatever the library's class thinks of the program's arguments)
@@ -188,7 +197,15 @@ def _instance(kind: type[BaseException], values: tuple[Any, ...], text: str) -> 
     told = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__str__": lambda _: text})
     try:
         error = told.__new__(told, *values)
-        error.args = values
+        _initialise(error, values)
         return error
     except Exception:  # noqa: BLE001  (the same)
         return RuntimeError(text)
+
+
+def _initialise(error: BaseException, values: tuple[Any, ...]) -> None:
+    """What a built-in constructor makes of the arguments: ``start`` of a UnicodeError, ``lineno`` of a SyntaxError."""
+    built_in = next(base for base in type(error).__mro__ if base.__module__ == "builtins")
+    with contextlib.suppress(TypeError):
+        built_in.__init__(error, *values)
+    error.args = values
