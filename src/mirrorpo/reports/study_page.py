@@ -17,7 +17,7 @@ from mirrorpo.files import write_text_atomic
 from mirrorpo.reports.conclusions import Verdicts, conclude_study, verdicts
 from mirrorpo.reports.run_page import within_budget
 from mirrorpo.reports.study_charts import Cloud, Row, draw_cloud, draw_curves, draw_rows, label_of, learning_curve
-from mirrorpo.reports.tables import accuracy_table, as_markdown, markdown_text, other_table, runs_csv
+from mirrorpo.reports.tables import accuracy_tables, as_markdown, markdown_text, other_tables, runs_csv
 from mirrorpo.reports.templates import cut, part, render
 from mirrorpo.runs.reader import Sample, read_samples
 from mirrorpo.statistics import MIN_EQUIVALENCE, Interval
@@ -90,10 +90,10 @@ def study_page(collection: Collection, comparison: Comparison) -> str:
         overview=_overview(collection),
         conclusion=conclude_study(collection, comparison),
         baseline=collection.baseline,
-        accuracy=accuracy_table(collection, comparison),
+        accuracy=accuracy_tables(collection, comparison),
         kinds=_kinds(collection, comparison),
         rows=_rows(collection, comparison),
-        others=other_table(collection, comparison),
+        others=other_tables(collection, comparison),
         clouds=_clouds(collection),
         curves=draw_curves({name: runs for name, runs in collection.arms.items() if runs}, collection.baseline),
         command=collection.command,
@@ -307,8 +307,13 @@ def markdown(collection: Collection, comparison: Comparison) -> str:
     lines = [f"# {markdown_text(collection.title)}", "", f"**{markdown_text(conclusion.headline)}**", ""]
     for title, text in conclusion.paragraphs:
         lines += [f"**{title}.** {markdown_text(text)}", ""]
-    lines += ["## Accuracy by arm", "", as_markdown(accuracy_table(collection, comparison)), ""]
-    lines += ["## Length, speed and drift", "", as_markdown(other_table(collection, comparison)), ""]
+    for title, tables in (
+        ("Accuracy by arm", accuracy_tables(collection, comparison)),
+        ("Length, drift and speed", other_tables(collection, comparison)),
+    ):
+        lines += [f"## {title}", ""]
+        for table in tables:
+            lines += [as_markdown(table), ""]
     if collection.changes:
         lines += ["## What the arms change", ""]
         lines += [f"- {markdown_text(arm)}: {markdown_text(text)}" for arm, text in collection.changes.items()]

@@ -43,75 +43,83 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def accuracy_table(collection: Collection, comparison: Comparison) -> Table:
-    """Everything about accuracy after training, in percent and percentage points."""
-    percent = _scaled(100, 1)
-    heads = (
+def accuracy_tables(collection: Collection, comparison: Comparison) -> tuple[Table, Table]:
+    """Accuracy after training, in percent and percentage points: what was reached, and how sure that is."""
+    percent, change = _scaled(100, 1), _scaled(100, 1, signed=True)
+    reached = (
         ("Seeds", "finished runs"),
         ("Accuracy %", "mean over seeds, after training, on unseen problems"),
         ("95 %", "studentised bootstrap interval of the mean"),
-        ("SD", "standard deviation over seeds, points"),
         ("Median", "over seeds"),
         ("IQM", "interquartile mean: of the middle half"),
         ("Difference", "to the baseline at common seeds, points"),
         ("95 % ", "its studentised bootstrap interval"),
         ("p", "paired permutation test"),
         ("p Holm", "corrected for the number of arms"),
+    )
+    noise = (
+        ("SD", "standard deviation over seeds, points"),
         ("P(better)", "a run of the arm beats a run of the baseline, %"),
         ("Detectable", "smallest true difference found in four of five such studies, points"),
         ("Var ratio", "variance over seeds, over the baseline's; below 1: seeds agree better"),
-        ("95 %  ", "its interval"),
+        ("95 %", "its interval"),
     )
-    rows = []
+    rows, noise_rows = [], []
     for arm, spread in comparison.accuracy.items():
         d = spread.difference
-        rows.append(
-            (
-                arm,
-                (
-                    Cell(text=str(len(spread.values)), value=len(spread.values)),
-                    _cell(spread.mean.estimate, percent),
-                    _interval(spread.mean, percent),
-                    _cell(spread.sd, percent),
-                    _cell(spread.median, percent),
-                    _cell(spread.iqm, percent),
-                    _cell(d and d.mean.estimate, _scaled(100, 1, signed=True)),
-                    _interval(d and d.mean, _scaled(100, 1, signed=True)),
-                    _cell(d and d.p, three_digits),
-                    _cell(d and d.p_holm, three_digits),
-                    _cell(d and d.improvement.estimate, _scaled(100, 0)),
-                    _cell(d and d.detectable, percent),
-                    _cell(d and d.variance.estimate, three_digits),
-                    _interval(d and d.variance, three_digits),
-                ),
-            )
+        cells = (
+            Cell(text=str(len(spread.values)), value=len(spread.values)),
+            _cell(spread.mean.estimate, percent),
+            _interval(spread.mean, percent),
+            _cell(spread.median, percent),
+            _cell(spread.iqm, percent),
+            _cell(d and d.mean.estimate, change),
+            _interval(d and d.mean, change),
+            _cell(d and d.p, three_digits),
+            _cell(d and d.p_holm, three_digits),
         )
-    return Table(heads=heads, rows=tuple(rows))
+        rows.append((arm, cells))
+        cells = (
+            _cell(spread.sd, percent),
+            _cell(d and d.improvement.estimate, _scaled(100, 0)),
+            _cell(d and d.detectable, percent),
+            _cell(d and d.variance.estimate, three_digits),
+            _interval(d and d.variance, three_digits),
+        )
+        noise_rows.append((arm, cells))
+    return Table(heads=reached, rows=tuple(rows)), Table(heads=noise, rows=tuple(noise_rows))
 
 
-def other_table(collection: Collection, comparison: Comparison) -> Table:
-    """Length, area, steps to the target and divergence: mean, interval, difference and corrected p of each."""
-    heads: list[tuple[str, str]] = []
-    columns: list[Callable[[str], tuple[Cell, ...]]] = []
-    for measure, title, says in (
-        ("length", "Length", "mean tokens of a response after training"),
-        ("area", "Area", "mean reward over the steps: area under the learning curve"),
-        ("divergence", "KL", "exact KL(policy || start) a token, on its own responses, nats"),
-    ):
-        spreads = comparison.measures.get(measure)
-        if spreads:
-            heads += _measure_heads(title, says)
-            columns.append(lambda arm, spreads=spreads: _measure_cells(spreads.get(arm)))
-    heads += [
+def other_tables(collection: Collection, comparison: Comparison) -> tuple[Table, ...]:
+    """Length and drift, reward, target: mean, interval, difference and corrected p of each measure."""
+
+    def measured(*measures: tuple[str, str, str]) -> Table:
+        found = [(comparison.measures[name], title, says) for name, title, says in measures if name in known]
+        heads = tuple(head for _, title, says in found for head in _measure_heads(title, says))
+        return Table(
+            heads=heads,
+            rows=tuple((arm, tuple(c for of, *_ in found for c in _measure_cells(of.get(arm)))) for arm in arms),
+        )
+
+    arms = tuple(comparison.accuracy)
+    known = {name for name, spreads in comparison.measures.items() if spreads}
+    steps = measured(("steps", "Steps", "to the target; runs that never did count with all their steps"))
+    arrival = (
         (f"Reached {collection.target:g}", "runs whose reward, mean of 5 steps, reached the target"),
         ("Median steps", "to the target; a dash: half of the runs or more never did"),
-    ]
-    columns.append(lambda arm: _arrival_cells(comparison.arrivals[arm]))
-    if "steps" in comparison.measures:
-        heads += _measure_heads("Steps", "to the target; runs that never did count with all their steps")
-        columns.append(lambda arm: _measure_cells(comparison.measures["steps"].get(arm)))
-    rows = tuple((arm, tuple(cell for column in columns for cell in column(arm))) for arm in comparison.accuracy)
-    return Table(heads=tuple(heads), rows=rows)
+    )
+    tables = (
+        measured(
+            ("length", "Length", "mean tokens of a response after training"),
+            ("divergence", "KL", "exact KL(policy || start) a token, on its own responses, nats"),
+        ),
+        measured(("area", "Area", "mean reward over the steps: area under the learning curve")),
+        Table(
+            heads=(*arrival, *steps.heads),
+            rows=tuple((arm, (*_arrival_cells(comparison.arrivals[arm]), *cells)) for arm, cells in steps.rows),
+        ),
+    )
+    return tuple(table for table in tables if table.heads)
 
 
 def _measure_heads(title: str, says: str) -> list[tuple[str, str]]:
@@ -230,4 +238,4 @@ def csv_text(text: str) -> str:
     return f"'{printable(text)}" if text.lstrip().startswith(_FORMULA) else printable(text)
 
 
-__all__ = ["Cell", "Table", "accuracy_table", "as_markdown", "csv_text", "markdown_text", "other_table", "runs_csv"]
+__all__ = ["Cell", "Table", "accuracy_tables", "as_markdown", "csv_text", "markdown_text", "other_tables", "runs_csv"]
