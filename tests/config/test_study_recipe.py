@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mirrorpo.config.search import EvolveRecipe
+from mirrorpo.config.search import EvolveRecipe, LearnRecipe
 from mirrorpo.config.shipped import shipped_recipes
 from mirrorpo.config.study import load_study, study_from
 from mirrorpo.config.train import Recipe, load_recipe
@@ -142,7 +142,9 @@ RECIPES = {name: path for name, path in shipped_recipes().items() if name not in
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_is_a_base_of_a_study_and_of_an_arm(name: str) -> None:
-    base = load_recipe(RECIPES[name], (), EvolveRecipe if name.startswith("evolve/") else Recipe)
+    base = load_recipe(
+        RECIPES[name], (), {"evolve": EvolveRecipe, "learn": LearnRecipe}.get(name.partition("/")[0], Recipe)
+    )
     arms: dict[str, Any] = {"own": {}, "dapo": {"objective": "dapo"}}
     learns_from_rewards = base.objective.build().surrogate.has_policy_term  # else nothing is left without the penalty
     if learns_from_rewards:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorpo.config.search import EvolveRecipe
+from mirrorpo.config.search import EvolveRecipe, LearnRecipe
 from mirrorpo.config.shipped import shipped_recipes
 from mirrorpo.config.train import Recipe, load_recipe, recipe_from
 from mirrorpo.errors import InputError
@@ -29,12 +29,14 @@ def refused(folder: Path, text: str | bytes, *overrides: str) -> str:
 
 
 # Studies and searches have file formats, and tests, of their own.
-TRAINING = {name: path for name, path in shipped_recipes().items() if not name.startswith(("studies/", "evolve/"))}
+TRAINING = {
+    name: path for name, path in shipped_recipes().items() if not name.startswith(("studies/", "evolve/", "learn/"))
+}
 
 
 @pytest.mark.parametrize("path", TRAINING.values(), ids=str)
 def test_every_shipped_recipe_is_valid(path: Path) -> None:
-    load_recipe(path, (), EvolveRecipe if path.parent.name == "evolve" else Recipe)
+    load_recipe(path, (), {"evolve": EvolveRecipe, "learn": LearnRecipe}.get(path.parent.name, Recipe))
 
 
 def test_the_resolved_recipe_reads_back_as_the_same_recipe(tmp_path: Path) -> None:

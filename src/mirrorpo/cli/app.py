@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mirrorpo.cli import doctor, evaluate, evolve, explorer, grade, listing, report, study, train
+from mirrorpo.cli import doctor, evaluate, evolve, explorer, grade, learn, listing, report, study, train
 from mirrorpo.cli.output import DEBUG, QUIET, say
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("train")(train.command)
 app.command("eval")(evaluate.command)
 app.command("study")(study.command)
 app.command("evolve")(evolve.command)
+app.command("learn")(learn.command)
 app.command("report")(report.command)
 app.command("grade")(grade.command)
 app.command("list")(listing.command)

@@ -1,4 +1,4 @@
-"""Keys of a search recipe: those of a training recipe whose objective has a neural map, and the group ``evolution``."""
+"""Keys of recipes that search: those of a training recipe, and a group ``evolution`` or ``learning``."""
 
 from __future__ import annotations
 
@@ -98,4 +98,85 @@ class EvolveRecipe(Recipe):
         return divergence.map
 
 
-__all__ = ["EvolutionSpec", "EvolveRecipe"]
+class LearnSpec(Settings):
+    """Learning a part of the penalty by gradient while the policy trains."""
+
+    what: Literal["map", "beta", "alpha", "coefficient"] = Field(
+        default="map", description="the 380 parameters of a neural map, a divergence's option, or the coefficient"
+    )
+    every: int = Field(default=1, ge=1, le=1_000_000, description="optimiser steps between outer steps")
+    window: int = Field(default=8, ge=1, le=10_000, description="hypergradients that an outer step averages")
+    rule: Literal["exponentiated", "projected"] | None = Field(
+        default=None, description="outer step; empty: exponentiated, and projected for beta and alpha"
+    )
+    rate: float = Field(
+        default=0.3, ge=0.0, le=10.0, description="largest length of an outer step (exponentiated: of log values)"
+    )
+    validation_problems: int = Field(default=256, ge=1, le=1_000_000, description="that are never trained on")
+    prompts: int = Field(default=8, ge=1, le=100_000, description="validation problems of an outer step")
+    group_size: int = Field(default=8, ge=2, le=10_000, description="completions of each of them")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="of the validation completions")
+
+    @property
+    def step_rule(self) -> str:
+        """The rule, or the one that the variable implies."""
+        return self.rule or ("projected" if self.what in ("beta", "alpha") else "exponentiated")
+
+    @model_validator(mode="after")
+    def _fits(self) -> LearnSpec:
+        if self.what in ("beta", "alpha") and self.rule == "exponentiated":
+            raise ValueError(f"rule must be projected for {self.what}, which may be negative, got exponentiated")
+        if self.prompts > self.validation_problems:
+            raise ValueError(
+                f"prompts must be at most validation_problems = {self.validation_problems}, got {self.prompts}"
+            )
+        return self
+
+
+class LearnRecipe(Recipe):
+    """A training that learns its own penalty. The objective's penalty is where it starts."""
+
+    objective: MapObjectiveSpec = MapObjectiveSpec.model_validate(  # pyright: ignore[reportIncompatibleVariableOverride]
+        {"preset": "nm_grpo", "estimator": "score"}
+    )
+    learning: LearnSpec = LearnSpec()
+
+    @model_validator(mode="after")
+    def _learnable(self) -> LearnRecipe:
+        penalties, what = self.objective.build().penalties, self.learning.what
+        if len(penalties) != 1:
+            raise ValueError(f"objective must have one penalty, got {len(penalties)}")
+        penalty = penalties[0]
+        for key, legal in (("estimator", "score"), ("anchor", "reference"), ("placement", "loss")):
+            if getattr(penalty, key) != legal:
+                raise ValueError(
+                    f"objective's penalty must have {key} {legal!r}: the hypergradient is that of it, got "
+                    f"{getattr(penalty, key)!r}"
+                )
+        fits = {"map": "neural", "beta": "beta", "alpha": "alpha"}
+        if what in fits and penalty.divergence.name != fits[what]:
+            raise ValueError(
+                f"learning.what {what!r} needs objective.divergence {fits[what]!r}, got {penalty.divergence.name!r}"
+            )
+        if self.objective.build().control is not None and what == "coefficient":
+            raise ValueError("objective.control must be empty where the coefficient is learned")
+        if self.train.precision != "float32":
+            raise ValueError(
+                "train.precision must be float32: differences of log-probabilities are taken, got "
+                f"{self.train.precision}"
+            )
+        return self
+
+    def start(self) -> list[float]:
+        """The first values of what is learned."""
+        penalty, what = self.objective.build().penalties[0], self.learning.what
+        if what == "coefficient":
+            return [penalty.coefficient]
+        if isinstance(penalty.divergence, NeuralDivergence):
+            return penalty.divergence.map.parameters.tolist()
+        spec = self.objective.spec()
+        given = spec.get("penalties", [spec])[0]["divergence"]
+        return [float(given[what])]
+
+
+__all__ = ["EvolutionSpec", "EvolveRecipe", "LearnRecipe", "LearnSpec"]

@@ -195,7 +195,9 @@ def _base(base: Any, path: Path) -> Any:
     if not (path.parent / base).is_file() and Path(base).is_file():  # studies also take paths from the working folder
         base = str(Path(base).resolve())
     recipe = with_bases({"base": base}, path)
-    return {key: value for key, value in recipe.items() if key != "evolution"}  # what a search has in addition
+    return {
+        key: value for key, value in recipe.items() if key not in ("evolution", "learning")
+    }  # what a search has in addition
 
 
 def _complaint(error: ValidationError, data: Mapping[str, Any]) -> str:

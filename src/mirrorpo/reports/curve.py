@@ -35,6 +35,7 @@ _INK, _SOFT, _GRID = "#1a1d23", "#59616e", "#e4e7eb"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _ACCURACY = "#d55e00"
 _DENSE = 300  # steps from which a line is drawn thin, or its noise would be one broad band
+_TOKENS = 16  # of a learned penalty's picture
 _MAX_NAMED = 3  # more divergences than this do not fit a README's picture; report.html has them all
 
 
@@ -304,4 +305,51 @@ def _pinned(values: Tensor) -> Tensor:
     return (values - values[-1]) / (values[-1] - values[0])
 
 
-__all__ = ["draw"]
+def draw_learning(
+    path: Path, history: Sequence[dict[str, Any]], grid: Sequence[float], anchor: float, by_token: Tensor, names: Any
+) -> None:
+    """Writes the picture of a learned penalty: its pull over time, kappa by token, and who wants a looser leash.
+
+    Args:
+        path: the PNG file.
+        history: as ``learning.jsonl`` has it, at least one row.
+        grid: the probabilities of ``pull``.
+        anchor: the reference's probability that the pull is against.
+        by_token: (3, V): times seen, sums of kappa and of what the validation reward gains without the pull.
+        names: of the vocabulary's tokens.
+    """
+    figure = Figure(figsize=(11.0, 4.2), dpi=_DPI, facecolor="white")
+    left, middle, right = figure.subplots(1, 3)
+    figure.subplots_adjust(left=0.06, right=0.985, top=0.88, bottom=0.14, wspace=0.3)
+    _style(left, f"c (h'(p) - h'({anchor:g})) over time", "p")
+    chosen = sorted({round(i * (len(history) - 1) / 5) for i in range(6)})
+    for i in chosen:
+        shade = 0.25 + 0.75 * (i / max(1, len(history) - 1))
+        row = history[i]
+        left.plot(grid, row["pull"], color=_BLUE, alpha=shade, label=f"step {row['step']}")
+    left.set_xscale("log")
+    left.set_yscale("symlog", linthresh=1.0)
+    left.axvline(anchor, color=_GRID)
+    left.legend(fontsize=7.5, frameon=False)
+    times, kappa, leash = by_token
+    _bars(middle, "Mean kappa by token", kappa / times.clamp(min=1.0), times, names)
+    _bars(right, "Wants a looser leash (> 0)", leash, times, names)
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def _bars(axes: Axes, title: str, values: Tensor, times: Tensor, names: Any) -> None:
+    """The tokens with the largest values, of either sign."""
+    _style(axes, title, "")
+    order = values.abs().masked_fill(times == 0, -1.0).argsort(descending=True)[:_TOKENS].flip(0)
+    order = order[times[order] > 0]
+    axes.barh(range(len(order)), values[order].tolist(), color=[_BLUE if values[i] > 0 else _ORANGE for i in order])
+    axes.set_yticks(
+        range(len(order)), [_ascii(repr(names[int(i)]), 14).replace("$", r"\$") for i in order], fontsize=7.5
+    )
+    axes.axvline(0.0, color=_SOFT, linewidth=0.8)
+
+
+__all__ = ["draw", "draw_learning"]

@@ -64,10 +64,11 @@ def evaluate_member(payload: dict[str, Any]) -> dict[str, Any]:
     return _workshop(payload["recipe"]).member(payload["parameters"], payload["seed"], payload["split"])
 
 
-def held_out(prepared: Prepared, size: int) -> tuple[list[Row], list[Row]]:
+def held_out(prepared: Prepared, size: int, key: str = "evolution.validation_problems") -> tuple[list[Row], list[Row]]:
     """Training and validation rows, neither of which shares a prompt with the other or with the test rows.
 
-    A task without a validation split gives up part of its training rows, by a digest of their text.
+    A task without a validation split gives up part of its training rows, by a digest of their text. ``key`` is the
+    recipe's, for messages.
 
     Raises:
         InputError: too few rows, or a validation split that is the test split.
@@ -79,9 +80,9 @@ def held_out(prepared: Prepared, size: int) -> tuple[list[Row], list[Row]]:
         try:
             train, validation = split_off(train, "prompt", size, seed=0)
         except ValueError as error:
-            raise InputError(f"evolution.validation_problems: {error}") from None
+            raise InputError(f"{key}: {error}") from None
     if len(validation) < size:
-        raise InputError(f"evolution.validation_problems: {size}, but the task has {len(validation)} validation rows")
+        raise InputError(f"{key}: {size}, but the task has {len(validation)} validation rows")
     tested = {str(row["prompt"]) for row in prepared.test_rows}
     if any(str(row["prompt"]) in tested for row in validation):
         raise InputError(

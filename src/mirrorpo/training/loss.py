@@ -26,6 +26,7 @@ from transformers.utils import logging
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mirrorpo.kernels.objective_head import objective_from_hidden
+from mirrorpo.losses.aggregation import aggregation_weights
 from mirrorpo.losses.objective import Objective, Output
 from mirrorpo.training.nonfinite import NonFinite
 from mirrorpo.training.scoring import FORWARD_KEYS, Scored, Scorer, gather_ids
@@ -252,6 +253,16 @@ class LossComputer:
             **self._common(inputs, moment),
         )
         return output, scored, mask
+
+    def token_weights(self, inputs: dict[str, Any], mask: Tensor, moment: Moment) -> Tensor:
+        """(B, T): what each token's penalty, without its coefficient, weighs in the loss."""
+        weights = aggregation_weights(
+            mask,
+            self.objective.aggregation,
+            max_completion_length=self.settings.max_completion_length,
+            num_tokens=self._num_tokens(inputs, moment),
+        )
+        return weights * (self._share(moment) * moment.penalty_factor)
 
     def _common(self, inputs: dict[str, Any], moment: Moment) -> dict[str, Any]:
         """Arguments that the objective takes from both layouts."""

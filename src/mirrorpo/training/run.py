@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -98,7 +98,25 @@ def _evaluation_record(evaluation: Evaluation | None) -> dict[str, Any] | None:
     return {"summary": evaluation.summary(), "samples": kept}
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command: str) -> dict[str, Any]:
+class Extension(Protocol):
+    """What a command that trains adds to a training."""
+
+    def prepared(self, prepared: Prepared) -> Prepared:
+        """Other rows, say; raises ``InputError`` before a file is written."""
+        ...
+
+    def trainer(self, prepared: Prepared, folder: Path, callbacks: list[Any]) -> MirrorTrainer:
+        """In place of ``build_trainer``."""
+        ...
+
+    def finish(self, trainer: MirrorTrainer, folder: RunFolder, summary: dict[str, Any]) -> None:
+        """Writes what it has found, and adds to the summary."""
+        ...
+
+
+def train(
+    recipe: Recipe, out: Path, *, resume: bool, console: Console, command: str, extension: Extension | None = None
+) -> dict[str, Any]:
     """Runs a recipe.
 
     Args:
@@ -107,6 +125,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
         resume: continue from the last checkpoint in it.
         console: for progress.
         command: how the run was started, for the record.
+        extension: what the command adds to a training.
 
     Returns:
         The content of ``summary.json``.
@@ -118,7 +137,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was written.
     """
     check_processes(recipe)
-    prepared = together(lambda: prepare(recipe))
+    prepared = together(lambda: prepare(recipe) if extension is None else extension.prepared(prepare(recipe)))
     console = console if is_main() else Console(quiet=True)
     folder = together(
         lambda: RunFolder(out, recipe, resume, lambda line: say(console, line)), main_only=True
@@ -132,7 +151,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console, command:
                     _draw(folder)
                 return folder.read_json(SUMMARY_FILE)
             with GracefulStop(lambda line: say(console, line), resume_command(command)) as stop:
-                return _run(prepared, folder, console, command, stop)
+                return _run(prepared, folder, console, command, stop, extension)
     finally:
         folder.close()
 
@@ -161,13 +180,21 @@ def check_processes(recipe: Recipe) -> None:
     together(check)
 
 
-def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, stop: GracefulStop) -> dict[str, Any]:
+def _run(
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+    command: str,
+    stop: GracefulStop,
+    extension: Extension | None,
+) -> dict[str, Any]:
     started = time.monotonic()
     spec = prepared.recipe.train
     writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
     bar = ProgressBar(console, spec.steps, writer)
     callbacks = [writer, bar, stop, *(tracker_callbacks(prepared.recipe, folder.path) if is_main() else ())]
-    trainer = build_trainer(prepared, folder.checkpoints, callbacks)
+    make = build_trainer if extension is None else extension.trainer
+    trainer = make(prepared, folder.checkpoints, callbacks)
     if spec.log_completions_every:
         every = spec.log_completions_every * writer.updates_per_step
         trainer.add_callback(CompletionsWriter(folder.path / COMPLETIONS_FILE, trainer, every, writer.updates_per_step))
@@ -190,6 +217,8 @@ def _run(prepared: Prepared, folder: RunFolder, console: Console, command: str, 
     after = _evaluation_record(run_evaluation(prepared, trainer.model, console, "after"))
     save_model(trainer, folder.path)
     summary = summarise(prepared, trainer, before, after, command)
+    if extension is not None:
+        extension.finish(trainer, folder, summary)
     summary["seconds"] = round(seconds + time.monotonic() - started, 2)
     if is_main():
         _write_results(folder, summary, before, after)

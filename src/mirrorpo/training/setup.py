@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -387,18 +387,21 @@ def lora_config(recipe: Recipe) -> Any:
     )
 
 
-def build_trainer(prepared: Prepared, folder: Path, callbacks: list[Any]) -> MirrorTrainer:
-    """The trainer of a prepared recipe; loads the weights.
+def build_trainer(
+    prepared: Prepared, folder: Path, callbacks: list[Any], kind: Callable[..., MirrorTrainer] | None = None
+) -> MirrorTrainer:
+    """The trainer of a prepared recipe, a ``MirrorTrainer`` or of another ``kind``; loads the weights.
 
     Raises:
         InputError: the model cannot be loaded any more.
     """
-    from mirrorpo.training.trainer import MirrorTrainer  # not needed to look at a recipe
+    if kind is None:
+        from mirrorpo.training.trainer import MirrorTrainer as kind  # not needed to look at a recipe
 
     recipe = prepared.recipe
     context = prepared.longest_prompt + recipe.train.max_completion_length
     try:
-        trainer = MirrorTrainer(
+        trainer = kind(
             prepared.model_path,
             reward_funcs=reward_function(prepared.task),
             args=trainer_config(recipe, folder, world_size(), context, prepared.noise),
