@@ -87,7 +87,7 @@ class Algebra:
         try:
             with self._places:
                 verdict = self._compared(*pair)
-        except BaseException as error:
+        except BaseException as error:  # passed on: those who wait for the verdict get it, too
             with self._guard:
                 self._begun.pop(pair).set_exception(error)
             raise
