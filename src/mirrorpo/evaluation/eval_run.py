@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -32,6 +30,7 @@ from mirrorpo.models.generation import end_tokens
 from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import context_of
 from mirrorpo.models.weights import without_memory
+from mirrorpo.progress import counted
 from mirrorpo.runs.folder import EVALUATION, SAMPLES_FILE, SUMMARY_FILE, Folder, versions
 from mirrorpo.training.setup import build_task, sampler_of, tokenizer_of
 from mirrorpo.wording import printable, say
@@ -80,7 +79,7 @@ def evaluate_recipe(
         kept = None if folder is None else SamplesFile(folder.path / SAMPLES_FILE)
         samples = [] if kept is None else kept.take_up(sampler.batch_size, total)
         done = len(samples)
-        with _bar(console, total, done) as advance:
+        with counted(console, "evaluating", total, done) as advance:
 
             def take(batch: list[Sample]) -> None:
                 if kept is not None:
@@ -212,15 +211,6 @@ def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine
         raise InputError(f"model.path {recipe.model.path!r}: {error}: set eos_token in tokenizer_config.json") from None
     fit_threads(model)
     return TransformersEngine(model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
-
-
-@contextmanager
-def _bar(console: Console, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar over samples; nothing where there is no terminal."""
-    columns = (TextColumn("evaluating"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("evaluating", total=total, completed=done)
-        yield lambda count: progress.advance(bar, count)
 
 
 def _summary(recipe: Recipe, engine: str, evaluation: Evaluation, ks: Sequence[int]) -> dict[str, Any]:

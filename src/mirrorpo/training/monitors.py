@@ -30,9 +30,10 @@ from mirrorpo.files import write_text_atomic
 from mirrorpo.interrupts import SIGNALS
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import PRESETS
+from mirrorpo.progress import EVERY
 from mirrorpo.runs.folder import METRICS_FILE
 from mirrorpo.runs.reader import recorded_steps
-from mirrorpo.wording import say
+from mirrorpo.wording import duration, say
 
 logger = logging.get_logger(__name__)
 
@@ -148,7 +149,8 @@ def _finite(value: float) -> float | None:
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with reward, divergence, clip share, length and time left; plain lines where there is no terminal.
+    """A bar with reward, divergence, clip share, length and time left; where there is no terminal a line at every tenth
+    of the run and every half minute.
 
     Args:
         console: where to draw (stderr, so that stdout stays machine-readable).
@@ -169,10 +171,13 @@ class ProgressBar(TrainerCallback):
             disable=not console.is_terminal,
         )
         self.bar: Any = None
+        self.first = 0  # step at the start
+        self.began = self.told = 0.0  # seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            done = state.global_step // self.writer.updates_per_step
+            self.first = done = state.global_step // self.writer.updates_per_step
+            self.began = self.told = time.monotonic()
             self.bar = self.progress.add_task("training", total=self.steps, completed=done, numbers="")
             self.progress.start()
 
@@ -182,8 +187,12 @@ class ProgressBar(TrainerCallback):
         line = self.writer.last
         step = int(line["step"] or 0)
         self.progress.update(self.bar, completed=step, numbers=numbers_of(line))
-        if not self.console.is_terminal and (step % max(1, self.steps // 10) == 0 or step == self.steps):
-            say(self.console, f"step {step}/{self.steps}  {numbers_of(line)}")
+        now = time.monotonic()
+        due = step % max(1, self.steps // 10) == 0 or step == self.steps or now - self.told >= EVERY
+        if not self.console.is_terminal and due:
+            self.told = now
+            left = duration((self.steps - step) * (now - self.began) / max(1, step - self.first))
+            say(self.console, f"step {step}/{self.steps}  {numbers_of(line)}  about {left} left")
 
     def stop(self) -> None:
         """Ends the drawing; called on every way out of the run."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
 from mirrorpo.config.train import Recipe
@@ -18,6 +17,7 @@ from mirrorpo.errors import InputError
 from mirrorpo.evaluation import Evaluation, evaluate
 from mirrorpo.files import one_line_if_refused, write_text_atomic
 from mirrorpo.interrupts import resume_command
+from mirrorpo.progress import counted
 from mirrorpo.runs.folder import (
     BEFORE_FILE,
     SAMPLES_FILE,
@@ -73,9 +73,7 @@ def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str)
     if not prepared.test_rows:
         return None
     sampler = replace(sampler_of(prepared.recipe), seed=spec.seed + rank())
-    columns = (TextColumn(label), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(label, total=len(rows) * spec.samples)
+    with counted(console if is_main() else Console(quiet=True), label, len(rows) * spec.samples) as advance:
         mine = evaluate(
             model,
             prepared.tokenizer,
@@ -83,7 +81,7 @@ def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str)
             rows,
             sampler,
             spec.samples,
-            progress=lambda n: progress.advance(bar, n),
+            progress=advance,
             chat_template=prepared.recipe.model.chat_template,
         )
     numbered = [replace(sample, problem=sample.problem * world_size() + rank()) for sample in mine.samples]
@@ -202,7 +200,7 @@ def _run(
     checkpoint = gather(_resume_point(folder, console, writer.updates_per_step) if is_main() else None)[0]
     before = gather(_read_before(folder))[0]
     if before is None:
-        before = _evaluation_record(run_evaluation(prepared, trainer.model, console, "before"))
+        before = _evaluation_record(run_evaluation(prepared, trainer.model, console, "evaluating before training"))
         folder.write_json(BEFORE_FILE, before)
     done = 0 if checkpoint is None else step_of(checkpoint) // writer.updates_per_step
     seconds = trim_metrics(folder.path, done) if is_main() else 0.0
@@ -214,7 +212,7 @@ def _run(
     finally:
         bar.stop()
     stop.raise_if_stopped(trainer.state.global_step // writer.updates_per_step, spec.steps)
-    after = _evaluation_record(run_evaluation(prepared, trainer.model, console, "after"))
+    after = _evaluation_record(run_evaluation(prepared, trainer.model, console, "evaluating after training"))
     save_model(trainer, folder.path)
     summary = summarise(prepared, trainer, before, after, command)
     if extension is not None:
