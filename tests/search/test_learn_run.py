@@ -200,6 +200,12 @@ def test_what_cannot_be_learned_is_refused_in_one_line(overrides: list[str], mes
     assert "\n" not in str(caught.value)
 
 
+def test_an_optimiser_whose_step_is_not_known_is_refused(tmp_path: Path) -> None:
+    for trl in ("{optim: adafactor}", "{optim: sgd, optim_args: momentum=0.9}"):
+        with pytest.raises(InputError, match=r"train\.trl\.optim: must be one of adamw_torch, adamw_torch_fused, sgd"):
+            trainer_of(tmp_path, f"train.trl={trl}")
+
+
 def test_the_command_learns_and_says_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

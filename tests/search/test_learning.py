@@ -189,3 +189,14 @@ def test_the_preconditioner_is_the_derivative_of_adams_step_in_the_gradient(step
     torch.testing.assert_close(preconditioned(adam, [p], [v], 0.5)[0], (step(0 * v) - step(v)) / 2)
     plain = torch.optim.SGD([p], lr=0.2)
     torch.testing.assert_close(preconditioned(plain, [p], [v], 1.0)[0], 0.2 * v)
+
+
+def test_a_parameter_that_adam_has_not_moved_has_no_step_and_gets_no_state() -> None:
+    moved, idle = (torch.nn.Parameter(f64(3, seed=i)) for i in range(2))
+    adam = torch.optim.AdamW([moved, idle], lr=0.01)
+    moved.grad = f64(3, seed=5)
+    adam.step()
+    found = preconditioned(adam, [moved, idle], [f64(3, seed=6)] * 2, 1.0)
+    assert (found[0] != 0.0).all()
+    assert (found[1] == 0.0).all()
+    assert idle not in adam.state

@@ -136,13 +136,15 @@ class LearnSpec(Settings):
 class LearnRecipe(Recipe):
     """A training that learns its own penalty. The objective's penalty is where it starts."""
 
-    objective: MapObjectiveSpec = MapObjectiveSpec.model_validate(  # pyright: ignore[reportIncompatibleVariableOverride]
-        {"preset": "nm_grpo", "estimator": "score"}
+    objective: MapObjectiveSpec = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default_factory=lambda: MapObjectiveSpec.model_construct(preset="nm_grpo", estimator="score")
     )
     learning: LearnSpec = LearnSpec()
 
     @model_validator(mode="after")
-    def _learnable(self) -> LearnRecipe:
+    def _learnable(self, info: ValidationInfo) -> LearnRecipe:
+        if info.context == KEYS_ALONE:
+            return self
         penalties, what = self.objective.build().penalties, self.learning.what
         if len(penalties) != 1:
             raise ValueError(f"objective must have one penalty, got {len(penalties)}")
@@ -169,6 +171,8 @@ class LearnRecipe(Recipe):
 
     def start(self) -> list[float]:
         """The first values of what is learned."""
+        from mirrorpo.divergences.neural.map import NeuralDivergence  # loads torch
+
         penalty, what = self.objective.build().penalties[0], self.learning.what
         if what == "coefficient":
             return [penalty.coefficient]

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.training_args import OptimizerNames
 
 from mirrorpo.config.search import LearnRecipe, LearnSpec
 from mirrorpo.divergences.neural.file import map_text
@@ -42,6 +43,7 @@ PICTURE_FILE = "learning.png"
 # Probabilities at which the history keeps the pull against a reference of ANCHOR.
 GRID = tuple(10.0 ** (-4.0 + 0.25 * i) for i in range(17))
 ANCHOR = 0.1
+_OPTIMISERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 # Log-ratios that two float32 evaluations of one policy show.
 _ROUNDING = 1e-5
 # What TRL keeps of a batch for its logs, and ours: the validation batch leaves no trace in it.
@@ -84,6 +86,12 @@ class LearningTrainer(MirrorTrainer):
             )
         if self.accelerator.num_processes > 1 or self.use_vllm:
             raise InputError("mirrorpo learn runs in one process and generates in it: set train.use_vllm to false")
+        optim = OptimizerNames(self.args.optim).value
+        if optim not in _OPTIMISERS or self.args.optim_args:
+            raise InputError(
+                f"train.trl.optim: must be one of {', '.join(_OPTIMISERS)} without optim_args, whose step is known "
+                f"here, got {optim}"
+            )
         vocabulary = self.loss_computer.scorer.vocabulary(self.model)
         self.by_token = torch.zeros(3, vocabulary, dtype=torch.float64)  # times seen, kappa, leash
         self.add_callback(_OuterStep(self))

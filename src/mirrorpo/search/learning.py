@@ -205,8 +205,8 @@ def preconditioned(
 ) -> list[Tensor]:
     r"""eta P v: how the parameters move when the gradient moves by -v, with the optimiser's state held fixed.
 
-    Adam and AdamW: :math:`\eta \frac{1 - \beta_1}{1 - \beta_1^t} (\sqrt{\hat v} + \epsilon)^{-1}`, for everything else
-    the learning rate.
+    Adam and AdamW: :math:`\eta \frac{1 - \beta_1}{1 - \beta_1^t} (\sqrt{\hat v} + \epsilon)^{-1}`; plain SGD: the
+    learning rate. Parameters that Adam has not moved yet, 0.
 
     Args:
         optimiser: after the step.
@@ -217,7 +217,10 @@ def preconditioned(
     groups = {id(p): group for group in optimiser.param_groups for p in group["params"]}
     found = []
     for p, g in zip(parameters, gradient, strict=True):
-        group, state = groups[id(p)], optimiser.state[p]
+        group, state = groups[id(p)], optimiser.state.get(p, {})  # indexing would add an empty state
+        if "betas" in group and "exp_avg_sq" not in state:  # Adam has never moved it, since it had no gradient
+            found.append(torch.zeros_like(g))
+            continue
         moved = g.detach() * (float(group["lr"]) * clip)
         if "exp_avg_sq" in state:
             beta1, beta2 = group["betas"]
