@@ -10,7 +10,8 @@ BUILTINS = frozenset(vars(builtins)) | {"__name__", "__file__", "__doc__", "__bu
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 # Where what a program prints comes to light.
 _PRINTED = {"getvalue", "readouterr"}
-_EXITS = frozenset(("exit", "quit", "_exit", "abort"))
+# Calls that end a test, or expect what the program does.
+_EXPECTING = frozenset(("exit", "quit", "_exit", "abort", "fail", "raises", "warns", "deprecated_call"))
 
 
 def entries(trees: Iterable[ast.Module]) -> list[str]:
@@ -42,11 +43,24 @@ def needs_arguments(trees: Iterable[ast.Module], names: Iterable[str]) -> str | 
         if isinstance(node, _Function) and node.name in names and node.name not in called:
             arguments = node.args
             required = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
+            required -= sum(map(_parametrised, node.decorator_list))
             if required > 0 or any(default is None for default in arguments.kw_defaults):
                 in_class = [c for c in nodes if isinstance(c, ast.ClassDef) and node in c.body]
                 if not in_class:
                     return node.name
     return None
+
+
+def _parametrised(decorator: ast.expr) -> int:
+    """How many arguments ``@pytest.mark.parametrize("a, b", ...)`` gives."""
+    if not (
+        isinstance(decorator, ast.Call) and getattr(decorator.func, "attr", "") == "parametrize" and decorator.args
+    ):
+        return 0
+    names = decorator.args[0]
+    if isinstance(names, ast.Constant):
+        return len(str(names.value).split(","))
+    return len(names.elts) if isinstance(names, ast.List | ast.Tuple) else 0
 
 
 class Reach:
@@ -114,7 +128,7 @@ class Reach:
             return True
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in _EXITS or name == "fail" or name.startswith(("assertRaises", "assertWarns", "assertLogs")):
+            if name in _EXPECTING or name.startswith(("assertRaises", "assertWarns", "assertLogs")):
                 return True
             if isinstance(node.func, ast.Attribute) and name.lower().startswith("assert"):
                 # ``self.assertTrue(True)`` asserts nothing, ``mock.assert_called_once()`` something.

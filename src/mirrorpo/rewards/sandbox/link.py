@@ -26,7 +26,16 @@ from mirrorpo.rewards.sandbox.live import (
     Refused,
     awaited,
 )
-from mirrorpo.rewards.sandbox.messages import CHANGEABLE, Decoder, Message, NotPlain, Peer, TooLarge, update
+from mirrorpo.rewards.sandbox.messages import (
+    CHANGEABLE,
+    ChannelClosed,
+    Decoder,
+    Message,
+    NotPlain,
+    Peer,
+    TooLarge,
+    update,
+)
 from mirrorpo.rewards.sandbox.raised import ENDINGS, Classes
 
 # A program that takes longer than this to load has had a say in what time is left.
@@ -49,6 +58,7 @@ class Link:
         raised: the last exception that came from the program.
         used: whether the program has been asked for anything.
         described: whether a class of the program is known here, on whose description a test may depend.
+        closed: whether the program is gone, whatever the tests make of it.
         refused: why the judgement has to end as failed, whatever the tests make of it.
     """
 
@@ -71,6 +81,7 @@ class Link:
         self.raised: BaseException | None = None
         self.used = False
         self.described = False
+        self.closed = False
         self._tell = tell
         self.refused = ""
 
@@ -212,6 +223,9 @@ class Link:
     def _talk(self, work: Callable[[], Message]) -> Message:
         try:
             return work()
+        except ChannelClosed:
+            self.closed = True
+            raise
         except TooLarge:
             raise self.refuse("too large") from None
         except NotPlain:

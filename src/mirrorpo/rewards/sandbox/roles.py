@@ -19,7 +19,9 @@ from mirrorpo.rewards.sandbox.assertions import BUILTINS, Judging
 
 _PLAIN_TYPES = (str, bytes, list, tuple, dict, set, frozenset, int, float, complex, bool)
 PLAIN_ATTRIBUTES = frozenset(name for kind in _PLAIN_TYPES for name in dir(kind) if not name.startswith("__"))
-_TYPE_CALLS = frozenset(("isinstance", "issubclass", "assertRaises", "assertRaisesRegex", "assertIsInstance", "raises"))
+_TYPE_CALLS = frozenset(
+    ("isinstance", "issubclass", "assertRaises", "assertRaisesRegex", "assertIsInstance", "raises", "warns")
+)
 
 
 @dataclass

@@ -15,9 +15,9 @@ import unittest
 from collections.abc import Callable
 from typing import Any
 
+from mirrorpo.rewards.sandbox import expectations
 from mirrorpo.rewards.sandbox.link import Link
 from mirrorpo.rewards.sandbox.live import MADE, Function, Live, Refused
-from mirrorpo.rewards.sandbox.messages import ChannelClosed
 from mirrorpo.rewards.sandbox.raised import ENDINGS
 from mirrorpo.rewards.sandbox.roles import parse
 
@@ -42,7 +42,9 @@ def run(job: dict[str, Any], link: Link) -> None:
         BaseException: whatever else setup, tests or the program raise.
     """
     module = types.ModuleType("__main__")
+    module.__file__ = "tests.py"
     sys.modules["__main__"] = module
+    sys.modules["pytest"] = expectations
     names = module.__dict__
     texts = _Texts()
     counted = {"asserted": 0}
@@ -103,7 +105,8 @@ class _Texts:
 
     def _look_at(self, node: ast.AST, name: str) -> None:
         """Takes down where ``StopIteration`` is expected, and whether asserting is done by ``assert`` alone."""
-        if isinstance(node, ast.Try | ast.With | ast.Raise | ast.ClassDef) or (
+        imported = isinstance(node, ast.Import | ast.ImportFrom) and "pytest" in ast.unparse(node)
+        if (imported or isinstance(node, ast.Try | ast.With | ast.Raise | ast.ClassDef)) or (
             isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("assert")
         ):
             self.only_asserts = False
@@ -243,11 +246,9 @@ def verdict(job: dict[str, Any], link: Link) -> dict[str, Any]:
         if failed is not None:
             return {"status": "raised", "kind": failed}
         run(job, link)
-        return {"status": "passed"}
-    except ChannelClosed:
-        return {"status": "gone"}
+        return {"status": "gone" if link.closed else "passed"}
     except BaseException as error:  # noqa: BLE001  (a test that raises has not passed)
-        return _verdict_on(error, link)
+        return {"status": "gone"} if link.closed else _verdict_on(error, link)
 
 
 def _verdict_on(error: BaseException, link: Link) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mirrorpo.rewards.sandbox.assertions import Reach, entries, needs_arguments
+from mirrorpo.rewards.sandbox.expectations import MARKS as PYTEST_MARKS
+from mirrorpo.rewards.sandbox.expectations import NAMES as PYTEST_NAMES
 from mirrorpo.rewards.sandbox.messages import Encoder, NotPlain
 from mirrorpo.rewards.sandbox.roles import (
     BUILTINS,
@@ -34,7 +36,7 @@ MAX_TEST_CHARACTERS = 1_000_000
 _MAX_NODES = 200_000
 _REMEMBERED = 4096
 _MALFORMED = ("no tests", "tests are not texts", "tests are too long", "tests are not Python")
-_OWN_NAMES = ("__future__", "unittest")
+_OWN_NAMES = ("__future__", "unittest", "pytest")
 
 _NOT_QUICK = BUILTINS | TOOLS | LIBRARY.keys()
 
@@ -162,6 +164,7 @@ def _planned(tests: tuple[str, ...], setup: str) -> Plan:
     trees = [prelude, *bodies]
     imported = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     _check_imports(imported)
+    _check_pytest(trees, imported)
     missing = _missing_imports(trees, imported)
     trusted = {(a.asname or a.name).partition(".")[0] for node in [*imported, *missing] for a in node.names}
     found = roles(trees, trusted)
@@ -175,7 +178,7 @@ def _planned(tests: tuple[str, ...], setup: str) -> Plan:
     if not reach.asserts():
         raise BadTests("tests assert nothing")
     _check_structure(trees, bodies, found)
-    unique = [node for node in [*imported, *missing] if getattr(node, "module", "") not in _OWN_NAMES]
+    unique = [node for node in [*map(_without_pytest, imported), *missing] if _is_for_both(node)]
     common: dict[str, Any] = {
         "imports": "\n".join(dict.fromkeys(ast.unparse(node) for node in unique)),
         "program": tuple(sorted(found.program)),
@@ -230,8 +233,34 @@ def _tree(text: str) -> ast.Module:
 def _check_imports(imports: Iterable[ast.Import | ast.ImportFrom]) -> None:
     for node in imports:
         for name in [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]:
-            if name.partition(".")[0] not in sys.stdlib_module_names:
+            if name.partition(".")[0] not in sys.stdlib_module_names and name != "pytest":
                 raise BadTests(f"tests import {name[:40]}, which the sandbox does not have")
+
+
+def _check_pytest(trees: list[ast.Module], imported: list[ast.Import | ast.ImportFrom]) -> None:
+    """Refuses what the judge's own pytest does not have."""
+    modules = [alias for node in imported if isinstance(node, ast.Import) for alias in node.names]
+    names = {alias.asname or alias.name for alias in modules if alias.name == "pytest"}
+    used = {a.name for node in imported if getattr(node, "module", "") == "pytest" for a in node.names}
+    marks: set[str] = set()
+    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)):
+        if isinstance(node.value, ast.Name) and node.value.id in names:
+            used.add(node.attr)
+        elif ast.unparse(node.value) in {"mark", *(f"{name}.mark" for name in names)} and names | used:
+            marks.add(node.attr)
+    for name in sorted(used - PYTEST_NAMES) + sorted(f"mark.{mark}" for mark in marks - PYTEST_MARKS):
+        raise BadTests(f"tests need pytest.{name[:40]}, which the sandbox does not have")
+
+
+def _without_pytest(node: ast.Import | ast.ImportFrom) -> ast.Import | ast.ImportFrom:
+    if isinstance(node, ast.ImportFrom):
+        return node
+    return ast.Import([alias for alias in node.names if alias.name != "pytest"])
+
+
+def _is_for_both(node: ast.Import | ast.ImportFrom) -> bool:
+    """Whether the program gets an import as well as the judge."""
+    return bool(node.names) and getattr(node, "module", "") not in _OWN_NAMES
 
 
 def _missing_imports(trees: list[ast.Module], imported: list[Any]) -> list[ast.Import | ast.ImportFrom]:
