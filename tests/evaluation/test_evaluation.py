@@ -142,3 +142,14 @@ def test_evaluation_is_repeatable_grades_in_batches_and_leaves_the_random_state_
     assert [s.problem for s in first.samples] == [i for i in range(10) for _ in range(2)]
     one_by_one = [Arithmetic().grade(s.completion, {"answer": s.answer}).reason for s in first.samples]
     assert [s.reason for s in first.samples] == one_by_one
+
+
+def test_a_large_model_on_a_cpu_answers_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(builtin_path("tiny"))
+    tokenizer = AutoTokenizer.from_pretrained(builtin_path("tiny"))
+    task, rows = Counting(), Arithmetic().rows("test")[:40]
+    evaluate(model, tokenizer, task, rows, Sampler(max_completion_length=2))
+    assert task.sizes == [40]
+    monkeypatch.setattr("mirrorpo.evaluation.sampling._LARGE", 1000)
+    evaluate(model, tokenizer, task, rows, Sampler(max_completion_length=2))
+    assert task.sizes == [40, 32, 8]

@@ -158,7 +158,9 @@ class EvalSpec(Settings):
     temperature: float = Field(default=1.0, ge=0.0, le=10.0, description="0: greedy")
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     max_completion_length: int | None = Field(default=None, ge=1, le=1_000_000, description="empty: as in training")
-    batch_size: int = Field(default=256, ge=1, le=1_000_000, description="completions generated at once")
+    batch_size: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="completions generated at once; empty: by device and model size"
+    )
     seed: int = Field(default=1234, ge=0, le=2**31 - 1)
 
     @model_validator(mode="after")

@@ -77,7 +77,15 @@ def evaluate_recipe(
     folder = None if out is None else _open_folder(out, _settings(recipe, engine, len(rows)), resume, console)
     try:
         kept = None if folder is None else SamplesFile(folder.path / SAMPLES_FILE)
-        samples = [] if kept is None else kept.take_up(sampler.batch_size, total)
+
+        def batch() -> int:
+            nonlocal runner
+            if sampler.batch_size is not None:
+                return sampler.batch_size
+            runner = runner or _engine(recipe, engine, tokenizer, context)
+            return runner.batch_size
+
+        samples = [] if kept is None else kept.take_up(batch, total)
         done = len(samples)
         with counted(console, "evaluating", total, done) as advance:
 
@@ -139,11 +147,11 @@ class SamplesFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def take_up(self, batch_size: int, total: int) -> list[Sample]:
+    def take_up(self, batch_size: Callable[[], int], total: int) -> list[Sample]:
         """The samples of whole batches that are there; what lies beyond them is cut off the file.
 
         Args:
-            batch_size: samples in a batch.
+            batch_size: gives the samples in a batch; asked only where some are missing.
             total: samples of the whole evaluation; the last batch may be smaller.
 
         Raises:
@@ -157,9 +165,11 @@ class SamplesFile:
         lines = path.read_bytes().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
             lines.pop()  # torn by a kill
-        keep = len(lines) if len(lines) == total else len(lines) // batch_size * batch_size
         if len(lines) > total:
             raise InputError(f"{path}: {len(lines)} samples, the evaluation has {total}")
+        keep = len(lines)
+        if lines and keep < total:
+            keep -= keep % batch_size()
         samples = [_sample(line, f"{path}: line {number}") for number, line in enumerate(lines[:keep], 1)]
         os.truncate(path, sum(len(line) for line in lines[:keep]))
         return samples
