@@ -46,7 +46,7 @@ from mirrorpo.divergences.bregman import BregmanDivergence, itakura_saito, kl, p
 from mirrorpo.search.strategy import directions, estimate
 from mirrorpo.statistics import mean_interval
 
-BUDGET, REPETITIONS, SEED = 60, 16, 0
+BUDGET, REPETITIONS, SEED = 60, 10, 0
 STATES, ARMS = 32, 5
 # The noise of an arm with reference probability q is NOISE / sqrt(q): NOISE^2 over the times it was tried.
 NOISE = 0.25
@@ -82,8 +82,13 @@ class Problem:
 
     def fitness(self, d: mirrorpo.Divergence, coefficient: float = 1.0) -> float:
         """The true reward of the policy at which training ends."""
-        p = mirrorpo.optimum(d, self.q, self.seen, coefficient)
-        return (p * self.true).sum(-1).mean().item()
+        return self.at(d, [coefficient])[0]
+
+    def at(self, d: mirrorpo.Divergence, coefficients: Sequence[float]) -> list[float]:
+        """The same for several coefficients at once: only rewards over coefficient count."""
+        scale = torch.tensor(coefficients, dtype=torch.float64).view(-1, 1, 1)
+        p = mirrorpo.optimum(d, self.q, self.seen / scale, 1.0)
+        return (p * self.true).sum(-1).mean(-1).tolist()
 
 
 Evaluate = Callable[[Tensor], float]
@@ -131,10 +136,12 @@ def learned(evaluate: Evaluate, seed: int) -> Tensor:
     return max(found, key=lambda pair: pair[0])[1]
 
 
-def best_of(candidates: Sequence[Any], evaluate: Callable[[Any], float]) -> Any:
-    """The best of at most BUDGET."""
-    assert len(candidates) <= BUDGET
-    return max(candidates, key=evaluate)
+def best_of(divergences: Sequence[mirrorpo.Divergence], problem: Problem) -> tuple[mirrorpo.Divergence, float]:
+    """The best of a grid of BUDGET divergences and coefficients."""
+    logs = torch.linspace(LOW, HIGH, BUDGET // len(divergences), dtype=torch.float64)
+    grid = logs.exp().tolist()
+    found = [(f, d, c) for d in divergences for f, c in zip(problem.at(d, grid), grid, strict=True)]
+    return max(found, key=lambda one: one[0])[1:]
 
 
 def repetition(number: int) -> dict[str, float]:
@@ -144,17 +151,13 @@ def repetition(number: int) -> dict[str, float]:
     def evaluate(logs: Tensor) -> float:
         return validation.fitness(mixture(logs))
 
-    coefficients = torch.linspace(LOW, HIGH, 10, dtype=torch.float64).exp().tolist()
-    betas = [(mirrorpo.divergence("beta", beta=b), c) for b in (-1.0, 0.0, 0.5, 1.0, 2.0, 3.0) for c in coefficients]
-    fine = [
-        (mirrorpo.divergence("kl"), c) for c in torch.linspace(LOW, HIGH, BUDGET, dtype=torch.float64).exp().tolist()
-    ]
+    betas = [mirrorpo.divergence("beta", beta=beta) for beta in (-1.0, 0.0, 0.5, 1.0, 2.0, 3.0)]
     return {
         "random": test.fitness(mixture(random_search(evaluate, SEED + number))),
         "evolved": test.fitness(mixture(evolved(evaluate, SEED + number))),
         "learned": test.fitness(mixture(learned(evaluate, SEED + number))),
-        "best of beta": test.fitness(*best_of(betas, lambda pair: validation.fitness(*pair))),
-        "best KL": test.fitness(*best_of(fine, lambda pair: validation.fitness(*pair))),
+        "best of beta": test.fitness(*best_of(betas, validation)),
+        "best KL": test.fitness(*best_of([mirrorpo.divergence("kl")], validation)),
         "reference": (test.q * test.true).sum(-1).mean().item(),
         "no penalty": test.true.gather(-1, test.seen.argmax(-1, keepdim=True)).mean().item(),
     }
