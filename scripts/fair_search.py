@@ -107,13 +107,10 @@ def evolved(evaluate: Evaluate, seed: int) -> Tensor:
     found: list[tuple[float, Tensor]] = []
     for generation in range(BUDGET // (2 * PAIRS)):
         epsilon = directions(seed, generation, PAIRS, len(centre))
-        sides = []
-        for way in (1.0, -1.0):
-            points = [(centre + way * SIGMA * e).clamp(LOW, HIGH) for e in epsilon]
-            fitness = [evaluate(point) for point in points]
-            found += zip(fitness, points, strict=True)
-            sides.append(fitness)
-        slope = estimate(epsilon, *sides, SIGMA, "raw").gradient
+        plus, minus = ([(centre + way * SIGMA * e).clamp(LOW, HIGH) for e in epsilon] for way in (1.0, -1.0))
+        up, down = ([evaluate(point) for point in points] for points in (plus, minus))
+        found += zip([*up, *down], [*plus, *minus], strict=True)
+        slope = estimate(epsilon, up, down, SIGMA, "raw").gradient
         centre = (centre + RATE * slope / slope.norm().clamp(min=1e-12)).clamp(LOW, HIGH)
     return max(found, key=lambda pair: pair[0])[1]
 

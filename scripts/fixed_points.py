@@ -111,6 +111,7 @@ def fixed_point(name: str, estimator: str, c: float) -> Tensor:
     flow, large ones are Newton's. An arm whose probability falls for ever is dead once it is below exp(-FLOOR).
     """
     logits, length = tensor(REFERENCE).log(), 0.1
+    residual = torch.full_like(logits, math.inf)
     for _ in range(MAX_STEPS):
         logits = logits - logits.max()
         dead = logits <= -FLOOR
