@@ -26,7 +26,7 @@ from mirrorpo.evaluation.sampling import Engine, TransformersEngine, VllmEngine,
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import loading
-from mirrorpo.models.generation import end_tokens
+from mirrorpo.models.generation import CannotGenerateError, check_generates, end_tokens
 from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import context_of
 from mirrorpo.models.weights import without_memory
@@ -219,6 +219,10 @@ def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine
         end_tokens(model, tokenizer)
     except ValueError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {error}: set eos_token in tokenizer_config.json") from None
+    try:
+        check_generates(model)
+    except CannotGenerateError as error:
+        raise InputError(f"model.path {recipe.model.path!r}: {error}") from error
     fit_threads(model)
     return TransformersEngine(model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
 

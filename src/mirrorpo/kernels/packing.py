@@ -127,7 +127,7 @@ class Row:
 
     Attributes:
         ids: (L,), token ids.
-        positions: (L,), the columns that the tokens have in the padded batch, so that position embeddings are the same.
+        positions: (L,), places of the tokens in prompt and completion, padding not counted, as in generation.
         segments: who attends to what.
     """
 
@@ -281,13 +281,13 @@ class _Layout:
         self.later = [0] * len(sizes)  # what predicts its second; the others follow
 
     def row(self, pieces: list[_Piece], ids: Tensor) -> Row:
-        spans: list[tuple[int, int]] = []  # place in the flattened batch, size
+        spans: list[tuple[int, int, int]] = []  # place in the flattened batch, size, position
         segments: list[tuple[int, int, int, int]] = []  # start, size, prefix start, prefix size
         at = 0
         for piece in pieces:
             prompt_at, prompt = at, self.prompt_sizes[piece.members[0]]
             alone = len(piece.members) == 1
-            spans.append((piece.members[0] * self.width + self.num_prompt - prompt, prompt))
+            spans.append((piece.members[0] * self.width + self.num_prompt - prompt, prompt, 0))
             if not alone:
                 segments.append((prompt_at, prompt, 0, 0))
             at += prompt
@@ -298,14 +298,15 @@ class _Layout:
                     segments.append((prompt_at, prompt + read, 0, 0))
                 elif read:
                     segments.append((at, read, prompt_at, prompt))
-                spans.append((i * self.width + self.num_prompt, read))
+                spans.append((i * self.width + self.num_prompt, read, prompt))
                 at += read
         self.offset += at
-        source = _ranges([first for first, _ in spans], [count for _, count in spans])
+        sources, counts, places = (list(column) for column in zip(*spans, strict=True))
+        source = _ranges(sources, counts)
         start, size, prefix_start, prefix_size = zip(*segments, strict=True)
         return Row(
             ids=ids.reshape(-1)[source.to(ids.device)],
-            positions=(source % self.width).to(ids.device),
+            positions=_ranges(places, counts).to(ids.device),
             segments=Segments(
                 length=at,
                 start=start,

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import transformers
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
@@ -109,6 +111,29 @@ def bare_generation(model: nn.Module) -> Iterator[None]:
         model.generation_config = own
 
 
+class CannotGenerateError(ValueError):
+    """A model fails inside its own generation."""
+
+
+def check_generates(model: nn.Module) -> None:
+    """Raises ``CannotGenerateError`` in one line for a model that cannot generate at all; a step of it is tried.
+
+    Some architectures of a release of transformers fail inside their own cache (xLSTM in 5.23).
+    """
+    causal = causal_part(model)
+    ids = torch.ones(1, 3, dtype=torch.long, device=causal.device)
+    try:
+        with torch.no_grad(), bare_generation(causal):
+            causal.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False, pad_token_id=0)  # pyright: ignore[reportCallIssue]
+    # Untrusted: the code of any architecture.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        name = type(causal).__name__
+        raise CannotGenerateError(
+            f"{name} cannot generate with transformers {transformers.__version__} ({reason})"
+        ) from error
+
+
 def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
     """Tokens that end a completion: the tokenizer's, and all that the model's generation config names.
 
@@ -123,4 +148,12 @@ def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
     return sorted(int(token) for token in ends if token is not None)
 
 
-__all__ = ["bare_generation", "causal_part", "end_tokens", "ignored_settings", "say_what_is_ignored"]
+__all__ = [
+    "CannotGenerateError",
+    "bare_generation",
+    "causal_part",
+    "check_generates",
+    "end_tokens",
+    "ignored_settings",
+    "say_what_is_ignored",
+]

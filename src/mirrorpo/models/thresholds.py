@@ -10,12 +10,17 @@ policy is not its own reference in the first step.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Config keys of attention that sees a part of the past, and the layer types (a part of their names) that have it. A
 # config that lists its layers' types, none of them of this kind, does not use the key.
@@ -39,6 +44,9 @@ _POSITION_TABLE = re.compile(
 # Names of settings that draw random numbers in a training pass, and of those that belong to heads for classification.
 _NOISE = re.compile(r"drop(out|$|_|path|layer)|layerdrop|pdrop|jitter")
 _OTHER_HEADS = re.compile(r"classif|summary|^cls_")
+
+# Of the largest logit: between rounding in 16 bits and what a shifted position or a state that has read padding does.
+_PADDING_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +162,58 @@ def forget_lengths(model: nn.Module) -> None:
             setattr(module, name, original)
 
 
+def count_positions(model: nn.Module) -> None:
+    """Makes a model with a table of positions count them by the mask, where a call gives none.
+
+    Generation leaves padding on the left out of the count. Left to itself, such a model (GPT-2, CTRL) takes a token's
+    column: behind a shorter prompt it would score a completion as if it stood elsewhere in the text.
+    """
+    base = model.base_model
+    assert isinstance(base, nn.Module)
+    if _table(model) is None or _by_mask in base._forward_pre_hooks.values():
+        return
+    if "position_ids" in inspect.signature(base.forward).parameters:
+        base.register_forward_pre_hook(_by_mask, with_kwargs=True)
+
+
+def _by_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids", args[0] if args else None)
+    given = kwargs.get("position_ids") is not None
+    if given or not isinstance(mask, Tensor) or ids is None or mask.shape != ids.shape:
+        return args, kwargs
+    return args, {**kwargs, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
+
+
+@torch.no_grad()
+def reads_padding(model: nn.Module) -> bool:
+    """Whether padding on the left changes what a model computes for the tokens behind it, as in some recurrent ones."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # dropout would differ between the two passes
+    try:
+        device = next(model.parameters()).device
+        ids = torch.arange(1, 6, device=device).unsqueeze(0)
+        padded = torch.cat([ids[:, :3], ids], dim=1)
+        mask = torch.ones_like(padded)
+        mask[:, :3] = 0
+        calls = ((ids, torch.ones_like(ids)), (padded, mask))
+        logits = [model(input_ids=i, attention_mask=seen, use_cache=False).logits[0, -2:].float() for i, seen in calls]
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    alone, behind = logits
+    return bool((alone - behind).abs().max() > _PADDING_TOLERANCE * alone.abs().max().clamp(min=1.0))
+
+
+def say_padding(model: nn.Module) -> None:
+    """Logs a line if padding changes what a model computes."""
+    if reads_padding(model):
+        logger.warning(
+            "%s reads padding: behind a shorter prompt of a batch a completion has other probabilities than alone; "
+            "use prompts of one length, or one prompt at a time",
+            type(model).__name__,
+        )
+
+
 def _rotary(values: Mapping[str, Any]) -> Iterator[Threshold]:
     for rope in _rope_parameters(values):
         if rope["rope_type"] == "longrope" and (length := _original(rope, values)):
@@ -229,4 +289,14 @@ def _table(model: nn.Module) -> int | None:
     return min(rows, default=None)
 
 
-__all__ = ["Context", "Threshold", "context_of", "forget_lengths", "noise_of", "thresholds"]
+__all__ = [
+    "Context",
+    "Threshold",
+    "context_of",
+    "count_positions",
+    "forget_lengths",
+    "noise_of",
+    "reads_padding",
+    "say_padding",
+    "thresholds",
+]

@@ -33,7 +33,7 @@ from mirrorpo.kernels.attention import prefix_attention
 from mirrorpo.kernels.fused import token_logps
 from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.packing import Packing, Row, Segments, pack
-from mirrorpo.models.thresholds import noise_of
+from mirrorpo.models.thresholds import count_positions, noise_of
 from mirrorpo.training.checkpoints import random_states, set_random_states
 
 logger = logging.get_logger(__name__)
@@ -152,6 +152,7 @@ def probe(model: PreTrainedModel) -> str | None:
     Two small groups are read both ways: every layer must have attended to the packed row, and the hidden states of the
     completions must agree.
     """
+    count_positions(model)
     config = model.config.get_text_config()
     ids, mask = _probe_batch(config.vocab_size)
     device = next(model.parameters()).device

@@ -100,6 +100,12 @@ class ResumableTrainer(GRPOTrainer):
 
     # Writing
 
+    def _keep_what_is_trained(self) -> None:
+        """Writes a checkpoint of the last whole step, if there is none."""
+        written = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.state.global_step > 0 and not written.exists():
+            self._save_checkpoint(self.model, None)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if trial is not None:
             super()._save_checkpoint(model, trial)  # a search has a folder for each trial, and is not resumed

@@ -26,11 +26,12 @@ from mirrorpo.models import resolve_model
 from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.chat_template import check_chat_template
 from mirrorpo.models.folder import check_model_folder, check_path, loading
+from mirrorpo.models.generation import CannotGenerateError, check_generates
 from mirrorpo.models.threads import fit_threads
 from mirrorpo.models.thresholds import Context, context_of, noise_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import Row, Task, find_task
-from mirrorpo.training.distributed import world_size
+from mirrorpo.training.distributed import UNSHARDED, world_size
 from mirrorpo.training.rewards import reward_function
 
 if TYPE_CHECKING:
@@ -410,7 +411,9 @@ def build_trainer(
             peft_config=lora_config(recipe),
             callbacks=callbacks,
         )
-    except (OSError, SafetensorError) as error:
+        if not recipe.train.use_vllm and trainer.accelerator.distributed_type in UNSHARDED:
+            check_generates(trainer.accelerator.unwrap_model(trainer.model))
+    except (OSError, SafetensorError, CannotGenerateError) as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     fit_threads(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better

@@ -19,7 +19,7 @@ from mirrorpo.losses.advantages import advantages as group_advantages
 from mirrorpo.losses.objective import Objective, Output
 from mirrorpo.models import resolve_model
 from mirrorpo.models.generation import bare_generation, causal_part, say_what_is_ignored
-from mirrorpo.models.thresholds import forget_lengths
+from mirrorpo.models.thresholds import count_positions, forget_lengths, say_padding
 from mirrorpo.training.config import MirrorConfig, teacher_from
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
 from mirrorpo.training.loss import (
@@ -40,6 +40,7 @@ from mirrorpo.training.rewards import BackgroundReward, background, begin_reward
 from mirrorpo.training.rollouts import Rollouts
 from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, gather_ids
 from mirrorpo.training.teacher import Teacher, TeacherError, behind, needs_logps
+from mirrorpo.training.trl_loss import add_trl_names
 
 logger = logging.get_logger(__name__)
 
@@ -125,8 +126,13 @@ class MirrorTrainer(ResumableTrainer):
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
         say_what_is_ignored(self.accelerator.unwrap_model(self.model))
+        for one in (self.model, self.ref_model, None if self.teacher is None else self.teacher.model):
+            if one is not None:
+                count_positions(causal_part(self.accelerator.unwrap_model(one)))
         if self.accelerator.is_main_process and self.accelerator.distributed_type in UNSHARDED:
-            say_noise(causal_part(self.accelerator.unwrap_model(self.model)))
+            causal = causal_part(self.accelerator.unwrap_model(self.model))
+            say_padding(causal)
+            say_noise(causal)
         needs_logits = needs_padding(self.policy_objective)
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
         self.loss_computer = self._loss_computer()
@@ -214,12 +220,6 @@ class MirrorTrainer(ResumableTrainer):
             self._skip_noise()
             self.penalty_state.step((self.state.global_step + 1) / max(1, self.state.max_steps))
         return loss
-
-    def _keep_what_is_trained(self) -> None:
-        """Writes a checkpoint of the last whole step, if there is none."""
-        written = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if self.state.global_step > 0 and not written.exists():
-            self._save_checkpoint(self.model, None)
 
     def _settle_nonfinite(self) -> None:
         if not self.nonfinite.skips:
@@ -379,9 +379,7 @@ class MirrorTrainer(ResumableTrainer):
         if penalty is not None:
             total = total - penalty.to(total)
         group_size = self.num_generations if self.model.training else self.num_generations_eval
-        if (
-            group_size is None or group_size < 2
-        ):  # evaluation may use one completion per prompt: nothing to compare with
+        if group_size is None or group_size < 2:  # one completion per prompt, in an evaluation
             return computed
         everyone = group_advantages(total, group_size, self.policy_objective.advantage)
         if self.model.training:
@@ -494,14 +492,7 @@ class MirrorTrainer(ResumableTrainer):
             if mode == "train":
                 self.penalty_state.observe(values[f"divergence/{label}/mean"])
                 self._step_distance = max(self._step_distance, abs(self._distance(values)))
-        # TRL's names for the same numbers, so that dashboards and callbacks keep working.
-        values["entropy"] = values["entropy/mean"]
-        values["clip_ratio/low_mean"] = values["clip/low/frac"]
-        values["clip_ratio/high_mean"] = values["clip/high/frac"]
-        values["clip_ratio/low_min"], values["clip_ratio/high_max"] = values.pop("low/min"), values.pop("high/max")
-        values["clip_ratio/region_mean"] = values["clip/low/frac"] + values["clip/high/frac"]
-        if "divergence/reverse_kl/mean" in values:
-            values["kl"] = values["divergence/reverse_kl/mean"]
+        add_trl_names(values)
         for name, value in values.items():
             self._metrics[mode][name].append(value)
 

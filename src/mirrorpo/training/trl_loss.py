@@ -227,6 +227,17 @@ def _same(one: Any, other: Any) -> bool:
     return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12) if numbers else one == other
 
 
+def add_trl_names(values: dict[str, Any]) -> None:
+    """TRL's names for the same metrics, so that dashboards and callbacks keep working."""
+    values["entropy"] = values["entropy/mean"]
+    values["clip_ratio/low_mean"] = values["clip/low/frac"]
+    values["clip_ratio/high_mean"] = values["clip/high/frac"]
+    values["clip_ratio/low_min"], values["clip_ratio/high_max"] = values.pop("low/min"), values.pop("high/max")
+    values["clip_ratio/region_mean"] = values["clip/low/frac"] + values["clip/high/frac"]
+    if "divergence/reverse_kl/mean" in values:
+        values["kl"] = values["divergence/reverse_kl/mean"]
+
+
 # Method to its parameters, without `self`; of the longest one, those that are passed by position.
 SEAMS: dict[str, tuple[str, ...]] = {
     # Rewards, advantages and loss
@@ -253,4 +264,4 @@ SEAMS: dict[str, tuple[str, ...]] = {
 }
 
 
-__all__ = ["SEAMS", "TRL_DEFAULTS", "TRL_FIELDS", "check_fields", "objective_of_trl", "trl_settings"]
+__all__ = ["SEAMS", "TRL_DEFAULTS", "TRL_FIELDS", "add_trl_names", "check_fields", "objective_of_trl", "trl_settings"]
