@@ -61,6 +61,7 @@ def test_what_predicts_a_token_has_seen_its_prompt_and_its_past_in_order(name: s
         column = torch.arange(ids.shape[1])
         past = mask[completion].bool() & (column < num_prompt + step)
         assert row.ids[seen].tolist() == ids[completion][past].tolist()
+        assert row.columns[seen].tolist() == column[past].tolist()
         assert row.positions[seen].tolist() == (column[past] - column[past][0]).tolist()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import (
     CTRLConfig,
     CTRLLMHeadModel,
@@ -28,13 +30,16 @@ from transformers import (
 
 from mirrorpo.models.generation import CannotGenerateError, check_generates
 from mirrorpo.models.thresholds import count_positions, reads_padding, say_padding
+from mirrorpo.training import MirrorConfig, MirrorTrainer
 from mirrorpo.training.model_adapter import install, probe
+from small_models import VOCABULARY, small_folder
 
 _V = 64
 _HEADS: dict[str, Any] = {"vocab_size": _V, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
 _OLD: dict[str, Any] = {"vocab_size": _V, "n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 64}
-_GPT2 = GPT2Config(**_OLD, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
-_BIGCODE = GPTBigCodeConfig(**_OLD, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+_SILENT: dict[str, Any] = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
+_GPT2 = GPT2Config(**_OLD, **_SILENT)
+_BIGCODE = GPTBigCodeConfig(**_OLD, **_SILENT)
 _CTRL = CTRLConfig(**_OLD, dff=32, embd_pdrop=0.0, resid_pdrop=0.0)
 _NEO = GPTNeoConfig(
     vocab_size=_V, num_layers=2, hidden_size=32, num_heads=2, attention_types=[[["global"], 2]],
@@ -115,3 +120,30 @@ def test_a_model_whose_generation_fails_is_refused_in_one_line() -> None:
     broken = built(xLSTMForCausalLM, xLSTMConfig(vocab_size=_V, hidden_size=64, num_hidden_layers=2, num_heads=2))
     with pytest.raises(CannotGenerateError, match=r"^xLSTMForCausalLM cannot generate with transformers 5\.\S+ \("):
         check_generates(broken)
+
+
+def test_a_trainer_scores_a_completion_behind_a_shorter_prompt_as_it_was_drawn(tmp_path: Path) -> None:
+    """Old log-probabilities, from packed and from padded rows, against those of each text alone."""
+    folder = small_folder(
+        tmp_path / "model", GPT2Config(**{**_OLD, "vocab_size": VOCABULARY}, bos_token_id=None, eos_token_id=257)
+    )
+    for fast in ("auto", "off"):
+        args = MirrorConfig(
+            str(tmp_path / fast), fast=fast, per_device_train_batch_size=4, num_generations=2, report_to="none",
+            bf16=False, use_cpu=True, max_completion_length=4, activation_checkpointing=False,
+            model_init_kwargs=_SILENT,
+        )  # fmt: skip
+        trainer = MirrorTrainer(
+            folder, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args,
+            train_dataset=Dataset.from_list([{"prompt": "1"}, {"prompt": "12345678"}]),
+        )  # fmt: skip
+        ids = torch.tensor([[0, 0, 0, 7, 9, 3, 2], [4, 5, 6, 8, 3, 1, 9]])
+        mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+        with torch.no_grad():
+            found, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 2)
+            assert (trainer.packed.reason is None) == (fast == "auto")
+            for row, length in ((0, 4), (1, 7)):
+                alone = ids[row : row + 1, -length:]
+                logits = trainer.model(input_ids=alone, use_cache=False).logits[0, -3:-1].log_softmax(-1)
+                wanted = logits.gather(-1, alone[0, -2:, None]).squeeze(-1)
+                torch.testing.assert_close(found[row], wanted, rtol=0, atol=1e-4)

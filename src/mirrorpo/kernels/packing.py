@@ -127,11 +127,13 @@ class Row:
 
     Attributes:
         ids: (L,), token ids.
-        positions: (L,), places of the tokens in prompt and completion, padding not counted, as in generation.
+        columns: (L,), of the tokens in the padded batch: rotary embeddings are then, bit for bit, those of padded rows.
+        positions: (L,), the same without padding on the left, as generation counts them.
         segments: who attends to what.
     """
 
     ids: Tensor
+    columns: Tensor
     positions: Tensor
     segments: Segments
 
@@ -306,6 +308,7 @@ class _Layout:
         start, size, prefix_start, prefix_size = zip(*segments, strict=True)
         return Row(
             ids=ids.reshape(-1)[source.to(ids.device)],
+            columns=(source % self.width).to(ids.device),
             positions=_ranges(places, counts).to(ids.device),
             segments=Segments(
                 length=at,

@@ -170,10 +170,17 @@ def count_positions(model: nn.Module) -> None:
     """
     base = model.base_model
     assert isinstance(base, nn.Module)
-    if _table(model) is None or _by_mask in base._forward_pre_hooks.values():
+    if _table(model) is None or counts_by_mask(model):
         return
     if "position_ids" in inspect.signature(base.forward).parameters:
         base.register_forward_pre_hook(_by_mask, with_kwargs=True)
+
+
+def counts_by_mask(model: nn.Module) -> bool:
+    """Whether ``count_positions`` had an effect on a model."""
+    base = model.base_model
+    assert isinstance(base, nn.Module)
+    return _by_mask in base._forward_pre_hooks.values()
 
 
 def _by_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -294,6 +301,7 @@ __all__ = [
     "Threshold",
     "context_of",
     "count_positions",
+    "counts_by_mask",
     "forget_lengths",
     "noise_of",
     "reads_padding",

@@ -33,7 +33,7 @@ from mirrorpo.kernels.attention import prefix_attention
 from mirrorpo.kernels.fused import token_logps
 from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.packing import Packing, Row, Segments, pack
-from mirrorpo.models.thresholds import count_positions, noise_of
+from mirrorpo.models.thresholds import count_positions, counts_by_mask, noise_of
 from mirrorpo.training.checkpoints import random_states, set_random_states
 
 logger = logging.get_logger(__name__)
@@ -139,7 +139,7 @@ def _read(model: PreTrainedModel, row: Row, packed: PackedRow) -> Tensor:
         input_ids=row.ids.unsqueeze(0),
         # A mask of four dimensions is handed through as it is, and never looked at: the row says what is seen.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=row.ids.device),
-        position_ids=row.positions.unsqueeze(0),
+        position_ids=(row.positions if counts_by_mask(model) else row.columns).unsqueeze(0),
         use_cache=False,
         packed_row=packed,
     )
