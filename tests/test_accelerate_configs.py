@@ -67,6 +67,9 @@ def test_accelerate_reads_the_configuration(name: str, monkeypatch: pytest.Monke
         if key in found:
             monkeypatch.setenv(key, found[key])
     assert distributed.shards_parameters() == (name in ("fsdp2", "zero3"))
+    notice = distributed.unsharded_notice("MULTI_CPU")
+    assert (notice is not None) == (name == "fsdp2")
+    assert distributed.unsharded_notice("FSDP") is None
     if distributed.shards_parameters():
         with pytest.raises(InputError, match=r"eval\.problems: must be 0 with FSDP and ZeRO-3.*got 512"):
             run.check_processes(recipe())

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -377,10 +378,12 @@ def test_a_bare_name_is_a_preset_or_a_divergence_and_never_both() -> None:
     assert penalties_of("mirrorpo:k3")[0].coefficient == 1.0
 
 
-def test_a_version_outside_the_tested_range_warns_to_compare_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("other", ["0.9.0", "0.10.0.dev0", "0.10.0rc1", "0.10", "0.11.0"])
+def test_a_version_outside_the_tested_range_warns(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plugin.SUPPORTED[0] <= plugin.Version(verl.__version__) < plugin.SUPPORTED[1]
-    monkeypatch.setattr(verl, "__version__", "0.11.0")
-    with pytest.warns(UserWarning, match=r"tested with verl >=0.9.1,<0.10, this is 0.11.0: compare its loss"):
+    plugin._check_version()
+    monkeypatch.setattr(verl, "__version__", other)
+    with pytest.warns(UserWarning, match=rf"tested with verl >=0.9.1,<0.10, this is {re.escape(other)}: "):
         plugin._check_version()
 
 

@@ -239,7 +239,8 @@ def load() -> None:
 
 def _check_version() -> None:
     found = Version(verl.__version__)
-    if not SUPPORTED[0] <= found < SUPPORTED[1]:
+    # A development version of the first that was not tested is not one of those that were: 0.10.0.dev0 < 0.10.
+    if not SUPPORTED[0] <= found or Version(found.base_version) >= SUPPORTED[1]:
         warnings.warn(
             f"mirrorpo was tested with verl >={SUPPORTED[0]},<{SUPPORTED[1]}, this is {found}: compare "
             "its loss with mirrorpo.objective on a batch before you trust a run",

@@ -68,6 +68,20 @@ def shards_parameters() -> bool:
     return uses_deepspeed() and environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3") == "3"
 
 
+def unsharded_notice(kind: str) -> str | None:
+    """What to say where FSDP was asked for and accelerate left it out, as it does on a CPU; None where it did not.
+
+    Args:
+        kind: accelerate's type of distribution: "MULTI_CPU", "FSDP", ...
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not asked or kind == "FSDP":
+        return None
+    return (
+        f"FSDP was asked for, but accelerate shards on accelerators alone ({kind}): each process holds the whole model"
+    )
+
+
 def uses_deepspeed() -> bool:
     """Whether the launcher, or an ``Accelerator`` made with a plugin, asks for DeepSpeed: accelerate's own sign."""
     # accelerate takes "true", transformers these; either of them is enough to train with it.
@@ -236,6 +250,7 @@ __all__ = [
     "through",
     "together",
     "trainer_settings",
+    "unsharded_notice",
     "uses_deepspeed",
     "world_size",
 ]

@@ -21,7 +21,14 @@ from mirrorpo.models import resolve_model
 from mirrorpo.models.generation import bare_generation, causal_part, say_what_is_ignored
 from mirrorpo.models.thresholds import count_positions, forget_lengths, say_padding
 from mirrorpo.training.config import MirrorConfig, teacher_from
-from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
+from mirrorpo.training.distributed import (
+    UNSHARDED,
+    check_equal,
+    quantiles_over_ranks,
+    reduce_metrics,
+    trainer_settings,
+    unsharded_notice,
+)
 from mirrorpo.training.loss import (
     LossComputer,
     LossSettings,
@@ -129,6 +136,8 @@ class MirrorTrainer(ResumableTrainer):
         for one in (self.model, self.ref_model, None if self.teacher is None else self.teacher.model):
             if one is not None:
                 count_positions(causal_part(self.accelerator.unwrap_model(one)))
+        if (notice := unsharded_notice(self.accelerator.distributed_type.value)) and self.accelerator.is_main_process:
+            logger.warning(notice)
         if self.accelerator.is_main_process and self.accelerator.distributed_type in UNSHARDED:
             causal = causal_part(self.accelerator.unwrap_model(self.model))
             say_padding(causal)
