@@ -11,6 +11,7 @@ import contextlib
 import doctest
 import importlib
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,15 @@ def test_training_ends_where_the_page_of_fixed_points_says(load: Load) -> None:
         pull = r - 2.0 * c * p * (p - q)
         logits = logits + 0.5 * p * (pull - (p * pull).sum())
     torch.testing.assert_close(logits.softmax(-1)[0], sampled, rtol=0, atol=5e-3)
+
+
+def test_the_fair_search_is_published_as_it_came_out() -> None:
+    page = (ROOT / "docs" / "evolution.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "docs" / "results" / "evolve" / "fair_search.json").read_text(encoding="utf-8"))
+    for name, line in found["methods"].items():
+        values = [row[name] for row in found["rows"]]
+        assert line["reward"] == pytest.approx(sum(values) / len(values))
+        assert f"| {name} | {line['reward']:.3f} |" in page
 
 
 def test_every_figure_is_drawn_by_the_script(load: Load, tmp_path: Path) -> None:
