@@ -295,8 +295,12 @@ def test_the_trainer_takes_a_built_in_model_by_its_name_and_a_card_names_the_obj
         "arxiv.org/abs/2503.14476",
         "@software{mirrorpo",
         "huggingface.co/papers/2503.14476",
+        "trained with mirrorpo, by the objective of [DAPO]",
+        "- mirrorpo: ",
     ):
         assert piece in card
+    paper, library = card.index("eprint        = {2503.14476}"), card.index("@software{mirrorpo")
+    assert card.index("Cite the objective as:") < paper < card.index("Cite mirrorpo as:") < library
     assert "DeepSeekMath" not in card
 
 

@@ -281,6 +281,10 @@ def _with_coefficient(chosen: Objective, beta: float) -> Objective:
     if beta == chosen.reference_coefficient:
         return chosen
     if chosen.spec is not None:
+        if not chosen.penalties:
+            raise ValueError(
+                f"beta={beta!r} has no effect: objective {chosen.name!r} has no penalty. Give divergence too"
+            )
         return objective_from({**chosen.spec, "coefficient": beta})
     check_number("beta", beta, 0.0)
     if len(chosen.penalties) != 1:

@@ -461,7 +461,12 @@ def add_objective(card: Path, objective: Objective) -> None:
         "    title   = {{mirrorpo: policy divergences for reinforcement learning with verifiable rewards}},\n"
         f"    version = {{{version('mirrorpo')}}},\n    license = {{Apache-2.0}},\n}}\n```\n"
     )
-    after = after.replace(f"{heading}\n\n", f"{heading}\n\n- mirrorpo: {version('mirrorpo')}\n", 1)
+    after = after.replace("\n\n", f"\n\n- mirrorpo: {version('mirrorpo')}\n", 1)
+    # TRL's template takes the trainer for the paper's method.
+    after = after.replace("Cite mirrorpo as:", "Cite the objective as:", 1)
+    before = before.replace(
+        "trained with mirrorpo, a method introduced in", "trained with mirrorpo, by the objective of"
+    )
     card.write_text(f"{before}{section}{heading}{after.rstrip()}{citation}", encoding="utf-8")
 
 
