@@ -141,7 +141,7 @@ def _single(text: str, both: str) -> Node:
         return Collection(tuple(_distinct([read(plus, both), read(minus, both)])))
     remainder = splits(text, r"\\b?mod(?![a-z])")
     if len(remainder) == 2:
-        return _remainder(*remainder, both)
+        return _remainder(remainder[0], remainder[1], both)
     bracketed = _bracketed(text, both)
     return _expression(text, both) if bracketed is None else bracketed
 

@@ -22,6 +22,11 @@ _TOKEN = r"(?:[0-9A-Za-z]|\\[A-Za-z]+)"
 _FRACTION = re.compile(rf"\\frac\s*(?:\{{((?:[^{{}}])*)\}}|({_TOKEN}))\s*(?:\{{((?:[^{{}}])*)\}}|({_TOKEN}))")
 _SHORT_FRACTION = re.compile(r"\\frac\s*([0-9A-Za-z])\s*([0-9A-Za-z])(?![A-Za-z])")
 _DOUBLE_FACTORIAL = re.compile(r"(?<![0-9A-Za-z.)}])([0-9]{1,3})!!(?!!)")
+_CHOOSE = re.compile(r"(\A|\{)([^{}]*)\\choose(?![a-z])([^{}]*)(\Z|\})")
+# The grammar adds a number and what stands beside it, as in a mixed one, if that is rational: "3(1/2)" would be 7/2.
+_BESIDE = re.compile(r"((?<![0-9A-Za-z_^.])[0-9]+(?:\.[0-9]+)?|\))\s*(?=\(|\[|\\binom|e\s*\^)")
+_BESIDE_BINOMIAL = re.compile(r"([)}]|(?<![\\A-Za-z])[A-Za-z])\s*(?=\\binom)")
+_OF_NUMBERS = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp)(?![a-z])")
 _SUBFACTORIAL = re.compile(r"(\A|[-+*/=({,]|\\(?:cdot|times)(?![a-z]))\s*!\s*([0-9]{1,3})(?![0-9!.])")
 _ROOT = re.compile(rf"\\sqrt\s*(\[[^\[\]]*\])?\s*({_TOKEN}(?![A-Za-z])|[0-9]+)")
 _ROOT_IN_BRACKETS = re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)")
@@ -125,6 +130,11 @@ def respelled(text: str) -> str:
             text = changed
     text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = _DOUBLE_FACTORIAL.sub(lambda m: str(math.prod(range(int(m[1]), 1, -2))), text)
+    text = text.replace("\\dbinom", "\\binom").replace("\\tbinom", "\\binom")
+    text = _CHOOSE.sub(r"\\binom{\2}{\3}", text)
+    text = _BESIDE_BINOMIAL.sub(r"\1 \\cdot ", text)
+    if not _OF_NUMBERS.search(text):
+        text = _BESIDE.sub(r"\1 \\cdot ", text)
     text = _SUBFACTORIAL.sub(lambda m: f"{m[1]} {_derangements(int(m[2]))}", text)
     text = _SCIENTIFIC.sub(r"(\1 \\cdot 10^{\2})", text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)

@@ -216,7 +216,7 @@ def _plain(digits: str) -> Fraction:
 def _decimal(whole: str, decimals: str | None) -> Fraction:
     """The fraction of digits before and after a point; ``Fraction`` of a text would take three times as long."""
     if not decimals or not decimals.strip("0"):
-        return Fraction(int(whole.replace(",", "")))
+        return Fraction(int(whole.replace(",", "") or "0"))
     return Fraction(int(whole.replace(",", "") + decimals), 10 ** len(decimals))
 
 
