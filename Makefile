@@ -50,6 +50,7 @@ catalogue: $(STAMP)  ## write the generated docs again: tables of names, of bias
 	$(BIN)/python scripts/make_bias_table.py
 	$(BIN)/python scripts/fixed_points.py
 	$(BIN)/python scripts/make_explorer.py
+	$(BIN)/python scripts/rewards_tables.py
 
 lint: $(STAMP)  ## style, format, types
 	$(BIN)/ruff check .

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mirrorpo.errors import unknown_name
-
 if TYPE_CHECKING or os.environ.get("MIRRORPO_CHECK_SHAPES") == "1":
     from jaxtyping import Bool, Float, Num, Shaped
 else:
@@ -90,4 +88,4 @@ def call_with_options(kind: str, name: str, build: Callable[..., Any], options: 
     return build(**options)
 
 
-__all__ = ["Bool", "Float", "Num", "Shaped", "Tensor", "unknown_name"]
+__all__ = ["Bool", "Float", "Num", "Shaped", "Tensor"]

@@ -37,7 +37,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
-from mirrorpo._checks import LOGP_TOLERANCE, Float, Shaped, Tensor, check_logps, unknown_name
+from mirrorpo._checks import LOGP_TOLERANCE, Float, Shaped, Tensor, check_logps
+from mirrorpo.errors import unknown_name
 
 Estimator = Literal["sampled", "weighted", "score", "exact", "top_k"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)

@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 import torch
 
-from mirrorpo._checks import Float, Tensor, unknown_name
+from mirrorpo._checks import Float, Tensor
+from mirrorpo.errors import unknown_name
 
 # TRL's eps, so that a group of equal rewards gives 0 / eps = 0 and not 0 / 0.
 STD_EPS = 1e-4

@@ -18,7 +18,8 @@ from typing import Literal, get_args
 
 import torch
 
-from mirrorpo._checks import Float, Num, Shaped, Tensor, unknown_name
+from mirrorpo._checks import Float, Num, Shaped, Tensor
+from mirrorpo.errors import unknown_name
 
 Aggregation = Literal["sequence_mean", "token_mean", "constant", "sequence_sum"]
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirrorpo._checks import check_number, unknown_name
+from mirrorpo._checks import check_number
 from mirrorpo.divergences import ESTIMATORS, LOGITS_ESTIMATORS, SUPPORTS, Divergence
+from mirrorpo.errors import unknown_name
 from mirrorpo.losses.anchors import ANCHORS, AnchorLogps
 from mirrorpo.losses.regions import resolve_divergence
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack, cast
 
-from mirrorpo._checks import unknown_name
+from mirrorpo.errors import unknown_name
 from mirrorpo.losses.advantages import ADVANTAGES
 from mirrorpo.losses.aggregation import AGGREGATIONS
 from mirrorpo.losses.anchors import BEHAVIOURS

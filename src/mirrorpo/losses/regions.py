@@ -30,9 +30,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from mirrorpo._checks import Bool, Float, Tensor, call_with_options, check_number, unknown_name
+from mirrorpo._checks import Bool, Float, Tensor, call_with_options, check_number
 from mirrorpo.divergences import DIVERGENCES, Divergence, divergence
 from mirrorpo.divergences.bregman import k
+from mirrorpo.errors import unknown_name
 from mirrorpo.losses.solver import LOG_RATIO_LIMIT, solve_log_bounds
 
 Constraint = Callable[[Tensor, Tensor], Tensor]

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirrorpo._checks import unknown_name
+from mirrorpo.errors import unknown_name
 from mirrorpo.losses.anchors import ANCHORS, AnchorLogps
 from mirrorpo.losses.regions import TrustRegion, trust_region
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mirrorpo.losses.anchors import ANCHORS
-from mirrorpo.losses.penalties import Penalty
 from mirrorpo.losses.regions import OverVocabulary
-from mirrorpo.losses.rules import Rule
+
+if TYPE_CHECKING:
+    from mirrorpo.losses.penalties import Penalty
+    from mirrorpo.losses.rules import Rule
 
 
 @dataclass(frozen=True, kw_only=True)

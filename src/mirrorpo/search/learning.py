@@ -31,11 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirrorpo._checks import unknown_name
 from mirrorpo.divergences import Divergence, divergence
 from mirrorpo.divergences.neural.generator import GROUPS, LOG_OFFSET, split
 from mirrorpo.divergences.neural.map import MirrorMap
 from mirrorpo.divergences.slope import score
+from mirrorpo.errors import unknown_name
 
 VARIABLES = ("map", "beta", "alpha", "coefficient")
 RULES = ("exponentiated", "projected")

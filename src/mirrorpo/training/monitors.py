@@ -30,9 +30,13 @@ from mirrorpo.files import write_text_atomic
 from mirrorpo.interrupts import SIGNALS
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import PRESETS
+from mirrorpo.models.generation import causal_part, say_what_is_ignored
+from mirrorpo.models.thresholds import say_padding
 from mirrorpo.progress import EVERY
 from mirrorpo.runs.folder import METRICS_FILE
 from mirrorpo.runs.reader import recorded_steps
+from mirrorpo.training.distributed import UNSHARDED, unsharded_notice
+from mirrorpo.training.model_adapter import say_noise
 from mirrorpo.wording import duration, say
 
 logger = logging.get_logger(__name__)
@@ -146,6 +150,19 @@ def _rollouts(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def say_at_start(accelerator: Any, model: nn.Module) -> None:
+    """What a user must know of the model and its layout before it trains; a line each, once for all ranks."""
+    policy = accelerator.unwrap_model(model)
+    say_what_is_ignored(policy)
+    if not accelerator.is_main_process:
+        return
+    if notice := unsharded_notice(accelerator.distributed_type.value):
+        logger.warning(notice)
+    if accelerator.distributed_type in UNSHARDED:
+        say_padding(causal_part(policy))
+        say_noise(causal_part(policy))
 
 
 class ProgressBar(TrainerCallback):
@@ -478,5 +495,6 @@ __all__ = [
     "add_objective",
     "numbers_of",
     "paper_of",
+    "say_at_start",
     "trim_metrics",
 ]

@@ -18,17 +18,10 @@ from mirrorpo.config.train import TeacherSpec, check_teacher
 from mirrorpo.losses.advantages import advantages as group_advantages
 from mirrorpo.losses.objective import Objective, Output
 from mirrorpo.models import resolve_model
-from mirrorpo.models.generation import bare_generation, causal_part, say_what_is_ignored
-from mirrorpo.models.thresholds import count_positions, forget_lengths, say_padding
+from mirrorpo.models.generation import bare_generation, causal_part
+from mirrorpo.models.thresholds import count_positions, forget_lengths
 from mirrorpo.training.config import MirrorConfig, teacher_from
-from mirrorpo.training.distributed import (
-    UNSHARDED,
-    check_equal,
-    quantiles_over_ranks,
-    reduce_metrics,
-    trainer_settings,
-    unsharded_notice,
-)
+from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
 from mirrorpo.training.loss import (
     LossComputer,
     LossSettings,
@@ -39,8 +32,8 @@ from mirrorpo.training.loss import (
     regroup,
     truncation,
 )
-from mirrorpo.training.model_adapter import budget_advice, check_reference, say_noise
-from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of
+from mirrorpo.training.model_adapter import budget_advice, check_reference
+from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of, say_at_start
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, load_state, resumed_lines, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
@@ -132,16 +125,10 @@ class MirrorTrainer(ResumableTrainer):
         self.teacher = None if spec is None else self._load_teacher(spec)
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
-        say_what_is_ignored(self.accelerator.unwrap_model(self.model))
         for one in (self.model, self.ref_model, None if self.teacher is None else self.teacher.model):
             if one is not None:
                 count_positions(causal_part(self.accelerator.unwrap_model(one)))
-        if (notice := unsharded_notice(self.accelerator.distributed_type.value)) and self.accelerator.is_main_process:
-            logger.warning(notice)
-        if self.accelerator.is_main_process and self.accelerator.distributed_type in UNSHARDED:
-            causal = causal_part(self.accelerator.unwrap_model(self.model))
-            say_padding(causal)
-            say_noise(causal)
+        say_at_start(self.accelerator, self.model)
         needs_logits = needs_padding(self.policy_objective)
         self.packed = PackedPath(args, self.accelerator, self.temperature, self.aux_loss_enabled, needs_logits)
         self.loss_computer = self._loss_computer()

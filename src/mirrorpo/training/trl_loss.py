@@ -17,7 +17,7 @@ from typing import Any
 
 from trl.trainer.grpo_config import GRPOConfig
 
-from mirrorpo._checks import unknown_name
+from mirrorpo.errors import unknown_name
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective
 from mirrorpo.losses.regions import Interval

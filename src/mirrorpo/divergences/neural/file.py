@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mirrorpo._checks import unknown_name
 from mirrorpo.divergences.neural.map import GROUPS, SLICES, UNITS_PER_GROUP, MirrorMap, checked
+from mirrorpo.errors import unknown_name
 
 FORMAT = "mirrorpo mirror map"
 VERSION = 1
