@@ -417,15 +417,16 @@ def test_the_probe_finds_a_model_whose_layers_do_not_attend_to_the_row() -> None
 
 
 def test_the_probe_finds_a_model_with_other_positions_and_one_that_knows_no_rows() -> None:
-    from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
+    from transformers import BartConfig, BartForCausalLM, MambaConfig, MambaForCausalLM
 
     install()
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 100}
-    opt = OPTConfig(**small, num_attention_heads=4, ffn_dim=64, word_embed_proj_dim=32)
-    model = OPTForCausalLM(opt)
+    # Learned positions, counted from the first column, padding or not.
+    bart = BartConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=100)
+    model = BartForCausalLM(bart)
     assert "differ from the padded ones" in (probe(model) or "")
-    assert model.training == OPTForCausalLM(opt).training
-    assert "does not read packed rows" in (probe(MambaForCausalLM(MambaConfig(**small))) or "")
+    assert model.training == BartForCausalLM(bart).training
+    mamba = MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=100)
+    assert "does not read packed rows" in (probe(MambaForCausalLM(mamba)) or "")
 
 
 def test_the_probe_passes_the_embedded_model_in_every_dtype() -> None:
