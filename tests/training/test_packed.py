@@ -421,7 +421,8 @@ def test_the_probe_finds_a_model_with_other_positions_and_one_that_knows_no_rows
 
     install()
     # Learned positions, counted from the first column, padding or not.
-    bart = BartConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=100)
+    layers = {"encoder_layers": 2, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    bart = BartConfig(**layers, d_model=32, vocab_size=100, attention_dropout=0.0, forced_eos_token_id=None)
     model = BartForCausalLM(bart)
     assert "differ from the padded ones" in (probe(model) or "")
     assert model.training == BartForCausalLM(bart).training
