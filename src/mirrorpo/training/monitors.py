@@ -188,8 +188,7 @@ class ProgressBar(TrainerCallback):
             disable=not console.is_terminal,
         )
         self.bar: Any = None
-        self.first = 0  # step at the start
-        self.began = self.told = 0.0  # seconds
+        self.first, self.began, self.told = 0, 0.0, 0.0  # step and time of the start, time of the last line
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -208,8 +207,9 @@ class ProgressBar(TrainerCallback):
         due = step % max(1, self.steps // 10) == 0 or step == self.steps or now - self.told >= EVERY
         if not self.console.is_terminal and due:
             self.told = now
-            left = duration((self.steps - step) * (now - self.began) / max(1, step - self.first))
-            say(self.console, f"step {step}/{self.steps}  {numbers_of(line)}  about {left} left")
+            seconds = (self.steps - step) * (now - self.began) / max(1, step - self.first)
+            left = f"  about {duration(seconds)} left" if step < self.steps else ""
+            say(self.console, f"step {step}/{self.steps}  {numbers_of(line)}{left}")
 
     def stop(self) -> None:
         """Ends the drawing; called on every way out of the run."""
