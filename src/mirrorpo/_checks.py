@@ -33,18 +33,6 @@ else:
 LOGP_TOLERANCE = 1e-3
 
 
-def check_number(
-    name: str, value: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
-) -> float:
-    """``value`` as a float in [low, high], or (low, high] with ``open_low``; anything else raises ``ValueError``."""
-    legal = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number in {legal}, got {value!r}")
-    if not math.isfinite(value) or not (low < value if open_low else low <= value) or value > high:
-        raise ValueError(f"{name} must be a number in {legal}, got {value!r}")
-    return float(value)
-
-
 def check_logps(names: tuple[str, ...], *logps: Tensor) -> float:
     """The smallest of all log-probabilities; raises ``ValueError`` unless all are floating tensors of one shape <= 0.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import signal
 from collections.abc import Iterable
 
@@ -40,6 +41,18 @@ class Interrupted(BaseException):
     def name(self) -> str:
         """Such as SIGTERM."""
         return signal.Signals(self.number).name
+
+
+def check_number(
+    name: str, value: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> float:
+    """``value`` as a float in [low, high], or (low, high] with ``open_low``; anything else raises ``ValueError``."""
+    legal = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number in {legal}, got {value!r}")
+    if not math.isfinite(value) or not (low < value if open_low else low <= value) or value > high:
+        raise ValueError(f"{name} must be a number in {legal}, got {value!r}")
+    return float(value)
 
 
 def unknown_name(kind: str, name: object, legal: Iterable[str]) -> ValueError:

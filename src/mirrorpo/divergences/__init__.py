@@ -23,12 +23,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mirrorpo._checks import call_with_options, check_number
+from mirrorpo._checks import call_with_options
 from mirrorpo.divergences.base import ESTIMATORS, LOGITS_ESTIMATORS, SUPPORTS, Divergence, Estimator, Term
 from mirrorpo.divergences.bregman import BregmanDivergence, beta_divergence
 from mirrorpo.divergences.fdivergence import LogRatioPenalty, Parts, RatioDivergence, alpha_divergence
 from mirrorpo.divergences.neural.map import SOURCES, MirrorMap, NeuralDivergence
-from mirrorpo.errors import unknown_name
+from mirrorpo.errors import check_number, unknown_name
 from mirrorpo.user_code import import_attribute
 
 Generator = Callable[[Tensor], Tensor]

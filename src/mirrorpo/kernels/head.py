@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mirrorpo._checks import Float, Tensor, check_number
+from mirrorpo._checks import Float, Tensor
 from mirrorpo.divergences.base import LOG_ZERO
+from mirrorpo.errors import check_number
 
 # Logits of one chunk, (chunk, V): on a CPU small enough to stay near the cores, large enough that reading the weight
 # once a chunk costs little.

@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mirrorpo._checks import check_number
-from mirrorpo.errors import unknown_name
+from mirrorpo.errors import check_number, unknown_name
 
 KINDS = ("linear", "cosine", "adaptive")
 _OPTIONS = {"linear": ("start", "end"), "cosine": ("start", "end"), "adaptive": ("target", "rate")}

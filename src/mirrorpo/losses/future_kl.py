@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mirrorpo._checks import check_number
+from mirrorpo.errors import check_number
 
 # Tokens summed in closed form at once; gamma^-CHUNK must stay far from the end of float64 for every half life >= 1.
 _CHUNK = 256

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypedDict, get_args
 
-from mirrorpo.errors import unknown_name
+from mirrorpo.errors import check_number, unknown_name
 
 PresetName = Literal[
     "grpo",
@@ -113,6 +113,8 @@ class ObjectiveKeys(TypedDict, total=False):
 
 # The names that a key takes as text, for keys that take a name alone.
 _NAMES: dict[str, Any] = {"advantage": AdvantageName, "aggregation": AggregationName}
+# (low, high) of the numbers that mean the same whatever goes with them; the radius is above its low end.
+COEFFICIENT, RADIUS = (0.0, 1e6), (0.0, 1e6)
 # Estimators of a penalty, which bound nothing.
 NO_REGIONS = ("k1", "k2", "k3")
 _PLUGINS = "mirrorpo.divergences"  # the group of entry points that bring divergences of other packages
@@ -129,7 +131,9 @@ def is_none(value: Any) -> bool:
 
 
 def check_names(spec: Mapping[str, Any]) -> None:
-    """Raises what ``objective_from`` raises for a misspelt preset, key or name; whatever else is wrong passes.
+    """Raises what ``objective_from`` raises for a misspelt preset, key or name, and for two numbers out of their range.
+
+    Whatever else is wrong passes.
 
     Args:
         spec: ``preset`` and overrides.
@@ -151,6 +155,9 @@ def check_names(spec: Mapping[str, Any]) -> None:
     for key, names in _NAMES.items():
         if spec.get(key) is not None and spec[key] not in get_args(names):
             raise unknown_name(key, spec[key], get_args(names))
+    for key, ends in (("coefficient", COEFFICIENT), ("radius", RADIUS)):
+        if isinstance(spec.get(key), int | float):
+            check_number(key, spec[key], *ends, open_low=key == "radius")
     divergences = get_args(DivergenceName)
     regions = [*get_args(RegionName), *(name for name in divergences if name not in NO_REGIONS)]
     for key, legal in (("divergence", divergences), ("region", regions)):

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from mirrorpo._checks import Float, Num, Tensor, check_number
+from mirrorpo._checks import Float, Num, Tensor
 from mirrorpo.divergences.base import EXACT_CHUNK, Divergence, upcast
 from mirrorpo.divergences.slope import reach, require_convex, score, score_without_anchor
+from mirrorpo.errors import check_number
 from mirrorpo.losses.regions import resolve_divergence
 from mirrorpo.losses.solver import find_root
 

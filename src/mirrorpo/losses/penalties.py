@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirrorpo._checks import check_number
 from mirrorpo.divergences import ESTIMATORS, LOGITS_ESTIMATORS, SUPPORTS, Divergence
-from mirrorpo.errors import unknown_name
+from mirrorpo.errors import check_number, unknown_name
 from mirrorpo.losses.anchors import ANCHORS, AnchorLogps
+from mirrorpo.losses.keys import COEFFICIENT
 from mirrorpo.losses.regions import resolve_divergence
 
 PLACEMENTS = ("loss", "reward", "advantage")
@@ -161,7 +161,7 @@ def penalty_from(spec: Any, k: int | None = None) -> Penalty | None:
     for key in ("divergence", "coefficient"):
         if key not in given:
             raise ValueError(f"a penalty needs {key}, got the keys {sorted(given)}")
-    coefficient = check_number("coefficient", given.pop("coefficient"), 0.0, 1e6)
+    coefficient = check_number("coefficient", given.pop("coefficient"), *COEFFICIENT)
     given.setdefault("estimator", "score" if given.get("placement") == "advantage" else "sampled")
     if "k" in given and given["estimator"] != "top_k":
         raise ValueError("k has no effect: it belongs to estimator 'top_k'")

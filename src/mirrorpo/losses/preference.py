@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from mirrorpo._checks import Float, Num, Tensor, check_logps, check_number
+from mirrorpo._checks import Float, Num, Tensor, check_logps
 from mirrorpo.divergences.base import LOG_ZERO, MAX_LOG_WEIGHT, Divergence, upcast
 from mirrorpo.divergences.slope import require_convex, score, score_and_slope, score_at_zero
+from mirrorpo.errors import check_number
 from mirrorpo.losses.regions import resolve_divergence
 
 # A score leaves float32 beyond this. From the last point below it the score continues along its tangent: it still

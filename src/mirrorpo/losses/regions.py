@@ -30,10 +30,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from mirrorpo._checks import Bool, Float, Tensor, call_with_options, check_number
+from mirrorpo._checks import Bool, Float, Tensor, call_with_options
 from mirrorpo.divergences import DIVERGENCES, Divergence, divergence
 from mirrorpo.divergences.bregman import k
-from mirrorpo.errors import unknown_name
+from mirrorpo.errors import check_number, unknown_name
+from mirrorpo.losses.keys import RADIUS
 from mirrorpo.losses.solver import LOG_RATIO_LIMIT, solve_log_bounds
 
 Constraint = Callable[[Tensor, Tensor], Tensor]
@@ -202,7 +203,7 @@ def _interval_from(name: str, d: Divergence, radius: float) -> Interval:
 
 
 def _radius(radius: object) -> float:
-    return check_number("radius", radius, 0.0, 1e6, open_low=True)
+    return check_number("radius", radius, *RADIUS, open_low=True)
 
 
 def _ratio(epsilon_low: object = 0.2, epsilon_high: object = None) -> TrustRegion:

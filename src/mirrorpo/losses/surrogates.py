@@ -31,8 +31,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mirrorpo._checks import check_number
-from mirrorpo.errors import unknown_name
+from mirrorpo.errors import check_number, unknown_name
 from mirrorpo.user_code import import_attribute
 
 # w = exp(log_ratio) is clamped at exp(20) = 4.9e8: further out the value is constant and the gradient of a token with

@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 
 from trl.trainer.grpo_config import GRPOConfig
 
-from mirrorpo._checks import check_number
 from mirrorpo.config.objective_file import read_objective
 from mirrorpo.config.train import TeacherSpec
 from mirrorpo.config.yaml import parse_yaml, validated
-from mirrorpo.errors import unknown_name
+from mirrorpo.errors import check_number, unknown_name
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
 from mirrorpo.training.distributed import uses_deepspeed

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from mirrorpo._checks import check_number
+from mirrorpo.errors import check_number
 from mirrorpo.losses.preference import ImplicitReward, loss_of
 
 # The private methods of TRL's trainer that are overridden, with their parameters; a test compares them with TRL's.

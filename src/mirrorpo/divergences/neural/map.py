@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mirrorpo._checks import Float, Tensor, check_number
+from mirrorpo._checks import Float, Tensor
 from mirrorpo.divergences.base import Term
 from mirrorpo.divergences.bregman import BregmanDivergence
 from mirrorpo.divergences.neural.generator import (
@@ -32,7 +32,7 @@ from mirrorpo.divergences.neural.generator import (
     project,
 )
 from mirrorpo.divergences.neural.table import Table, build_table
-from mirrorpo.errors import unknown_name
+from mirrorpo.errors import check_number, unknown_name
 
 INIT_SCALE = 0.01  # GBMPO
 SOURCES = ("seed", "path", "parameters", "like")
