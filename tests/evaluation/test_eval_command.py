@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -83,6 +84,17 @@ def test_a_killed_evaluation_goes_on_without_repeating_and_ends_the_same(
     assert samples_of(out) == samples_of(whole)
     assert without_times(json.loads(done.stdout)) == without_times(json.loads((whole / "summary.json").read_text()))
     assert sum(calls) == 20 - there, "no whole batch is generated twice"
+
+
+def test_a_resumed_evaluation_keeps_the_batches_that_it_began_with(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "begun"
+    out.mkdir()
+    shutil.copy(whole / "evaluation.json", out)
+    lines = (whole / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "samples.jsonl").write_bytes(b"".join(lines[:8]))
+    run(*(text for text in ARGUMENTS if not text.startswith("eval.batch_size")), "--out", str(out), "--resume")
+    assert samples_of(out) == samples_of(whole)
+    assert (out / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
 
 
 def test_a_finished_evaluation_is_read_not_repeated_and_other_k_may_be_asked(

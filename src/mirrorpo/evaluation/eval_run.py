@@ -67,6 +67,8 @@ def evaluate_recipe(
     rows = task.rows("test")[: recipe.eval.problems]
     if not rows:
         raise InputError("eval.problems: must be at least 1 here, got 0")
+    if resume and out is not None and recipe.eval.batch_size is None:
+        recipe = _in_batches(recipe, _batch_of(out))
     tokenizer = tokenizer_of(recipe, rows)
     ids = [prompt_ids(tokenizer, row, recipe.model.chat_template) for row in rows]
     sampler, per_problem = sampler_of(recipe), recipe.eval.samples
@@ -74,18 +76,15 @@ def evaluate_recipe(
     context = max(len(prompt) for prompt in ids) + sampler.max_completion_length
     # Before the folder: a model that cannot be loaded leaves nothing behind. A finished evaluation needs none.
     runner = None if resume else _engine(recipe, engine, tokenizer, context)
+    if sampler.batch_size is None:
+        runner = runner or _engine(recipe, engine, tokenizer, context)
+        recipe = _in_batches(recipe, runner.batch_size)
+        sampler = sampler_of(recipe)
+    assert sampler.batch_size is not None
     folder = None if out is None else _open_folder(out, _settings(recipe, engine, len(rows)), resume, console)
     try:
         kept = None if folder is None else SamplesFile(folder.path / SAMPLES_FILE)
-
-        def batch() -> int:
-            nonlocal runner
-            if sampler.batch_size is not None:
-                return sampler.batch_size
-            runner = runner or _engine(recipe, engine, tokenizer, context)
-            return runner.batch_size
-
-        samples = [] if kept is None else kept.take_up(batch, total)
+        samples = [] if kept is None else kept.take_up(sampler.batch_size, total)
         done = len(samples)
         with counted(console, "evaluating", total, done) as advance:
 
@@ -122,6 +121,19 @@ def _settings(recipe: Recipe, engine: str, problems: int) -> dict[str, Any]:
     }
 
 
+def _in_batches(recipe: Recipe, size: int | None) -> Recipe:
+    return recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"batch_size": size})})
+
+
+def _batch_of(out: Path) -> int | None:
+    """The batch size of the evaluation in a folder, if it says one; what is wrong with the folder is said later."""
+    try:
+        found = json.loads((out / EVALUATION.file).read_text(encoding="utf-8"))["batch_size"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
+
+
 def _open_folder(out: Path, settings: dict[str, Any], resume: bool, console: Console) -> Folder:
     text = json.dumps(settings, indent=2) + "\n"
     return Folder(out, EVALUATION, text, _loaded, resume, lambda line: say(console, line))
@@ -147,11 +159,11 @@ class SamplesFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def take_up(self, batch_size: Callable[[], int], total: int) -> list[Sample]:
+    def take_up(self, batch_size: int, total: int) -> list[Sample]:
         """The samples of whole batches that are there; what lies beyond them is cut off the file.
 
         Args:
-            batch_size: gives the samples in a batch; asked only where some are missing.
+            batch_size: samples in a batch.
             total: samples of the whole evaluation; the last batch may be smaller.
 
         Raises:
@@ -167,9 +179,7 @@ class SamplesFile:
             lines.pop()  # torn by a kill
         if len(lines) > total:
             raise InputError(f"{path}: {len(lines)} samples, the evaluation has {total}")
-        keep = len(lines)
-        if lines and keep < total:
-            keep -= keep % batch_size()
+        keep = len(lines) if len(lines) == total else len(lines) // batch_size * batch_size
         samples = [_sample(line, f"{path}: line {number}") for number, line in enumerate(lines[:keep], 1)]
         os.truncate(path, sum(len(line) for line in lines[:keep]))
         return samples
