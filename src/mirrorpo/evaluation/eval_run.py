@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,28 +63,21 @@ def evaluate_recipe(
     Raises:
         InputError: the model, the task or the folder cannot be used, or vLLM is wanted and not installed.
     """
-    task = build_task(recipe)
-    rows = task.rows("test")[: recipe.eval.problems]
-    if not rows:
-        raise InputError("eval.problems: must be at least 1 here, got 0")
-    if resume and out is not None and recipe.eval.batch_size is None:
-        recipe = _in_batches(recipe, _batch_of(out))
-    tokenizer = tokenizer_of(recipe, rows)
-    ids = [prompt_ids(tokenizer, row, recipe.model.chat_template) for row in rows]
+    recipe = _as_begun(recipe, out) if resume and out is not None else recipe
+    task, rows, tokenizer, ids = _problems(recipe)
     sampler, per_problem = sampler_of(recipe), recipe.eval.samples
     total = len(rows) * per_problem
     context = max(len(prompt) for prompt in ids) + sampler.max_completion_length
     # Before the folder: a model that cannot be loaded leaves nothing behind. A finished evaluation needs none.
     runner = None if resume else _engine(recipe, engine, tokenizer, context)
-    if sampler.batch_size is None:
+    if (size := sampler.batch_size) is None:
         runner = runner or _engine(recipe, engine, tokenizer, context)
-        recipe = _in_batches(recipe, runner.batch_size)
-        sampler = sampler_of(recipe)
-    assert sampler.batch_size is not None
+        size = runner.batch_size
+        recipe, sampler = _in_batches(recipe, size), replace(sampler, batch_size=size)
     folder = None if out is None else _open_folder(out, _settings(recipe, engine, len(rows)), resume, console)
     try:
         kept = None if folder is None else SamplesFile(folder.path / SAMPLES_FILE)
-        samples = [] if kept is None else kept.take_up(sampler.batch_size, total)
+        samples = [] if kept is None else kept.take_up(size, total)
         done = len(samples)
         with counted(console, "evaluating", total, done) as advance:
 
@@ -121,17 +114,29 @@ def _settings(recipe: Recipe, engine: str, problems: int) -> dict[str, Any]:
     }
 
 
-def _in_batches(recipe: Recipe, size: int | None) -> Recipe:
+def _in_batches(recipe: Recipe, size: int) -> Recipe:
     return recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"batch_size": size})})
 
 
-def _batch_of(out: Path) -> int | None:
-    """The batch size of the evaluation in a folder, if it says one; what is wrong with the folder is said later."""
+def _as_begun(recipe: Recipe, out: Path) -> Recipe:
+    """With the folder's batch size where the recipe names none; what is wrong with the folder is said later."""
+    if recipe.eval.batch_size is not None:
+        return recipe
     try:
-        found = json.loads((out / EVALUATION.file).read_text(encoding="utf-8"))["batch_size"]
+        size = json.loads((out / EVALUATION.file).read_text(encoding="utf-8"))["batch_size"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
+        return recipe
+    return _in_batches(recipe, size) if type(size) is int and size > 0 else recipe
+
+
+def _problems(recipe: Recipe) -> tuple[Any, Sequence[Any], Any, list[list[int]]]:
+    """The task, its unseen problems, the tokenizer, and the tokens of the prompts."""
+    task = build_task(recipe)
+    rows = task.rows("test")[: recipe.eval.problems]
+    if not rows:
+        raise InputError("eval.problems: must be at least 1 here, got 0")
+    tokenizer = tokenizer_of(recipe, rows)
+    return task, rows, tokenizer, [prompt_ids(tokenizer, row, recipe.model.chat_template) for row in rows]
 
 
 def _open_folder(out: Path, settings: dict[str, Any], resume: bool, console: Console) -> Folder:
