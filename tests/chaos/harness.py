@@ -9,6 +9,7 @@ faults in between come from outside, by what is on record (``chaos.outside``).
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import resource
@@ -141,22 +142,21 @@ def _child(arguments: list[str], folder: Path, scratch: Path, fault: Fault) -> N
 
 def _install(fault: Fault, folder: Path, log: Any) -> None:
     inside = str(folder)
-    count = 0
+    numbers = itertools.count(1)  # whose next is a single step: threads open files too
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count
         if event not in _EVENTS or not isinstance(arguments[0], str | os.PathLike):
             return
         path = os.fspath(arguments[0])
         if not isinstance(path, str) or not path.startswith(inside):
             return
-        count += 1
+        place = next(numbers)
         log.write(f"{event} {path.removeprefix(inside)}\n")
         if fault.slow_disk:
             time.sleep(fault.slow_disk)
-        if count == fault.kill_at:
+        if place == fault.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        if fault.signal_at is not None and count == fault.signal_at[0]:
+        if fault.signal_at is not None and place == fault.signal_at[0]:
             signal.raise_signal(fault.signal_at[1])
 
     if fault.file_bytes is not None:
