@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrorpo.rewards.notation import PICTURES, ascii_of, tidy, words
-from mirrorpo.rewards.numbers import NUMBER_IN_TEXT, read_number
+from mirrorpo.rewards.notation import PICTURES, ascii_of, in_english, words
+from mirrorpo.rewards.numbers import in_digits, last_number_in, read_number
 
 # A final answer stands at the end; the rest of a long text is not looked at.
 TAIL_CHARACTERS = 100_000
@@ -36,13 +36,24 @@ _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _IS = r"(?:is|are|equals|be|becomes|was|(?:comes|works)\s+(?:out\s+)?to)"
 _PHRASE = re.compile(
     rf"nswers?(?![A-Za-z])(?:\s*\([^()\n]{{1,40}}\))?(?:[*_`]{{0,3}}\s*(?:[:=]|\s(?:[-–—]+>?|[→⇒])(?=\s))[*_`]{{0,3}}|(?:[^.\n:=!?]|\.(?=[0-9])){{0,80}}?[\s*_]{_IS}\b[*_`]{{0,3}}\s*:?|"
+    rf"(?P<about>\s(?:to|for|in)\b[^.\n:=!?]{{0,50}}:)|"
     rf"(?P<heading>[*_`]{{0,3}}[ \t]*\n))",
     re.IGNORECASE,
 )
+_JSON = re.compile(r"nswer[\"']\s*:\s*(?:\"((?:[^\"\\\n]|\\.)*)\"|'([^'\n]*)'|([-+0-9.eE]+|true|false)\s*[,}\n])")
+_KEY = re.compile(r"[\"'](?:(?:final|correct|numerical)[_ ]?)?\Z", re.IGNORECASE)
 _DENIED = re.compile(rf"(?:\bnot|\bnever|\bcannot|n['’]t)\s+(?:\w+\s+)?{_IS}\b[*_`]{{0,3}}\s*:?\Z", re.IGNORECASE)
+_SEEKING = re.compile(
+    r"\b(?:find|get|check|verify|know|compute|calculate|determine|write|give|need)\s+(?:\w+\s+){0,2}\Z", re.I
+)
 _BEFORE_LINE = re.compile(r"\s*\n\s*(?:>\s*|```[a-z]*\s*\n)")
 _COMMENT, _COMMENT_END = "<!--", "-->"
-_TAGS = ("<answer>", "<Answer>", "<ANSWER>")
+_TAG = "<answer>"
+_TAGS = re.compile(r"<(/?)\s*(?:final[ _-]?)?answer\s*>", re.IGNORECASE)
+# A model's marks for the end of its text.
+_END = re.compile(
+    r"<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|return)\|>|<end_of_turn>|<eos>|<｜end▁of▁sentence｜>|</s>(?=\s*\Z)"
+)
 _TAG_BEFORE = re.compile(r"<answer>([^<]{1,200})</answer>[\s,;.]*(?:or|and)[\s,;:]*\Z", re.IGNORECASE)
 _TEXT = re.compile(r"\\text(?:bf|rm)?\s*\{([^{}]*)\}")
 _HEADING = re.compile(
@@ -55,11 +66,12 @@ _LINE_BEFORE = re.compile(r"[\s#*_`>0-9.)-]*(?:[A-Za-z]+\s+){0,3}[Aa]?\Z")
 _SENTENCE = re.compile(
     r"\$\$[^$]{1,1000}\$\$|\\\[.{1,1000}?\\\]|\\\(.{1,1000}?\\\)|\\begin\{([a-z]+\*?)\}.{1,1000}?\\end\{\1\}"
     r"|\$(?![\s$])[^$\n]{0,300}(?<![\s\\])\$(?!\d)"
-    r"|(?P<end>[.;!?]+(?=[\s*_)\"'`]|$)|\n|,\s+(?!(?:or|and)\b)(?=[a-z]{2}|[ie]\.)"
+    r"|(?P<end>(?<!Rs)[.;!?]+(?=[\s*_)\"'`]|$)|\n|,\s+(?!(?:or|and)\b)(?=[a-z]{2}|[ie]\.)"
     r"|(?<!\s)\s{1,20}(?:[-–—]+\s+(?=[A-Za-z])|\((?=[A-Za-z]{2})"
     r"|(?=(?:because|since|which|so that|I hope|as required|as desired|as expected|as needed|as follows)\b)))",
     re.DOTALL,
 )
+_OPTION = re.compile(r"[*_(]*[A-Ja-j]")
 _UP_TO_LAST_IS = re.compile(rf".*\b{_IS}\b:?\s+(?=\S)", re.DOTALL)
 # A number and at most a word, to the end: most answers are.
 _PLAIN_LINE = re.compile(r"(-?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?: [A-Za-z]+)?)\.?\s*")
@@ -79,8 +91,14 @@ _MARKDOWN = re.compile(
     r"(?<![\w)}*_])[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?![\w(\\{\[*_-])|`|</?(?:b|strong|i|em|u|mark|code|p|span|center)>"
 )
 _FILLER = re.compile(
-    r"(?:(?:indeed|simply|therefore|thus|then|clearly|that|now|also|equal to|given by|option|choice|the number|just|"
+    r"(?:(?:indeed|of course|a total of|in total|"
+    r"simply|therefore|thus|then|clearly|that|now|also|equal to|given by|option|choice|the number|just|"
     r"definitely|still|hence)\b[\s:,]*)+",
+    re.IGNORECASE,
+)
+# "The answer is, in metres: 42"
+_ABOUT = re.compile(
+    r"(?:in|as|to|for|given|rounded|simplified|expressed|written|measured|below|shown)\b[^\n:.!?=]{0,60}:[\s*]*(?=\S)",
     re.IGNORECASE,
 )
 _STARTS_AS_MATHS = re.compile(r"(?:[\s$(\[{<+\-.~|≈±√'\"−]|\\[a-zA-Z]+)*[0-9¼-¾⅐-⅞]")
@@ -89,9 +107,7 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 _FUNCTIONS = words(
     "sqrt sin cos tan cot sec csc log ln exp pi inf mod max min gcd lcm arcsin arccos arctan sinh cosh tanh"
 )
-_SHORT_ANSWERS = words(
-    "yes no true false none infinity infinite undefined zero one two three four five six seven eight nine ten"
-)
+_SHORT_ANSWERS = words("yes no true false none infinity infinite undefined")
 _SMALL_WORDS = words("of to by it as so an up at in on if we is be or my he do me us not the for")
 _REMARK = words(
     "correct right wrong incorrect consistent valid rounded in given exact only reasonable below above as not the "
@@ -99,26 +115,6 @@ _REMARK = words(
     "now well plausible clear obvious sensible independent already unique positive negative an a at for from on "
     "what supposed required simplified written expressed of"
 )
-_NUMBER_OR = re.compile(
-    r"(?:[0-9.]\s*(?:[a-z]+\s+)?(?:or|to|through|versus|vs\.?|times|plus|minus|over|of|out\s+of|x|(?:divided|multiplied)\s+by)"
-    r"|\bbetween\s+\S+\s+(?:[a-z]+\s+)?and|\b(?:at\s+least|at\s+most|(?:more|less|fewer|greater|rather|bigger|smaller)\s+than|not|up\s+to|below|above|mod))"
-    r"\s+[$\\(\-+]*\Z",
-    re.IGNORECASE,
-)
-_SIGN_BEFORE = re.compile(r"\b(?:minus|negative)\s+\Z", re.IGNORECASE)
-_UNIT_POWER = re.compile(
-    r"(?<=[0-9\s/])((?:[mcdk]?m|in|ft|yd|s|units?|feet|inches|met(?:er|re)s?)\s*)\^\{?-?[1-4]\}?(?![0-9])"
-)
-# Before or after a number: it is part of something else.
-_PART_BEFORE = re.compile(
-    r"(?:[0-9A-Za-z)}][-+*/^_.,:]?|[-^_{/*<>±]|[0-9A-Za-z)}]\s*[-+*/×]\s*|\\[a-z]+\s*[{(]?|\w\()\Z"
-)
-_PART_AFTER = re.compile(
-    r"\s*(?:\\times|\\cdot|\\div|\\pm|[*+/^!<>](?![*\s]*\Z)|-[A-Za-z])"
-    r"|\s+(?:squared|cubed|factorial|plus|minus|over|mod|modulo|choose|point|halves|thirds|fourths|fifths|sixths|eighths|"
-    r"tenths|hundredths|thousandths|gross|score)\b"
-)
-_BESIDE_DIGITS = re.compile(r"\s")
 
 
 @dataclass(frozen=True)
@@ -148,6 +144,8 @@ def find_answer(completion: str, *, last_number: bool = False) -> Answer | None:
         ('5', '6')
     """
     text = _seen(_after_thought(completion)[-TAIL_CHARACTERS:])
+    if "<" in text:
+        text = _TAGS.sub(r"<\1answer>", _END.split(text, maxsplit=1)[0])
     empty = None
     for kind, at in _marks(text):
         found = _marked(text, kind, at)
@@ -158,13 +156,17 @@ def find_answer(completion: str, *, last_number: bool = False) -> Answer | None:
         empty = empty or found
         if kind == "box" and "}" not in text[at:]:  # the text was cut off inside its last box
             return found
+    text = in_english(text)
     if "nswer" in text or "NSWER" in text:
         found = _by_phrase(text)
         if found is not None:
             return found
     if empty is not None:
         return empty
-    return _by_last_number(text) if last_number else None
+    if not last_number:
+        return None
+    said = last_number_in(_MARKDOWN.sub("", ascii_of(text[-_NEAR_CHARACTERS:])).replace("\\approx", ""))
+    return None if said is None else Answer((said,))
 
 
 def final_answer(completion: str, *, last_number: bool = False) -> str | None:
@@ -216,7 +218,7 @@ def _marks(text: str) -> Iterator[tuple[str, int]]:
     """Kind and position of the marks, from the last to the first."""
     hashes = text.rfind(_MARKER)
     box = _last_box(text, len(text)) if "\\" in text else -1
-    tag = max(map(text.rfind, _TAGS)) if "<" in text else -1
+    tag = text.rfind(_TAG) if "<" in text else -1
     for _ in range(_MAX_LOOKS):
         at = max(hashes, box, tag)
         if at < 0:
@@ -231,7 +233,7 @@ def _marks(text: str) -> Iterator[tuple[str, int]]:
             box = _last_box(text, box)
         else:
             yield "tag", at
-            tag = max(text.rfind(name, 0, at) for name in _TAGS)
+            tag = text.rfind(_TAG, 0, at)
 
 
 def _last_box(text: str, end: int) -> int:
@@ -267,7 +269,7 @@ def _marked(text: str, kind: str, at: int) -> Answer | None:
     if kind == "box":
         return _boxed(text, at)
     if kind == "tag":
-        inside = re.split("</answer>", text[at + len(_TAGS[0]) :], maxsplit=1, flags=re.IGNORECASE)[0]
+        inside = text[at + len(_TAG) :].partition("</answer>")[0]
         if _MARKER in inside or "\\boxed" in inside:
             return find_answer(inside)
         found = _labelled(inside.strip())
@@ -371,8 +373,13 @@ def _phrases(text: str) -> Iterator[Answer]:
         at = max(text.rfind("nswer", 0, at), text.rfind("NSWER", 0, at))
         if at < 1:
             return
+        if (json := _JSON.match(text, at)) and _KEY.search(text, max(0, at - 12), at - 1):
+            yield Answer(((json[1] or json[2] or json[3] or "").replace("\\\\", "\\").strip(),))
+            continue
         found = _PHRASE.match(text, at) if text[at - 1] in "aA" and not text[at - 2 : at - 1].isalpha() else None
         if found is None or (found[0].find("n", 1) > 0 and _DENIED.search(found[0])):
+            continue
+        if found["about"] and _SEEKING.search(text, max(0, at - 40), at - 1):
             continue
         if found["heading"] and not _LINE_BEFORE.fullmatch(text[max(0, at - 100) : at].rpartition("\n")[2]):
             continue
@@ -385,6 +392,8 @@ def _phrases(text: str) -> Iterator[Answer]:
 def _stated(rest: str) -> Answer:
     """What a phrase states, up to the end of its sentence."""
     line = rest.lstrip()
+    if (about := _ABOUT.match(line)) is not None:
+        rest = line = line[about.end() :].lstrip()
     if line is not rest and "\n" in rest[: len(rest) - len(line)] and _BULLET.match(line):
         points = []
         for point in line.splitlines():
@@ -413,6 +422,13 @@ def _first_sentence(text: str, *, prose: bool) -> Answer:
         rest = text[found.end() :]
         if _NEXT_OFFERS.match(rest) or (mark[:2] == ".." and rest.lstrip()[:1].isdigit()):
             continue
+        if (
+            mark == "."
+            and _OPTION.fullmatch(text[: found.start()])
+            and rest.lstrip()[:1] in "$-\\0123456789"
+            and rest.strip()
+        ) or (mark[:1] == "," and in_digits(rest) != rest):
+            continue
         if mark[:1] in ",; (" and _HEDGE.search(_SENTENCE_BREAK.split(rest, maxsplit=1)[0]):
             continue
         parts = [_MARKDOWN.sub("", text[: found.start()]).strip()]
@@ -434,9 +450,13 @@ def _readable(text: str) -> bool:
     bare = _COMMAND.sub(" ", text)
     said = [word.lower() for word in _WORD.findall(bare)]
     if not said:
-        return any(character.isalnum() for character in text) and not (text[:2] in ("a ", "A ") and len(text) > 3)
+        return any(character.isalnum() and character < "\u3040" for character in text) and not (
+            text[:2] in ("a ", "A ") and len(text) > 3
+        )
     if "\\text" in text or "\\mathrm" in text:
         return len(said) <= 6
+    if len(said) <= 12 and read_number(text) is not None:
+        return True
     if said[0] in ("minus", "negative"):
         return len(said) <= 2 or text[len(said[0]) :].lstrip()[:1].isdigit()
     if said[0] in _SHORT_ANSWERS:
@@ -449,25 +469,3 @@ def _readable(text: str) -> bool:
 def _in_words(text: str) -> bool:
     said = text.lower().split()
     return bool(said) and len(said) <= 8 and said[0].strip(".,:;()") not in _REMARK
-
-
-def _by_last_number(text: str) -> Answer | None:
-    """The last number of a text, read whole; what stands around its last digits if they are part of something else."""
-    text = _MARKDOWN.sub("", ascii_of(text[-_NEAR_CHARACTERS:])).replace("\\approx", "")
-    if "^" in text:
-        text = _UNIT_POWER.sub(r"\1", text)
-    digit = next((at for at in range(len(text) - 1, -1, -1) if text[at] in "0123456789"), -1)
-    if digit < 0:
-        return None
-    last = next((found for found in NUMBER_IN_TEXT.finditer(text) if found.start() <= digit < found.end()), None)
-    if last is None:
-        return Answer((_BESIDE_DIGITS.split(text[:digit])[-1] + text[digit],))
-    said, before, after = last[0].strip(), text[max(0, last.start() - 60) : last.start()], text[last.end() :]
-    if _NUMBER_OR.search(before) or _PART_BEFORE.search(before):
-        return Answer((f"{before.split()[-1] if before.split() else ''} {before[-20:]}{said}",))
-    if _SIGN_BEFORE.search(before):
-        said = f"-{said}"
-    touching = _BESIDE_DIGITS.split(after[:60], maxsplit=1)[0].rstrip(".,;:!?)*$\\]}\"'_")
-    if (touching and read_number(tidy(said + touching)) is None) or _PART_AFTER.match(after):
-        return Answer((said + after[:20],))
-    return Answer((said,))

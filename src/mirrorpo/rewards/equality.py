@@ -21,6 +21,7 @@ from mirrorpo.rewards.exact_values import (
     Named,
     Node,
     Ordered,
+    PlusMinus,
     Region,
     Relation,
     Scalar,
@@ -58,7 +59,7 @@ _NAME = re.compile(
     r"(?:[A-Za-z]|\\[a-zA-Z]+)\s*(?:_\s*(?:\{[^{}]*\}|[A-Za-z0-9]))?\s*'{0,2}\s*(?:\(\s*(?:[A-Za-z]|\\[a-z]+)(?:\s*,\s*[A-Za-z])*\s*\)|\([A-Z]\))?"
     r"|\\(?:overline|widehat|vec|hat|bar|angle|triangle|mathbf|frac\{d[a-z]\}\{d[a-z]\})\s*\{?[A-Za-z ]*\}?"
     r"|\(\s*[A-Za-z](?:_\{?[0-9]\}?)?(?:\s*,\s*[A-Za-z](?:_\{?[0-9]\}?)?)+\s*\)|[fghpPFGHT]\s*\(\s*-?[0-9.]+\s*\)"
-    r"|m?\s*\\angle\s*[A-Z]{1,3}|[A-Z]{2,3}"
+    r"|\|\s*(?:[A-Z]{1,2}|[a-z])\s*\||m?\s*\\angle\s*[A-Z]{1,3}|[A-Z]{2,3}"
     r"|(?:\\text)?[A-Za-z][A-Za-z ]{2,40}"
 )
 _FUNCTION_NAME = re.compile(r"\\(?:pi|infty|sqrt|sin|cos|tan|log|ln|exp)\b|e|i|I")
@@ -136,9 +137,9 @@ def _single(text: str, both: str) -> Node:
     sides = splits(text, r"(?<![<>!:\\])=(?!=)|:=|==|\\equiv(?![a-z])")
     if len(sides) > 1:
         return _equation(text, [side.strip() for side in sides], both)
-    if "\\pm" in text or "\\mp" in text:
+    if ("\\pm" in text or "\\mp" in text) and not text.startswith("\\{"):
         plus, minus = (text.replace("\\pm", up).replace("\\mp", down) for up, down in (("+", "-"), ("-", "+")))
-        return Collection(tuple(_distinct([read(plus, both), read(minus, both)])))
+        return PlusMinus(tuple(_distinct([read(plus, both), read(minus, both)])))
     remainder = splits(text, r"\\b?mod(?![a-z])")
     if len(remainder) == 2:
         return _remainder(remainder[0], remainder[1], both)
@@ -187,8 +188,10 @@ def _without_unit(text: str) -> tuple[str, Any]:
 
 
 def _distinct(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes without those equal to an earlier one, both values of a "plus or minus" as two."""
     kept: list[Node] = []
-    for node in nodes:
+    every = [item for node in nodes for item in (node.items if isinstance(node, PlusMinus) else (node,))]
+    for node in every:
         if not any(same(node, other) for other in kept):
             kept.append(node)
     return kept

@@ -70,6 +70,10 @@ class Collection(Node):
     items: tuple[Node, ...]
 
 
+class PlusMinus(Collection):
+    """The values of an expression with a plus-minus sign; in a list or a set they are items of their own."""
+
+
 @dataclass(frozen=True)
 class Ordered(Node):
     """A tuple, point, vector or interval: items in order between brackets."""

@@ -26,6 +26,8 @@ _CHOOSE = re.compile(r"(\A|\{)([^{}]*)\\choose(?![a-z])([^{}]*)(\Z|\})")
 # The grammar adds a number and what stands beside it, as in a mixed one, if that is rational: "3(1/2)" would be 7/2.
 _BESIDE = re.compile(r"((?<![0-9A-Za-z_^.])[0-9]+(?:\.[0-9]+)?|\))\s*(?=\(|\[|\\binom|e\s*\^)")
 _BESIDE_BINOMIAL = re.compile(r"([)}]|(?<![\\A-Za-z])[A-Za-z])\s*(?=\\binom)")
+_TIMES = re.compile(r"(?<=[0-9)])\s+[xX]\s+(?=[0-9(.])")  # "6 x 7"
+_COMBINATIONS = re.compile(r"(?:\{\s*\}\s*)?[_^]\{?([0-9]{1,3})\}?\s*C\s*_\s*\{?([0-9]{1,3})\}?")  # "{}_5C_2"
 _OF_NUMBERS = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp)(?![a-z])")
 _SUBFACTORIAL = re.compile(r"(\A|[-+*/=({,]|\\(?:cdot|times)(?![a-z]))\s*!\s*([0-9]{1,3})(?![0-9!.])")
 _ROOT = re.compile(rf"\\sqrt\s*(\[[^\[\]]*\])?\s*({_TOKEN}(?![A-Za-z])|[0-9]+)")
@@ -130,6 +132,8 @@ def respelled(text: str) -> str:
             text = changed
     text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = _DOUBLE_FACTORIAL.sub(lambda m: str(math.prod(range(int(m[1]), 1, -2))), text)
+    text = _TIMES.sub(r"\\times ", text.replace("\\lg ", "\\log_{10} ").replace("\\lg(", "\\log_{10}("))
+    text = _COMBINATIONS.sub(r"\\binom{\1}{\2}", text)
     text = text.replace("\\dbinom", "\\binom").replace("\\tbinom", "\\binom")
     text = _CHOOSE.sub(r"\\binom{\2}{\3}", text)
     text = _BESIDE_BINOMIAL.sub(r"\1 \\cdot ", text)

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from mirrorpo.rewards.answer_position import TAIL_CHARACTERS, find_answer
 from mirrorpo.rewards.notation import tidy
-from mirrorpo.rewards.numbers import Number, agree, read_number, without_name
+from mirrorpo.rewards.numbers import Number, agree, number_in_sentence, read_number, without_name
 from mirrorpo.rewards.user_function import RewardError, UserReward
 from mirrorpo.rewards.verdict import Grade
 
@@ -36,7 +36,8 @@ def last_number(text: str) -> Fraction | None:
 
 
 def _number(text: str, *, trusted: bool = False) -> Number | None:
-    return read_number(without_name(tidy(text)), trusted=trusted)
+    text = without_name(tidy(text))
+    return read_number(text, trusted=trusted) or number_in_sentence(text)
 
 
 def exact(completion: str, answer: str) -> Grade:

@@ -19,7 +19,7 @@ from mirrorpo.rewards.algebra import Algebra
 from mirrorpo.rewards.answer_position import TAIL_CHARACTERS, final_answer, find_answer
 from mirrorpo.rewards.latex import has_words
 from mirrorpo.rewards.notation import tidy
-from mirrorpo.rewards.numbers import MAX_DIGITS, Number, agree, bare_chain, read_number
+from mirrorpo.rewards.numbers import MAX_DIGITS, Number, agree, bare_chain, number_in_sentence, read_number
 from mirrorpo.rewards.units import conflict
 from mirrorpo.rewards.verdict import Grade
 
@@ -27,11 +27,14 @@ MAX_SYMBOLIC_CHARACTERS = 1_000
 _MAX_BRACKETS = 60
 # "Area = 12": a name in words says nothing that 12 does not.
 _NAME_IN_WORDS = re.compile(r"\A[A-Za-z][A-Za-z ]{2,40}=\s*(?=[^=]+\Z)")
+_RATIO = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+)+")
+_OR = re.compile(r"\s+or\s+")
 _OFFERED = re.compile(r"\b(?:or|and)\b")
 _SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 _OPTION = re.compile(
     r"\(?\s*([A-J])\s*(?:[).:]+(?:\s.*)?)?|(?:option|choice)\s+\(?([A-J])\)?", re.DOTALL | re.IGNORECASE
 )
+_LABEL = re.compile(r"(?:\(\s*[A-Ja-j]\s*\)|[A-Ja-j]\s*[).])\s+(?=[-$0-9.\\])")  # "(C) 29": the option and what it says
 _LETTER = re.compile(r"\(?\s*([A-J])\s*\)?[.:]?")
 _DRESS_OF_WORDS = re.compile(r"\\[A-Za-z]+|[^\w\s]|_")
 _ARTICLE = re.compile(r"(?:the|a|an)\s+")
@@ -177,6 +180,8 @@ def _plain_verdict(given: str, wanted: Reference) -> Grade | None:
     if not given:
         return _MALFORMED
     number = read_number(given)
+    if number is None and wanted.number is not None and (labelled := _LABEL.match(given)):
+        number = read_number(given[labelled.end() :])
     if number is None and wanted.number is not None and "=" in given:
         given, unit = bare_chain(given)
         if conflict(unit, wanted.number.unit):
@@ -187,8 +192,14 @@ def _plain_verdict(given: str, wanted: Reference) -> Grade | None:
         return _MATCH if (option[1] or option[2]).upper() == wanted.letter else _MISMATCH
     if wanted.words:
         return _MATCH if _words(given) == wanted.words else _MISMATCH
+    if _RATIO.fullmatch(wanted.text) and " to " in given:
+        given = given.replace(" to ", ":")
     if number is None and wanted.number is not None and (has_words(given) or _OFFERED.search(given)):
-        return _MALFORMED  # the right answer is a number, this is a sentence
+        if said := number_in_sentence(given):
+            return _MATCH if agree(said, wanted.number) else _MISMATCH
+        offered = [read_number(part) for part in _OR.split(given)]
+        right = len(offered) == 2 and all(one is not None and agree(one, wanted.number) for one in offered)
+        return _MATCH if right else _MALFORMED  # the right answer is a number, this is a sentence, or offers several
     if _SPACE.sub("", given) == _SPACE.sub("", wanted.text):
         return _MATCH
     if max(len(given), len(wanted.text)) > MAX_SYMBOLIC_CHARACTERS or _too_deep(given):

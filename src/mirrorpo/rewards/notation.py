@@ -107,6 +107,8 @@ _UNSEEN = re.compile(
     r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|label|tag\*?|mspace|kern|mkern|hskip|nonumber|notag)(?![A-Za-z])"
     rf"\s*(?:{_BRACED}|-?[0-9.]+\s*(?:pt|em|ex|mu|cm|mm)(?![a-z]))?|(?<!\\)%[^\n%]*\n"
 )
+_LAST_BREAK = re.compile(r"\\\\\s*\Z")
+_SYSTEM = re.compile(r"\\begin\s*\{cases\}([^&{}]*=[^&{}]*)\\end\s*\{cases\}")
 _LINES = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|gathered|gather|equation|split|displaymath|math)\*?\}")
 _IN_DOLLARS = re.compile(r"\$(?!\s)([^$]*[^\s$])\$(?![0-9])")
 _COLOUR = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}\s*(?=\{)|\\color\s*\{[^{}]*\}")
@@ -141,12 +143,66 @@ _REPLACED = (
     ("\\varnothing", "\\emptyset"),
 )
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("***", "***"), ("**", "**"), ("__", "__"))
-_WRAPPERS += (("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("{", "}"), ("``", "''"), ("==", "=="))
+_WRAPPERS += (
+    ("*", "*"),
+    ("_", "_"),
+    ("`", "`"),
+    ('"', '"'),
+    ("'", "'"),
+    ("{", "}"),
+    ("``", "''"),
+    ("==", "=="),
+    ("<", ">"),
+)
 _FIRST_OF_WRAPPERS = {left[0] for left, _ in _WRAPPERS}
 _NOTHING_TO_DO = re.compile(r"[-+]?\$?[0-9]+(?:[,.][0-9]+)*(?: [A-Za-z]+){0,3}")
 _LEADING = " \t\r\n:,;"  # not the point of ".5"
 _TRAILING = " \t\r\n.,;:?"  # not the "!" of a factorial
 _MAX_NESTED = 12
+
+
+# What announces an answer: its abbreviation, and in other languages.
+_ANNOUNCED = re.compile(
+    r"(?<![A-Za-z])(?:Ans|ANS)\s*[.:=]\s*[:=]?"
+    r"|(?:最终|最后的?|正确)?答案(?:应该|应当)?(?:是|为|為|[:：=])|答えは|答え\s*[:：]|(?:정?답|정답)(?:은|\s*[:：])"
+    r"|(?:[Rr]éponse|[Rr]espuesta|[Rr]isposta|[Rr]esposta)(?: (?!n[oã])\w+)?(?: (?:est|es|è|é)\b|\s*:)"
+    r"|Antwort(?: (?:ist|lautet|beträgt)\b|\s*:)|[Оо]твет(?: равен|\s*[:—–-])|[Jj]ibu ni\b"
+)
+_SPEAKS = (
+    "Ans:",
+    "Ans.",
+    "Ans =",
+    "Ans=",
+    "ANS:",
+    "ANS =",
+    "Antwort",
+    "espuest",
+    "espost",
+    "ispost",
+    "éponse",
+    "答",
+    "답",
+    "вет",
+    "ibu ni",
+)
+# "42个苹果", "42です": what follows a number in those languages, but for words that change it.
+_AFTER_NUMBER = re.compile(
+    r"(?<=[0-9%}])\s*(?![万萬千百十亿億兆倍分半割成厘]|만|천|백|억|배|분)[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]+"
+    r"(?![^\s.,;。，]*[0-9])"
+)
+
+
+def in_english(text: str) -> str:
+    """A text with what announces an answer, abbreviated or in other languages, as "The answer is".
+
+    Example:
+        >>> in_english("Ans: 42"), in_english("答案是42个。"), in_english("La respuesta es 42")
+        ('The answer is 42', 'The answer is 42. ', 'La The answer is  42')
+    """
+    if not any(word in text for word in _SPEAKS):
+        return text
+    said = _ANNOUNCED.sub("The answer is ", text)
+    return said if said == text else _AFTER_NUMBER.sub("", said).replace("。", ". ")
 
 
 class Unreadable(ValueError):
@@ -230,7 +286,7 @@ def _wraps(left: str, right: str, inside: str) -> bool:
     """Whether the marks around ``inside`` belong together: not as in ``**5** or **6**``."""
     if left == "{":
         return "}" not in inside
-    if left == "'" and not inside.isalnum():
+    if left in "'<" and not inside.isalnum():
         return False
     return left not in inside and right not in inside
 
@@ -243,10 +299,14 @@ def _without_dress(text: str) -> str:
     text = _UNSEEN.sub(" ", text)
     if _STILL_UNSEEN.search(text):
         return ""
+    if "cases" in text:
+        text = _SYSTEM.sub(lambda m: m[1].replace("\\\\", ","), text)
     if "\\begin" in text and _LINES.search(text):
         text = _LINES.sub(" ", text)
         if "\\begin" not in text:
             text = text.replace("&", "").replace("\\\\", ",")
+    if "\\\\" in text:
+        text = _LAST_BREAK.sub("", text)
     text = _COLOUR.sub("", text)
     text = _THOUSANDS_COMMA.sub(",", text)
     for _ in range(_MAX_NESTED):

@@ -18,7 +18,7 @@ g gram gramme gm | kg kilogram kilo | tonne ton | ounce oz | pound lb lbs £ gbp
 ml milliliter millilitre cc | cl | l liter litre | gallon gal | quart qt | pint pt | cup | tablespoon tbsp
 teaspoon tsp | ms millisecond | second sec s | minute min mins | hour hr hrs h | day | week wk | fortnight
 month mo | year yr yrs | decade | century centuries | night | weekend | degree deg ° | °c celsius | °f fahrenheit
-kelvin | radian rad | dollar usd buck $ us$ | cent ¢ | euro eur € | yen jpy ¥ | rupee rs inr ₹ | peso | franc chf
+kelvin | radian rad | dollar usd buck $ | cent ¢ | euro eur € | yen jpy ¥ | rupee rs inr ₹ | peso | franc chf
 penny pennies pence | yuan rmb cny | won ₩ | ruble rouble ₽ | baht ฿ | krona kronor krone | shilling | mph | kph kmh
 hectare ha | acre | newton | joule | kj kilojoule | watt | kw kilowatt | kwh | volt | ampere amp | ohm | pascal pa
 hertz hz | calorie cal | kcal kilocalorie | mole mol | bit | byte | kb kilobyte | mb megabyte | gb gigabyte | am a.m
@@ -74,6 +74,27 @@ emerald eyelash flyer gumdrop hamster headband hoodie icicle jeans pants shorts 
 pancake panda peso pinecone plush quiz quizzes ruby rubies saddle sapphire seagull spring starfish stitch stitches
 stroller sunflower taco tart thumbtack trinket truffle uniform vacation violet wallet yoyo credit vial dose vitamin
 sibling toddler teenager tourist staff colleague classmate candidate applicant client
+acorn actor alligator antacid app appetizer apron aquarium arm artichoke artwork attendee aunt avocado backpack
+baguette bale bandage baseball batch bathroom beaker beat bedroom beetle beignet berry bicycle billboard blackbird
+blanket blister blueberry bolt bone bonnet bonus braid break brochure bubble builder bundle burger burrito buyer
+cabinet camper cantaloupe cap capsule caramel cardinal carriage channel character charge cheerleader cheesecake chef
+chest chore citation claim clarinet classroom claw clerk clothe clothesline clove clover clown cluster coal complaint
+consonant contact copy counter coupon craft cranberry crater crop crow curler daughter deck decoration delivery
+demerit device diary dime donation drum drummer duckling eggplant episode farmhand feeding female fern figurine filet
+fire firecracker firework flavor flip flute footprint form fox frie frond gallery gemstone gizmo gnome grade grain
+gust hair hall handshake hare highlighter hike hit hive home horseshoe household individual insect instrument
+jellybean jogger jug kind ladybug latte lawn layer length lens leopard lesson lick lighter lime link llama macaron
+macaroon male manager marigold marshmallow matchbox matchstick megabit milkshake millipede mink model monster napkin
+nephew niece object omelet orc orchard pail pallet pamphlet pan panel papaya paragraph parsnip pastry patron paw
+period pet petal petunia phone phrase pianist piglet pile pin pine pitch pixel pocket pod pointer poodle portion
+postcard pouch present pretzel pumpkin pup pupil racer racquet raisin raspberry recovery rectangle reflection
+restaurant revolution rhinestone rhino riddle ride ridge robin roommate rooster rotation rung runner sandcastle
+sapling sausage scallop seedling semester sentence sequin setting share shot singer site skeleton skip sleeve
+snowflake soap son sonnet space sparkler spear spoke spool squat stanza steak stem stingray strand streetlight stroke
+subscriber subscription sucker surfer survey swallow swan system tab tack tangerine tank tarantula tattoo teacup tear
+television tennis tin tissue toe toenail toothbrush toothpick toss touchdown tray trial troll truckload trumpet twig
+type uncle vampire vent vibration vowel waiter waitress walnut wand wash washer weasel website weed weekday whisker
+widget wig win wipe zit zomby
 """
 # Words between or after them that change nothing.
 _BESIDE = """
@@ -82,7 +103,7 @@ later away the on at by his her their its my our all combined overall together m
 per-person away and/or red blue green yellow white black pink purple orange brown gray grey silver gold big small
 large little tiny short tall full half-full empty good bad different distinct possible whole real positive hot cold
 fresh wooden plastic glass paper chocolate vanilla worth earned spent saved made sold bought needed used eaten read
-walked traveled travelled
+walked traveled travelled rounded exact exactly approx sterling apiece
 """
 
 
@@ -173,6 +194,11 @@ def read_unit(text: str, *, trusted: bool = False) -> Unit | None:
     if measures & {"°c", "°f"}:
         measures.discard("degree")
     return frozenset(measures), frozenset(things)
+
+
+def changes(word: str) -> bool:
+    """Whether a word makes another number of the one before it: "squared", "times", "or"."""
+    return word.lower() in _CHANGING
 
 
 def _may_touch(text: str) -> bool:
