@@ -31,7 +31,7 @@ MISTAKES = [
     ("train arithmetic", "--out: missing; give the run folder"),
     ("train arithmetic model.path=runs/second/model --out x", "model.path 'runs/second/model': no such folder"),
     ("train arithmetic model.path=here/model --out x", "model.path 'here/model': no such folder"),
-    ("train own_data task.path=absent.jsonl --out x", "task: absent.jsonl: no such file"),
+    ("train own_data task.path=absent.jsonl --out x", "task.path: absent.jsonl: no such file"),
     (
         "train own_data task.path=eight.jsonl --out x",
         "too few to hold out one in ten: give a second file, task.test_path=test.jsonl",

@@ -459,7 +459,28 @@ def test_the_types_of_the_keys_are_the_names_of_the_tables() -> None:
         ({"preset": "dapo", "region": "js", "radius": 0.1}, False),
         ({"preset": "grpo", "divergence": "k3", "region": False, "advantage": None}, False),
         ({"preset": "dapo", "surrogate": "builtins:abs", "my_option": 3}, False),
-        ({"preset": "grpo", "divergence": "no.such:module", "level": "words"}, False),
+        ({"preset": "grpo", "divergence": "no.such:module"}, False),
+        *(
+            ({"preset": "grpo", key: "words"}, True)
+            for key in ("behaviour", "estimator", "level", "placement", "surrogate")
+        ),
+        ({"preset": "grpo", "penalties": [{"divergence": "jjs", "coefficient": 0.1}]}, True),
+        ({"preset": "grpo", "penalties": [{"divergence": "js", "coefficient": -1}]}, True),
+        ({"preset": "grpo", "penalties": [{"divergence": "js", "coefficient": 1, "anchor": "techer"}]}, True),
+        ({"preset": "grpo", "penalties": [{"divergence": "js", "coefficient": 1, "estimator": "score"}]}, False),
+        ({"preset": "grpo", "regions": [{"name": "kl4", "radius": 0.1}]}, True),
+        ({"preset": "grpo", "regions": [{"name": "kl3", "radius": -0.1}]}, True),
+        ({"preset": "grpo", "regions": [{"name": "kl3", "radius": 0.1, "act": "clap"}]}, True),
+        ({"preset": "grpo", "regions": [{"name": "kl3", "radius": 0.1, "side": "left"}]}, True),
+        ({"preset": "grpo", "region": {"name": "kl4"}}, True),
+        ({"preset": "grpo", "divergence": {"name": "alfa", "alpha": 2}}, True),
+        (
+            {
+                "preset": "icepop",
+                "regions": [{"name": "ratio", "epsilon_low": 0.5, "anchor": "sampler", "act": "mask"}],
+            },
+            False,
+        ),
         *(({"preset": preset}, False) for preset in PRESETS),
     ],
 )

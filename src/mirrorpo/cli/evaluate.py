@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mirrorpo.cli import output
-from mirrorpo.cli.output import OVERRIDES, check_overrides, integers
+from mirrorpo.cli.output import OVERRIDES, check_overrides, files_and_folder, integers
 from mirrorpo.errors import InputError
 
 
@@ -34,13 +34,11 @@ def command(
     changes, ks = check_overrides(overrides), integers("-k", k)
     from mirrorpo.config.train import recipe_from
     from mirrorpo.interrupts import quiet
-    from mirrorpo.models.folder import check_path
 
     data: dict[str, Any] = {"task": {"name": task}, "model": {"path": model}}
     own = ["eval.temperature=0"] if greedy else []
     own += [] if samples is None else [f"eval.samples={samples}"]
-    recipe = recipe_from(data, [*changes, *own], "eval")
-    check_path(recipe.model.path)
+    recipe = recipe_from(data, [*changes, *own], "eval", early=files_and_folder(None))
     if max(ks) > recipe.eval.samples:
         raise InputError(f"-k {k}: k must be at most the number of samples, {recipe.eval.samples}")
     quiet()

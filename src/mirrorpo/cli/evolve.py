@@ -28,10 +28,8 @@ def command(
     from mirrorpo.config.search import EvolveRecipe
     from mirrorpo.config.train import load_recipe
     from mirrorpo.interrupts import go_on_with, quiet, stops_at_once
-    from mirrorpo.models.folder import check_path
 
-    loaded = load_recipe(path, changes, EvolveRecipe)
-    check_path(loaded.model.path)
+    loaded = load_recipe(path, changes, EvolveRecipe, output.files_and_folder(out, resume))
     typed = output.typed()
     with stops_at_once(lambda: go_on_with(typed, out / "recipe.yaml")):
         quiet()

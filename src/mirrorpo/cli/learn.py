@@ -25,10 +25,8 @@ def command(
     from mirrorpo.config.search import LearnRecipe
     from mirrorpo.config.train import load_recipe
     from mirrorpo.interrupts import quiet
-    from mirrorpo.models.folder import check_path
 
-    loaded = load_recipe(path, changes, LearnRecipe)
-    check_path(loaded.model.path)
+    loaded = load_recipe(path, changes, LearnRecipe, output.files_and_folder(out, resume))
     quiet()
     from mirrorpo.search.learn_run import learn, sentences
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,8 @@ from mirrorpo.user_code import look_in
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from mirrorpo.config.train import Recipe
 
 
 @dataclass
@@ -151,6 +153,31 @@ def check_overrides(overrides: Sequence[str] | None) -> list[str]:
     return list(overrides or ())
 
 
+def files_and_folder(out: Path | None, resume: bool = False) -> Callable[[Recipe], None]:
+    """A check of what a recipe names: its model, its teacher, the files of its task, and the run folder.
+
+    Raises:
+        InputError: by the returned function, for a file or folder that is missing, or a run folder that cannot be used.
+    """
+
+    def check(recipe: Recipe) -> None:
+        from mirrorpo.models.folder import check_path
+        from mirrorpo.runs.folder import RUN, check_place
+        from mirrorpo.tasks import TASKS
+
+        if out is not None:
+            check_place(out, RUN, resume)
+        check_path(recipe.model.path)
+        if recipe.teacher is not None and recipe.teacher.path is not None:
+            check_path(recipe.teacher.path, "teacher.path")
+        for key in ("path", "test_path"):
+            named = getattr(recipe.task, key, None) if recipe.task.name in TASKS else None
+            if named is not None and not Path(named).exists():
+                raise InputError(f"task.{key}: {named}: no such file")
+
+    return check
+
+
 def integers(option: str, text: str) -> list[int]:
     """Comma-separated positive integers.
 
@@ -177,6 +204,7 @@ __all__ = [
     "chosen",
     "console",
     "export_formats",
+    "files_and_folder",
     "integers",
     "recipe_file",
     "reset",

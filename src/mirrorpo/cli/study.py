@@ -41,7 +41,10 @@ def command(
     path, changes = recipe_file(file), check_overrides(overrides)
     from mirrorpo.config.study import load_study
     from mirrorpo.interrupts import go_on_with, quiet, stops_at_once
+    from mirrorpo.runs.folder import STUDY, check_place
 
+    if out is not None and not dry_run:
+        check_place(out, STUDY, resume)
     loaded = load_study(path, changes)
     from mirrorpo.cli import study_commands as commands
 

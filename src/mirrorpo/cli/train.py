@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mirrorpo.cli import output
-from mirrorpo.cli.output import OVERRIDES, check_overrides, recipe_file
+from mirrorpo.cli.output import OVERRIDES, check_overrides, files_and_folder, recipe_file
 from mirrorpo.errors import InputError
 
 
@@ -29,13 +29,11 @@ def command(
         raise InputError("--out: missing; give the run folder, or --plan to see what would run")
     from mirrorpo.config.train import load_recipe
     from mirrorpo.interrupts import quiet
-    from mirrorpo.models.folder import check_path
     from mirrorpo.user_code import not_imported
 
     if plan_only:
         with not_imported("a plan"):
-            loaded = load_recipe(path, changes)
-            check_path(loaded.model.path)
+            loaded = load_recipe(path, changes, early=files_and_folder(None))
             quiet()
             from mirrorpo.training.plan import plan, render
 
@@ -43,8 +41,7 @@ def command(
         output.say(output.as_json(planned) if as_json else render(planned))
         return
     assert out is not None
-    loaded = load_recipe(path, changes)
-    check_path(loaded.model.path)
+    loaded = load_recipe(path, changes, early=files_and_folder(out, resume))
     quiet()
     from mirrorpo.training.distributed import is_main
     from mirrorpo.training.run import train

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from mirrorpo.config.train import Recipe, recipe_from
+from mirrorpo.config.train import Recipe, check_keys, recipe_from
 from mirrorpo.config.yaml import explain, load, merge, nested, overridden, parse_override, with_bases
 from mirrorpo.errors import InputError, unknown_name
 
@@ -216,7 +216,7 @@ def _resolve(spec: StudySpec, where: str, path: Path, overrides: Sequence[str]) 
     assert isinstance(spec.base, dict)  # study_from has read it
     changes = _arms(spec, where)
     shared = _seeds(spec.seeds, f"{where}: seeds")
-    arms, seeds = {}, {}
+    data, blame, seeds = {}, {}, {}
     for arm, change in changes.items():
         at = f"{where}: arms.{arm}"
         if not _NAME.fullmatch(arm):
@@ -226,8 +226,10 @@ def _resolve(spec: StudySpec, where: str, path: Path, overrides: Sequence[str]) 
         own = change.pop("seeds", None)
         seeds[arm] = shared if own is None else _seeds(_own_seeds(own, at), at)
         starts = ("base.", f"arms.{arm}.")
-        typed = {key.removeprefix(start): key for key in overrides for start in starts if key.startswith(start)}
-        arms[arm] = recipe_from(_arm(spec.base, change, path, at), (), at, blame=typed)
+        blame[arm] = {key.removeprefix(start): key for key in overrides for start in starts if key.startswith(start)}
+        data[arm] = _arm(spec.base, change, path, at)
+        check_keys(data[arm], at, blame[arm])
+    arms = {arm: recipe_from(data[arm], (), f"{where}: arms.{arm}", blame=blame[arm]) for arm in data}
     if spec.baseline is None and len(arms) > 1:
         raise InputError(f"{where}: baseline: missing; the arm that the others are compared with: {', '.join(arms)}")
     baseline = next(iter(arms)) if spec.baseline is None else spec.baseline

@@ -5,7 +5,7 @@ Every key is checked before anything is written, and the objective is built once
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -363,13 +363,20 @@ class Recipe(Settings):
 RecipeKind = TypeVar("RecipeKind", bound=Recipe)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), kind: type[RecipeKind] = Recipe) -> RecipeKind:
+def load_recipe(
+    path: Path,
+    overrides: Sequence[str] = (),
+    kind: type[RecipeKind] = Recipe,
+    early: Callable[[Recipe], None] | None = None,
+) -> RecipeKind:
     """A recipe file with ``key=value`` overrides.
 
     Args:
         path: the YAML file.
         overrides: such as ``train.steps=5``; the value is read as YAML. ``base=NAME`` replaces the recipe's base.
         kind: a recipe with further groups of keys.
+        early: further checks, of the recipe whose keys, types and names are right; the objective, which loads torch, is
+            built after them.
 
     Returns:
         The checked recipe.
@@ -387,7 +394,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), kind: type[RecipeKind
     if isinstance(data, dict):
         data |= {key: value for key, value in assignments if key == "base"}
     rest = [(key, value) for key, value in assignments if key != "base"]
-    return _checked(with_bases(data, path), rest, str(path), kind)
+    return _checked(with_bases(data, path), rest, str(path), kind, early=early)
 
 
 def recipe_from(
@@ -396,9 +403,15 @@ def recipe_from(
     where: str = "recipe",
     kind: type[RecipeKind] = Recipe,
     blame: Mapping[str, str] | None = None,
+    early: Callable[[Recipe], None] | None = None,
 ) -> RecipeKind:
     """A recipe from plain data without a base; see ``load_recipe``. ``blame``: keys that were overridden before."""
-    return _checked(data, [parse_override(override) for override in overrides], where, kind, blame)
+    return _checked(data, [parse_override(override) for override in overrides], where, kind, blame, early)
+
+
+def check_keys(data: Any, where: str, blame: Mapping[str, str]) -> None:
+    """The first half of ``recipe_from``: keys, types and names, without torch."""
+    validated(_with_task(Recipe, data.get("task"), where), data, where, blame, KEYS_ALONE)
 
 
 def _checked(
@@ -407,13 +420,16 @@ def _checked(
     where: str,
     kind: type[RecipeKind],
     blame: Mapping[str, str] | None = None,
+    early: Callable[[Recipe], None] | None = None,
 ) -> RecipeKind:
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a mapping with the keys {', '.join(kind.model_fields)}")
     data = overridden(data, assignments) if assignments else data
     typed = {key: key for key, _ in assignments} if blame is None else blame
     kind = _with_task(kind, data.get("task"), where)
-    validated(kind, data, where, typed, KEYS_ALONE)
+    by_keys = validated(kind, data, where, typed, KEYS_ALONE)
+    if early is not None:
+        early(by_keys)
     return validated(kind, data, where, typed)
 
 

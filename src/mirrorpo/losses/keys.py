@@ -111,8 +111,21 @@ class ObjectiveKeys(TypedDict, total=False):
     tau: float | None
 
 
-# The names that a key takes as text, for keys that take a name alone.
-_NAMES: dict[str, Any] = {"advantage": AdvantageName, "aggregation": AggregationName}
+# The names that a key takes as text, for keys that take a name alone; of the objective, and of one penalty or region.
+_NAMES: dict[str, Any] = {
+    "advantage": AdvantageName,
+    "aggregation": AggregationName,
+    "behaviour": Literal["old", "sampler"],
+    "estimator": EstimatorName,
+    "level": Literal["token", "sequence", "product"],
+    "placement": Literal["loss", "reward", "advantage"],
+}
+_NAMES_OF_PARTS: dict[str, Any] = {
+    **{key: _NAMES[key] for key in ("estimator", "level", "placement")},
+    "act": Literal["clip", "mask", "soft"],
+    "anchor": AnchorName,
+    "side": Literal["both", "positive", "negative"],
+}
 # (low, high) of the numbers that mean the same whatever goes with them; the radius is above its low end.
 COEFFICIENT, RADIUS = (0.0, 1e6), (0.0, 1e6)
 # Estimators of a penalty, which bound nothing.
@@ -131,7 +144,8 @@ def is_none(value: Any) -> bool:
 
 
 def check_names(spec: Mapping[str, Any]) -> None:
-    """Raises what ``objective_from`` raises for a misspelt preset, key or name, and for two numbers out of their range.
+    """Raises what ``objective_from`` raises for a misspelt preset, key or name, and for two numbers out of their range,
+    those of each penalty and region too.
 
     Whatever else is wrong passes.
 
@@ -152,9 +166,30 @@ def check_names(spec: Mapping[str, Any]) -> None:
     unknown = sorted(set(spec) - {"preset", *ObjectiveKeys.__annotations__})
     if unknown and not own_surrogate:  # which may have options of its own
         raise unknown_name("objective key", unknown[0], ObjectiveKeys.__annotations__)
-    for key, names in _NAMES.items():
-        if spec.get(key) is not None and spec[key] not in get_args(names):
+    if not own_surrogate or (isinstance(spec["surrogate"], str) and ":" not in spec["surrogate"]):
+        _check_choices(spec, {"surrogate": SurrogateName})
+    _check_part(spec, _NAMES)
+    for part in (*_parts(spec, "penalties"), *_parts(spec, "regions")):
+        _check_part(part, _NAMES_OF_PARTS)
+
+
+def _parts(spec: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """The mappings in a list of penalties or regions; regions are compared under the key ``region``."""
+    listed = spec.get(key)
+    found = [part for part in listed if isinstance(part, Mapping)] if isinstance(listed, list | tuple) else []
+    return found if key == "penalties" else [{**part, "region": part.get("name")} for part in found]
+
+
+def _check_choices(spec: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+    for key, names in choices.items():
+        several = key == "estimator" and isinstance(spec.get(key), list | tuple)
+        if spec.get(key) is not None and not several and spec[key] not in get_args(names):
             raise unknown_name(key, spec[key], get_args(names))
+
+
+def _check_part(spec: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+    """Checks what an objective, a penalty and a region have in common."""
+    _check_choices(spec, choices)
     for key, ends in (("coefficient", COEFFICIENT), ("radius", RADIUS)):
         if isinstance(spec.get(key), int | float):
             check_number(key, spec[key], *ends, open_low=key == "radius")
@@ -162,6 +197,8 @@ def check_names(spec: Mapping[str, Any]) -> None:
     regions = [*get_args(RegionName), *(name for name in divergences if name not in NO_REGIONS)]
     for key, legal in (("divergence", divergences), ("region", regions)):
         name = spec.get(key)
+        if isinstance(name, Mapping):
+            name = name.get("name")
         if not isinstance(name, str) or ":" in name or name in NO_REGIONS or is_none(name):
             continue
         if name not in legal and not entry_points(group=_PLUGINS):

@@ -86,6 +86,34 @@ STUDY = Kind(noun="study", file="study.yaml", settings="settings")
 EVALUATION = Kind(noun="evaluation", file="evaluation.json", settings="settings", article="an")
 
 
+def check_place(path: Path, kind: Kind, resume: bool) -> None:
+    """Whether something of this kind can begin in a folder, or go on in it; looks, and writes nothing.
+
+    Raises:
+        InputError: the folder holds one already (without ``resume``), holds none (with it), holds other files, or is a
+            file.
+    """
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long, a path through a file
+        raise _unwritable(path, error) from None
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {path}: is a file, not a folder")
+    holds = (path / kind.file).exists()
+    if holds and not resume:
+        raise InputError(f"--out {path}: already holds {kind}; give another folder, or --resume to continue it")
+    if resume and not holds:
+        raise InputError(f"--resume: {path} holds no {kind.noun}")
+    if not holds and path.exists() and any(_is_foreign(entry) for entry in path.iterdir()):
+        raise InputError(f"--out {path}: is not empty and holds no {kind.noun}; give another folder")
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"--out {path}: cannot be written ({error.strerror})")
+
+
 class Folder:
     """A folder of one kind, locked while the object lives.
 
@@ -112,17 +140,17 @@ class Folder:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.path, self.kind = path, kind
-        self._check_state(resume)
+        check_place(path, kind, resume)
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             refuse_links(path, f"--out {path}", kind)
             self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise _unwritable(path, error) from None
         try:
             self._take_lock()
-            self._check_state(resume)  # again: another process may have been faster, and done
+            check_place(path, kind, resume)  # again: another process may have been faster, and done
             for entry in path.iterdir():
                 if is_left_behind(entry):
                     entry.unlink()
@@ -135,32 +163,10 @@ class Folder:
         except OSError as error:
             self.close()
             self._unmake(made)
-            raise self._unwritable(error) from None
+            raise _unwritable(path, error) from None
         except BaseException:
             self.close()
             raise
-
-    def _check_state(self, resume: bool) -> None:
-        try:
-            self.path.stat()
-        except FileNotFoundError:
-            pass
-        except OSError as error:  # a name that is too long, a path through a file
-            raise self._unwritable(error) from None
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--out {self.path}: is a file, not a folder")
-        holds = (self.path / self.kind.file).exists()
-        if holds and not resume:
-            raise InputError(
-                f"--out {self.path}: already holds {self.kind}; give another folder, or --resume to continue it"
-            )
-        if resume and not holds:
-            raise InputError(f"--resume: {self.path} holds no {self.kind.noun}")
-        if not holds and self.path.exists() and any(_is_foreign(entry) for entry in self.path.iterdir()):
-            raise InputError(f"--out {self.path}: is not empty and holds no {self.kind.noun}; give another folder")
-
-    def _unwritable(self, error: OSError) -> InputError:
-        return InputError(f"--out {self.path}: cannot be written ({error.strerror})")
 
     def _take_lock(self) -> None:
         try:
