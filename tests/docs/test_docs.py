@@ -27,7 +27,7 @@ from mirrorpo.losses.anchors import ANCHORS
 from mirrorpo.losses.penalties import PENALTY_KEYS, PLACEMENTS
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.losses.regions import REGIONS
-from mirrorpo.losses.rules import ACTS, LEVELS, RULE_KEYS
+from mirrorpo.losses.rules import ACTS, LEVELS, MASK_LEVELS, RULE_KEYS
 from mirrorpo.losses.surrogates import SURROGATES
 
 Load = Callable[[str], ModuleType]
@@ -213,7 +213,7 @@ def test_every_name_of_the_package_stands_in_the_page_of_formulas() -> None:
         "preset": PRESETS,
         "anchor": ANCHORS,
         "act": ACTS,
-        "level": LEVELS,
+        "level": (*LEVELS, *MASK_LEVELS),
         "placement": PLACEMENTS,
         "key of a region": RULE_KEYS,
         "key of a penalty": PENALTY_KEYS,

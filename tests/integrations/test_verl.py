@@ -140,14 +140,18 @@ def test_every_trust_region_through_verl_is_ours_called_directly(region: str, ag
 def test_every_preset_through_verl_is_ours_called_directly(preset: str) -> None:
     spec = {"preset": preset}
     objective = mirrorpo.objective(preset)
-    if not objective.needs <= {"old", "reference"} or objective.advantage == "soft_value":
-        with pytest.raises(InputError, match=r"verl cannot express .*'(sampler|teacher|soft_value)'.*Legal: "):
+    if "teacher" in objective.needs or objective.advantage == "soft_value":
+        with pytest.raises(InputError, match=r"verl cannot express .*'(teacher|soft_value)'.*Legal: "):
             plugin.policy_loss(name_of(spec))
         return
     if objective.penalties:
         spec["coefficient"] = [0.0] * len(objective.penalties)  # the penalty is verl's other hook
         objective = mirrorpo.objective_from(spec)
     b = batch(spread=0.3, empty=False)
+    if "sampler" in objective.needs:
+        with pytest.raises(InputError, match=r"no rollout_log_probs: set .*\.rollout\.calculate_log_probs=True"):
+            through_verl(b, name_of(spec), MODES[objective.aggregation])
+        return
     assert_same(directly(b, objective), through_verl(b, name_of(spec), MODES[objective.aggregation]))
 
 
@@ -168,7 +172,9 @@ def nested(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
-def ppo_loss(b: Batch, actor: Any, weights: torch.Tensor | None = None) -> torch.Tensor:
+def ppo_loss(
+    b: Batch, actor: Any, weights: torch.Tensor | None = None, sampler: torch.Tensor | None = None
+) -> torch.Tensor:
     """verl's own ``ppo_loss`` on the packed form of the batch: prompts and responses side by side."""
     pieces = []
     for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
@@ -190,6 +196,7 @@ def ppo_loss(b: Batch, actor: Any, weights: torch.Tensor | None = None) -> torch
             "ref_log_prob": responses(b.logp_ref),
             "advantages": responses(b.advantages),
             **({} if weights is None else {"rollout_is_weights": responses(weights)}),
+            **({} if sampler is None else {"rollout_log_probs": responses(sampler)}),
         },
         batch_size=[b.rows],
     )
@@ -231,6 +238,41 @@ def test_several_penalties_and_the_weights_of_the_rollout_correction_arrive() ->
     loss = ppo_loss(b, actor, weights)
     ours = directly(b, mirrorpo.objective_from(spec), weight=weights)
     assert_same(ours, (loss.detach(), gradient(loss, b.logp)))
+
+
+SAMPLER: dict[str, dict[str, Any]] = {
+    "dppo_tv": {"preset": "dppo_tv"},
+    "icepop": {"preset": "icepop"},
+    "opsm": {"preset": "opsm", "coefficient": 0.5, "estimator": "weighted"},
+    "score around the sampler": {"preset": "grpo", "behaviour": "sampler", "coefficient": 0.5, "estimator": "score"},
+    "truncated and rejected": {
+        "preset": "dapo",
+        "regions": [
+            {"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.28},
+            {"name": "ratio", "epsilon_low": 1, "epsilon_high": 0.3, "act": "truncate"},
+            {"name": "kl3", "radius": 0.1, "act": "mask", "of": "old", "anchor": "sampler", "level": "max_divergence"},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("spec", SAMPLER.values(), ids=SAMPLER)
+def test_what_the_engine_reported_reaches_the_objective(spec: dict[str, Any]) -> None:
+    objective = mirrorpo.objective_from(spec)
+    name, mode = name_of(spec), MODES[objective.aggregation]
+    more = {"use_kl_loss": True, "kl_loss_coef": 1.0, "kl_loss_type": name} if objective.penalties else {}
+    actor = config(name, loss_agg_mode=mode, **more)
+    b = batch()
+    noise = torch.randn(b.mask.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    sampler = (b.logp_old + 0.2 * noise).clamp(max=-0.01)
+    sampler[3, 1] = torch.nan  # the engine could not say
+    loss = ppo_loss(b, actor, sampler=sampler)
+    assert_same(directly(b, objective, logp_sampler=sampler), (loss.detach(), gradient(loss, b.logp)))
+    with pytest.raises(InputError, match="sent no rollout_log_probs"):  # nothing is left over from the call before
+        ppo_loss(b, actor)
+    if objective.behaviour == "sampler" or objective.truncation:
+        with pytest.raises(InputError, match="rollout_is must be null"):
+            ppo_loss(b, actor, weights=torch.ones_like(sampler), sampler=sampler)
 
 
 def test_the_divergence_alone_takes_the_coefficient_of_verl() -> None:
@@ -388,13 +430,13 @@ def test_a_version_outside_the_tested_range_warns(other: str, monkeypatch: pytes
 
 
 def test_every_place_where_verl_binds_its_penalty_by_name_has_ours() -> None:
-    bound = {
-        name: vars(module)["kl_penalty"]
-        for name, module in sys.modules.items()
-        if name.startswith("verl.") and inspect.isfunction(vars(module).get("kl_penalty"))
-    }
-    assert {"verl.trainer.ppo.core_algos", "verl.workers.utils.losses"} <= set(bound)
-    assert set(bound.values()) == {plugin.kl_penalty}
+    def bound(function: str) -> dict[str, Any]:
+        modules = {name: vars(module).get(function) for name, module in sys.modules.items() if name.startswith("verl.")}
+        return {name: found for name, found in modules.items() if inspect.isfunction(found)}
+
+    assert {"verl.trainer.ppo.core_algos", "verl.workers.utils.losses"} <= set(bound("kl_penalty"))
+    assert set(bound("kl_penalty").values()) == {plugin.kl_penalty}
+    assert set(bound("ppo_loss").values()) == {losses.ppo_loss}
     source = (Path(verl.__file__).parent / "trainer/ppo/ray_trainer.py").read_text(encoding="utf-8")
     assert "core_algos.kl_penalty(" in source  # the reward's, looked up at the call
 
@@ -420,6 +462,16 @@ def test_the_settings_of_an_objective_file_compose_with_the_yaml_of_verl(tmp_pat
     ours = directly(b, mirrorpo.objective("dr_grpo", region={"name": "kl3", "radius": 0.05}))
     actor.global_batch_info["global_batch_size"] = b.rows
     assert_same(ours, through_verl(b, name, actor.loss_agg_mode, actor))
+
+
+def test_the_settings_of_an_objective_around_the_sampler_ask_the_engine_for_its_log_probabilities() -> None:
+    from hydra import compose, initialize_config_dir
+
+    lines = overrides("icepop", read_objective("icepop"))
+    with initialize_config_dir(str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None):
+        chosen = compose("ppo_trainer", overrides=lines)
+    assert chosen.actor_rollout_ref.rollout.calculate_log_probs is True
+    assert chosen.algorithm.rollout_correction.rollout_is is None
 
 
 def test_the_command_writes_the_settings_or_says_what_verl_cannot_express(

@@ -56,6 +56,16 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "sampler": {"preset": "dppo_kl"},
     "mask around the sampler": {"preset": "icepop"},
     "mask of sequences": {"preset": "opsm"},
+    "mask by a mean divergence": {
+        "preset": "dapo",
+        "regions": [{"name": "js", "radius": 0.05, "act": "mask", "anchor": "sampler", "level": "mean_divergence"}],
+    },
+    "truncated, products": {"preset": "cispo", "level": "product", "behaviour": "sampler"},
+    "weights of tokens": {"preset": "dapo", "regions": [{"name": "kl3", "radius": 0.1, "act": "truncate"}]},
+    "weights of products": {
+        "preset": "dapo",
+        "regions": [{"name": "ratio", "epsilon_low": 0.2, "act": "truncate", "level": "product"}],
+    },
     "mask of products": {
         "preset": "dapo",
         "behaviour": "sampler",

@@ -378,7 +378,6 @@ BAD = [
     ("cispo", {"ratio_cap": float("inf")}, ("ratio_cap", "inf", "(1, 1e+06]")),
     ("gspo", {"region": "binary_kl", "radius": 0.1}, ("level 'sequence'", "binary_kl")),
     ("gspo", {"region": "exact", "radius": 0.1}, ("level 'sequence'", "exact")),
-    ("cispo", {"level": "sequence"}, ("level 'sequence'", "'truncated'")),
     ("gmpo", {"level": "sequence"}, ("level 'sequence'", "'geometric'")),
     ("gmpo", {"region": "exact", "radius": 0.1}, ("'geometric'", "bounds", "'exact'")),
     ("sapo", {"region": "kl3", "radius": 0.1}, ("'kl3'", "no effect", "'sigmoid'")),

@@ -7,12 +7,14 @@ recorded here and played back through TRL's own code to both trainers.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -178,40 +180,39 @@ def test_a_recipe_says_which_correction_is_used(tmp_path: Path) -> None:
     assert trainer_config(recipe_from({"task": {"name": "arithmetic"}}), tmp_path).vllm_importance_sampling_correction
 
 
-# The same corrections as masks of an objective
+# The same corrections as regions of an objective
 
 
-@pytest.mark.parametrize("fast", ["off", "auto"])
-def test_trls_token_mask_is_a_mask_around_the_sampler(
-    fast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "mismatch.md"
+ROWS = re.findall(r"^\| TRL 1.16 \| `(\w+)`, 0.8 to 1.3 \| `(\[.+\])` \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("mode", "regions", "fast"),
+    [*((*row, "off") for row in ROWS), *((*row, "auto") for row in ROWS if row[0].endswith("mask"))],
+)
+def test_trls_corrections_are_the_regions_that_the_page_names(
+    mode: str, regions: str, fast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert {mode for mode, _ in ROWS} == set(MODES)
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")  # TRL's name for an engine of the user's own
-    theirs, _, recorded = pair(tmp_path, "dapo", "token_mask")
+    theirs, _, recorded = pair(tmp_path, "dapo", mode)
+    recorded.logprobs[3][2] = [-1.0]  # a value: without one the token has no policy term here, and the weight 1 there
     inputs = generate(theirs)
-    inputs["sampling_per_token_logps"] = inputs["sampling_per_token_logps"].nan_to_num(nan=-1.0)
-    ratio = (inputs["old_per_token_logps"] - inputs["sampling_per_token_logps"]).exp()
-    inputs["importance_sampling_ratio"] = torch.where((ratio >= LOW) & (ratio <= HIGH), ratio, 0.0)
-    # Decoupled: the clip around the old policy, the ratio to the sampler, what left the sampler too far dropped.
-    mask = {"name": "ratio", "epsilon_low": 1.0 - LOW, "epsilon_high": HIGH - 1.0, "act": "mask", "of": "old"}
-    objective = {
-        "preset": "dapo",
-        "behaviour": "sampler",
-        "regions": [
-            {"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.28, "anchor": "old"},
-            {**mask, "anchor": "sampler"},
-        ],
-    }
+    clip = {"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.28}
+    objective = {"preset": "dapo", "regions": [clip, *yaml.safe_load(regions)]}
     args = MirrorConfig(
         **settings(tmp_path, use_vllm=False, vllm_importance_sampling_correction=False), objective=objective, fast=fast
     )
     ours = trainer(MirrorTrainer, args, rollout_func=lambda *_: None)
     ours.current_gradient_accumulation_steps = 1
-    assert ours.policy_objective.behaviour == "sampler"
+    assert "sampler" in ours.policy_objective.needs
     own = {key: value for key, value in inputs.items() if key != "importance_sampling_ratio"}
     their_loss, their_gradient = loss_and_gradient(theirs, inputs)
     our_loss, our_gradient = loss_and_gradient(ours, own)
-    assert recorded.completions
-    assert 0 < (inputs["importance_sampling_ratio"] == 0).sum() < inputs["completion_mask"].sum()
+    weight = inputs["importance_sampling_ratio"]
+    outside = (weight == 0) if mode.endswith("mask") else (weight == LOW) | (weight == HIGH)
+    assert 0 < outside.sum() < outside.numel()
     assert abs(our_loss - their_loss) < TOLERANCE[fast]
     assert (our_gradient - their_gradient).abs().max() < TOLERANCE[fast] * max(1.0, their_gradient.abs().max().item())
 

@@ -8,9 +8,11 @@
     algorithm:
       kl_penalty: "mirrorpo:{divergence: {name: beta, beta: 0.5}}"     # the same in the reward
 
-After ``mirrorpo:`` stands an objective file (a path that every worker sees), the text of one in braces, or one name:
-of a preset, or for a penalty of a divergence. A penalty given as an objective has its coefficients; then
-``kl_loss_coef`` must be 1. ``python -m mirrorpo.integrations verl FILE`` writes all settings of an objective file.
+After ``mirrorpo:`` stands an objective file (a path that every worker sees), the text of one in braces, or one name: of
+a preset, or for a penalty of a divergence. A penalty given as an objective has its coefficients; then ``kl_loss_coef``
+must be 1. Anchor and behaviour ``sampler`` read ``rollout_log_probs``, which verl has where
+``actor_rollout_ref.rollout.calculate_log_probs`` is true. ``python -m mirrorpo.integrations verl FILE`` writes all
+settings of an objective file.
 
 verl loads this module in every process by ``VERL_USE_EXTERNAL_MODULES=mirrorpo.integrations.verl``, or by itself where
 mirrorpo is installed (entry point ``verl.plugins``). At load the hooks are compared with those of verl 0.9.1: a seam
@@ -27,7 +29,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -40,7 +42,7 @@ from verl.workers.config import ActorConfig
 from mirrorpo.divergences import divergence
 from mirrorpo.errors import InputError
 from mirrorpo.integrations.shared import check_expressible
-from mirrorpo.integrations.verl_settings import PREFIX, REACH, is_objective, loss_objective, penalties_of
+from mirrorpo.integrations.verl_settings import CALCULATE, PREFIX, REACH, is_objective, loss_objective, penalties_of
 from mirrorpo.losses.objective import Objective
 
 SUPPORTED = (Version("0.9.1"), Version("0.10"))  # from, up to but not with
@@ -65,6 +67,8 @@ class SeamError(RuntimeError):
 # The policy loss, called first, leaves the rollout policy's log-probabilities for the penalty of the same forward pass:
 # verl hands them to the one and not to the other. A weak reference, so that no graph outlives its step.
 _seen: tuple[weakref.ref[Tensor], Tensor] | None = None
+# What the rollout engine reported, (B, T), during verl's ``ppo_loss``, which hands it to no policy loss.
+_reported: Tensor | None = None
 
 
 @lru_cache(maxsize=16)
@@ -95,20 +99,56 @@ def policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         rollout_is_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         global _seen
+        sampler = _sampler(objective, rollout_is_weights)
         terms = objective.terms(
             logp=log_prob,
             logp_old=old_log_prob,
+            logp_sampler=sampler,
             advantages=advantages,
             mask=response_mask,
             weight=rollout_is_weights,
         )
-        _seen = (weakref.ref(log_prob), old_log_prob)
+        behaviour = old_log_prob if sampler is None or objective.behaviour == "old" else sampler
+        _seen = (weakref.ref(log_prob), behaviour)
         total = core.agg_loss(
             loss_mat=terms.policy, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
         )
         return total, _metrics(terms.metrics(), log_prob, old_log_prob, response_mask)
 
     return loss
+
+
+def _sampler(objective: Objective, weights: Tensor | None) -> Tensor | None:
+    """The engine's log-probabilities, where the objective needs them; (B, T)."""
+    if "sampler" not in objective.needs:
+        return None
+    if _reported is None:
+        raise InputError(
+            f"objective {objective.name!r} needs the sampler's log-probabilities and verl sent no rollout_log_probs: "
+            f"set {CALCULATE}=True, or behaviour and anchors 'old'"
+        )
+    if weights is not None and (objective.behaviour == "sampler" or objective.truncation):
+        raise InputError(
+            f"algorithm.rollout_correction.rollout_is must be null with objective {objective.name!r}, whose own ratio "
+            "to the sampler corrects already"
+        )
+    return _reported
+
+
+def _keeping(ppo_loss: Callable[..., Any]) -> Callable[..., Any]:
+    """verl's ``ppo_loss``, which keeps the engine's log-probabilities for the policy loss that it calls."""
+
+    @wraps(ppo_loss)
+    def keeping(config: Any, model_output: Any, data: Any, dp_group: Any = None) -> Any:
+        global _reported
+        if "rollout_log_probs" in data:
+            _reported = data.select("rollout_log_probs").to_padded_tensor()["rollout_log_probs"]
+        try:
+            return ppo_loss(config, model_output, data, dp_group)
+        finally:
+            _reported = None
+
+    return keeping
 
 
 def _metrics(ours: dict[str, Tensor], log_prob: Tensor, old_log_prob: Tensor, mask: Tensor) -> dict[str, float]:
@@ -149,7 +189,11 @@ def kl_penalty(logprob: Tensor, ref_logprob: Tensor, kl_penalty: str) -> Tensor:
     for p in penalties_of(kl_penalty):
         needs_old = p.estimator != "sampled"
         old = _rollout_policy(logprob, p.estimator) if needs_old else logprob.detach()
-        total = total + p.coefficient * p.divergence.estimate(p.estimator, logprob, ref_logprob, old)
+        known = old.isfinite()  # the engine marks what it could not score
+        value = p.divergence.estimate(
+            p.estimator, logprob, ref_logprob, torch.where(known, old, logprob.detach().to(old.dtype))
+        )
+        total = total + p.coefficient * torch.where(known, value, 0.0)
     return total
 
 
@@ -229,10 +273,11 @@ def load() -> None:
     import verl.workers.utils.losses as losses
 
     # `from core_algos import kl_penalty` binds the function itself: rebind it wherever that has happened. Modules that
-    # are imported later get ours from core_algos.
-    for name, module in list(sys.modules.items()):
-        if name.startswith("verl.") and vars(module).get("kl_penalty") is _verl_kl_penalty:
-            vars(module)["kl_penalty"] = kl_penalty
+    # are imported later get ours from where it is defined.
+    for ours, theirs in ((kl_penalty, _verl_kl_penalty), (_keeping(losses.ppo_loss), losses.ppo_loss)):
+        for name, module in list(sys.modules.items()):
+            if name.startswith("verl.") and vars(module).get(theirs.__name__) is theirs:
+                vars(module)[theirs.__name__] = ours
     _check_settings_at_start()
     _check_in_use(losses)
 
@@ -278,6 +323,8 @@ def _check_settings_at_start() -> None:
 
 
 def _check_in_use(losses: Any) -> None:
+    if list(inspect.signature(losses.ppo_loss).parameters) != ["config", "model_output", "data", "dp_group"]:
+        raise SeamError(_moved("ppo_loss takes other parameters than config, model_output, data, dp_group"))
     logp = torch.tensor([[-0.5, -2.0]])
     ref = torch.tensor([[-1.0, -1.0]])
     for module in (core, losses):

@@ -32,10 +32,11 @@ REACH = Reach(
         "rloo": "adv_estimator=rloo",
     },
     placements=frozenset({"loss", "reward"}),
-    behaviours=frozenset({"old"}),
-    region_anchors=frozenset({"old"}),
+    behaviours=frozenset({"old", "sampler"}),
+    region_anchors=frozenset({"old", "sampler"}),
     penalty_anchors=frozenset({"reference"}),
 )
+CALCULATE = "actor_rollout_ref.rollout.calculate_log_probs"
 _HOOK_ESTIMATORS = ("sampled", "weighted", "score")
 
 
@@ -128,6 +129,8 @@ def overrides(source: str, objective: Objective) -> list[str]:
         f"algorithm.use_kl_in_reward={in_reward}",
         "algorithm.rollout_correction.bypass_mode=False",  # it puts a loss of its own in place of any other
     ]
+    if "sampler" in objective.needs:
+        lines += [f"{CALCULATE}=True", "algorithm.rollout_correction.rollout_is=null"]
     if in_loss:
         lines += [f"{actor}.kl_loss_coef=1.0", f"{actor}.kl_loss_type={name}"]
     if in_reward:

@@ -133,4 +133,17 @@ def read_anchors(
     return AnchorLogps(by_name=by_name, missing=missing)
 
 
-__all__ = ["ANCHORS", "BEHAVIOURS", "AnchorLogps", "Inputs", "read_anchors"]
+def check_shapes(logp: Tensor, advantages: Tensor | None, mask: Tensor, **others: Tensor | None) -> None:
+    """Raises ``ValueError`` for a tensor that does not fit ``logp``, (B, T); names it."""
+    if logp.dim() != 2 or mask.shape != logp.shape:
+        shapes = f"{tuple(logp.shape)} and {tuple(mask.shape)}"
+        raise ValueError(f"logp and mask must have the same shape (B, T), got {shapes}")
+    for name, other in others.items():
+        if other is not None and other.shape != logp.shape:
+            raise ValueError(f"{name} must have the shape of logp, {tuple(logp.shape)}, got {tuple(other.shape)}")
+    rows = logp.shape[0]
+    if advantages is not None and advantages.shape not in ((rows,), (rows, 1), tuple(logp.shape)):
+        raise ValueError(f"advantages must have shape (B,), (B, 1) or (B, T), got {tuple(advantages.shape)}")
+
+
+__all__ = ["ANCHORS", "BEHAVIOURS", "AnchorLogps", "Inputs", "check_shapes", "read_anchors"]

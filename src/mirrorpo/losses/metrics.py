@@ -12,6 +12,7 @@ metric                             what it says, and what to do
 ``entropy/predicted_change/mean``  first-order change of the entropy per unit step from the tokens that pass
 ``entropy/held_back/mean``         the same from the tokens that the region stops: negative means clipping saves entropy
 ``mask/<region>_<anchor>/frac``    tokens whose policy term a mask drops
+``truncate/<region>_<anchor>/...`` tokens whose ratio of old policy to anchor was clamped (``/frac``)
 ``behaviour/missing/frac``         tokens whose log-probability under b is missing: their policy term is dropped too
 =================================  ====================================================================================
 

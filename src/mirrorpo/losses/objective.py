@@ -20,13 +20,13 @@ import torch
 from mirrorpo._checks import Float, Num, Shaped, Tensor
 from mirrorpo.divergences.base import upcast
 from mirrorpo.losses.aggregation import aggregate
-from mirrorpo.losses.anchors import AnchorLogps, read_anchors
+from mirrorpo.losses.anchors import ANCHORS, AnchorLogps, check_shapes, read_anchors
 from mirrorpo.losses.coefficient import Control
 from mirrorpo.losses.future_kl import FutureKL, future_kl_weight
 from mirrorpo.losses.metrics import Output, TokenTerms
 from mirrorpo.losses.penalties import Penalty
 from mirrorpo.losses.regions import TrustRegion, trust_region
-from mirrorpo.losses.rules import Rule, bounds_of, dropped_by, over_sequence, soft_term
+from mirrorpo.losses.rules import Rule, bounds_of, dropped_by, over_sequence, soft_term, truncated_weight
 from mirrorpo.losses.surrogates import SURROGATES, Surrogate, Tokens
 from mirrorpo.losses.vocabulary import Vocabulary, divergence_over, kept_entries, outside_of
 
@@ -71,7 +71,7 @@ class Objective:
     @cached_property
     def bound(self) -> Rule | None:
         """The rule with act ``clip`` or ``soft``, of which there is at most one."""
-        return next((rule for rule in self.rules if rule.act != "mask"), None)
+        return next((rule for rule in self.rules if rule.act in ("clip", "soft")), None)
 
     @property
     def region(self) -> TrustRegion:
@@ -82,6 +82,11 @@ class Objective:
     def masks(self) -> tuple[Rule, ...]:
         """The rules with act ``mask``."""
         return tuple(rule for rule in self.rules if rule.act == "mask")
+
+    @cached_property
+    def truncation(self) -> Rule | None:
+        """The rule with act ``truncate``, of which there is at most one."""
+        return next((rule for rule in self.rules if rule.act == "truncate"), None)
 
     def placed(self, placement: str) -> tuple[Penalty, ...]:
         """The penalties with this placement."""
@@ -229,7 +234,7 @@ class Objective:
             >>> out.loss.item()
             -1.0
         """
-        _check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref, tokens=tokens)
+        check_shapes(logp, advantages, mask, logp_old=logp_old, logp_ref=logp_ref, tokens=tokens)
         keep = mask.bool()
         over = Vocabulary(
             logits=logits,
@@ -313,8 +318,7 @@ class Objective:
                 differentiable; None for the others.
         """
         given = {"reference": logp_ref, "old": logp_old, "sampler": logp_sampler, "teacher": logp_teacher}
-        shapes = {"logp_ref": logp_ref, "logp_old": logp_old}
-        _check_shapes(logp, advantages, mask, **shapes, logp_sampler=logp_sampler, logp_teacher=logp_teacher)
+        check_shapes(logp, advantages, mask, **{ANCHORS[name].logp or name: x for name, x in given.items()})
         if weight is not None and weight.shape not in ((logp.shape[0], 1), logp.shape):
             raise ValueError(f"weight must have shape (B, 1) or (B, T), got {tuple(weight.shape)}")
         keep = mask.bool()
@@ -323,6 +327,11 @@ class Objective:
         anchors = read_anchors(logp, keep, given, vocabulary)
         state, log_ratio, fractions = self._state(logp, advantages, keep, anchors, penalty_scale, outside)
         penalty, values = self._penalty(logp, keep, anchors, penalty_scale, over_vocabulary)
+        if self.truncation is not None:
+            factor, fractions[f"truncate/{self.truncation.label}/frac"] = truncated_weight(
+                self.truncation, anchors, keep
+            )
+            weight = factor if weight is None else weight * factor
         return TokenTerms(
             policy=self._policy(state, anchors, weight),
             penalty=penalty,
@@ -460,9 +469,7 @@ class Objective:
             logp_ref: (B, T), the same under the reference, or None where no penalty needs it.
             mask: (B, T), 0 drops a token.
             penalty_scale: factor on all coefficients.
-            logp_sampler: as in the call.
-            logp_teacher: as in the call.
-            vocabulary: as in the call.
+            logp_sampler, logp_teacher, vocabulary: as in the call.
 
         Returns:
             (B,), detached.
@@ -482,18 +489,6 @@ def _numbered(names: list[str]) -> list[str]:
     """Names with a number from the second of one name on."""
     counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
     return [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
-
-
-def _check_shapes(logp: Tensor, advantages: Tensor | None, mask: Tensor, **others: Tensor | None) -> None:
-    if logp.dim() != 2 or mask.shape != logp.shape:
-        shapes = f"{tuple(logp.shape)} and {tuple(mask.shape)}"
-        raise ValueError(f"logp and mask must have the same shape (B, T), got {shapes}")
-    for name, other in others.items():
-        if other is not None and other.shape != logp.shape:
-            raise ValueError(f"{name} must have the shape of logp, {tuple(logp.shape)}, got {tuple(other.shape)}")
-    rows = logp.shape[0]
-    if advantages is not None and advantages.shape not in ((rows,), (rows, 1), tuple(logp.shape)):
-        raise ValueError(f"advantages must have shape (B,), (B, 1) or (B, T), got {tuple(advantages.shape)}")
 
 
 __all__ = ["Objective", "Output", "Penalty", "TokenTerms"]

@@ -250,6 +250,7 @@ def objective(preset: PresetName | str = "grpo", /, **overrides: Unpack[Objectiv
     advantage = _choice("advantage", given.get("advantage", base.advantage), ADVANTAGES)
     future_kl = _future_kl(base, surrogate, given, options)
     anchor = _anchor(base, surrogate, given)
+    check_rules(rules, behaviour)
     check_parts(surrogate, level, rules, penalties, advantage, future_kl)
     chosen = Objective(
         name=preset,
@@ -417,7 +418,6 @@ def check_parts(
     future_kl: FutureKL | None,
 ) -> None:
     """Raises ``ValueError`` for parts that do not go together."""
-    check_rules(rules)
     name = f"surrogate {surrogate.name!r}"
     if level not in surrogate.levels:
         raise ValueError(f"level {level!r} does not go with {name}. Legal: {', '.join(surrogate.levels)}")

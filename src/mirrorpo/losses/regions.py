@@ -76,6 +76,21 @@ class TrustRegion(ABC):
             ValueError: the region is a mask (``exact``, ``top_k``) and has no interval.
         """
 
+    @property
+    def has_constraint(self) -> bool:
+        """Whether the region is what one number at the sampled token leaves within the radius."""
+        return self.divergence is not None and not self.needs_logits
+
+    def constrained(self, log_ratio: Float[Tensor, ...], logp_old: Float[Tensor, ...]) -> Float[Tensor, ...]:
+        """That number, D(w): 0 at w = 1, compared with the radius; any shape, in the dtype of ``log_ratio``."""
+        assert self.divergence is not None
+        return _in_double(self.divergence.constraint, log_ratio, logp_old)
+
+
+def _in_double(constraint: Constraint, log_ratio: Tensor, logp_old: Tensor) -> Tensor:
+    held = log_ratio.double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return constraint(held, logp_old.double().clamp(max=0.0, min=-LOG_RATIO_LIMIT)).to(log_ratio.dtype)
+
 
 def _dtype_of(logp: Tensor) -> torch.dtype:
     return logp.dtype if logp.dtype in (torch.float32, torch.float64) else torch.float32
@@ -109,6 +124,10 @@ class PerToken(TrustRegion):
     radius: float = field(kw_only=True)
 
     per_token: ClassVar[bool] = True
+    has_constraint: ClassVar[bool] = True
+
+    def constrained(self, log_ratio: Float[Tensor, ...], logp_old: Float[Tensor, ...]) -> Float[Tensor, ...]:
+        return _in_double(self.constraint, log_ratio, logp_old)
 
     @torch.no_grad()
     def ratio_bounds(self, logp_old: Float[Tensor, ...]) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
@@ -126,6 +145,10 @@ class BinaryTV(TrustRegion):
     radius: float = field(kw_only=True)
 
     per_token: ClassVar[bool] = True
+    has_constraint: ClassVar[bool] = True
+
+    def constrained(self, log_ratio: Float[Tensor, ...], logp_old: Float[Tensor, ...]) -> Float[Tensor, ...]:
+        return _in_double(lambda s, logb: (logb.exp() * torch.expm1(s)).abs(), log_ratio, logp_old)
 
     def ratio_bounds(self, logp_old: Float[Tensor, ...]) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
         dtype = _dtype_of(logp_old)

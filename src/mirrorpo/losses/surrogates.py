@@ -250,7 +250,6 @@ _ALL = (
         fn=truncated,
         options={"ratio_cap": Option(low=1.0)},
         couples_tokens=False,
-        levels=("token",),
         soft=True,
         formula="-sg(min(w, ratio_cap)) A log p; outside the region 0",
     ),

@@ -378,10 +378,11 @@ def carried(objective: Objective, args: Any, *, drawn_here: bool) -> Objective:
     if "sampler" in objective.needs and drawn_here:
         objective = objective.drawn_by_policy()
         logger.warning("the policy generates by itself: anchor and behaviour 'sampler' are the old policy")
-    if objective.behaviour == "sampler" and args.vllm_importance_sampling_correction:
+    corrects = "behaviour 'sampler', whose ratio" if objective.behaviour == "sampler" else "act 'truncate', which"
+    if (objective.behaviour == "sampler" or objective.truncation) and args.vllm_importance_sampling_correction:
         raise ValueError(
-            "vllm_importance_sampling_correction must be False with behaviour 'sampler', whose ratio corrects already "
-            "(in a recipe: train.vllm.correction none), got True"
+            f"vllm_importance_sampling_correction must be False with {corrects} corrects already (in a recipe: "
+            "train.vllm.correction none), got True"
         )
     return objective
 
