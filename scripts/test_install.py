@@ -147,8 +147,9 @@ def train(there: Environment, wheel: Path) -> str:
     there.call("mirrorpo", "doctor")
     page = there.call("mirrorpo", "explorer", "--no-open").strip()
     assert Path(page.removeprefix("file://")).is_file(), page
+    assert there.call("mirrorpo", "docs", "choosing").startswith("# ")
     assert [entry.name for entry in there.work.iterdir()] == ["run"]
-    return "list, train, eval, report, doctor, explorer"
+    return "list, train, eval, report, doctor, docs, explorer"
 
 
 KINDS: dict[str, Callable[[Environment, Path], str]] = {"core": core, "train": train, "verl": verl}

@@ -47,6 +47,7 @@ def started(*arguments: str, cwd: Path, code: str | None = None) -> tuple[int, s
         (["list", "recipes"], 0),
         (["list", "estimators"], 0),
         (["explorer", "--no-open"], 0),
+        (["docs", "choosing"], 0),
         (["list", "divergence"], 2),
         (["nonsense"], 2),
         (["train", "arithmetik", "--out", "x"], 2),
@@ -157,7 +158,37 @@ def test_every_page_that_a_message_names_is_in_the_wheel() -> None:
     sources = [file.read_text(encoding="utf-8") for file in (root / "src").rglob("*.py")]
     pages = {page for text in sources for page in re.findall(r"\bpage\([\"']([^\"']+)[\"']\)", text)}
     assert pages == {"explorer.html", "rewards.md"}
-    assert pages <= {Path(inside).name for inside in build["force-include"].values()}
+    shipped = set(build["force-include"])
+    assert {f"docs/{page}" for page in pages} <= shipped
+    listed = json.loads(run("docs", "--json").stdout)
+    files = {Path(row["file"]).relative_to(root).as_posix() for row in listed}
+    assert {file for file in files if file.count("/") == 1} <= shipped
+    assert {"docs/howto", "docs/evidence"} <= shipped
+
+
+def test_the_documentation_is_printed_page_by_page() -> None:
+    names = [row["page"] for row in json.loads(run("docs", "--json").stdout)]
+    assert {"choosing", "howto/trl", "math"} <= set(names)
+    assert "index" not in names
+    assert [line.split()[0] for line in run("docs").stdout.splitlines()] == names
+    assert run("docs", "choosing").stdout.startswith("# Choosing")
+    assert "did you mean 'choosing'?" in run("docs", "chosing", status=2).stderr
+
+
+def test_the_readme_of_the_package_links_to_no_file_of_the_repository() -> None:
+    import re
+    import tomllib
+
+    root = Path(mirrorpo.__file__).parents[2]
+    if not (root / "pyproject.toml").exists():
+        pytest.skip("not a checkout")
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    (rule,) = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]
+    text = re.sub(rule["pattern"], rule["replacement"], (root / "README.md").read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    assert "which divergence?, the formulas" in text
 
 
 def test_a_type_checker_sees_every_lazy_name_from_the_module_that_it_is_loaded_from() -> None:

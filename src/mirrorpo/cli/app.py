@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mirrorpo.cli import doctor, evaluate, evolve, explorer, grade, learn, listing, report, study, train
+from mirrorpo.cli import doctor, evaluate, evolve, grade, learn, listing, pages, report, study, train
 from mirrorpo.cli.output import DEBUG, QUIET, say
 
 app = typer.Typer(
@@ -49,7 +49,8 @@ app.command("learn")(learn.command)
 app.command("report")(report.command)
 app.command("grade")(grade.command)
 app.command("list")(listing.command)
-app.command("explorer")(explorer.command)
+app.command("docs")(pages.docs)
+app.command("explorer")(pages.explorer)
 app.command("doctor")(doctor.command)
 
 __all__ = ["app"]

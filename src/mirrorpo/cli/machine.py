@@ -154,7 +154,7 @@ def _hub() -> list[Finding]:
 
 
 def _sandbox() -> list[Finding]:
-    from mirrorpo.cli.explorer import page
+    from mirrorpo.cli.pages import page
     from mirrorpo.rewards.sandbox import SandboxError, Template
 
     try:
