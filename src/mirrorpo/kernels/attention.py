@@ -29,11 +29,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.torch_version import TorchVersion
 
 from mirrorpo.kernels.packing import Bucket, Segments
 
 # Stands for the log-sum-exp of a query that is padding: exp(score - _PADDING) is 0, so it sends no gradient to a key.
 _PADDING = 1e30
+
+# Where fewer key heads than heads are an argument of torch's function; torch 2.11 knows no such argument.
+_VARLEN_GROUPS_HEADS = TorchVersion(torch.__version__) >= (2, 13)
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -153,6 +157,12 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale
     from torch.nn.attention.varlen import varlen_attn
 
     keys, ends_q, ends_k = segments.varlen
+    repeats = query.shape[1] // key.shape[1]
+    options = {}
+    if repeats > 1 and _VARLEN_GROUPS_HEADS:
+        options = {"enable_gqa": True}
+    elif repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     out = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1).index_select(0, keys),
@@ -163,7 +173,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale
         max(own + prefix for own, prefix in zip(segments.size, segments.prefix_size, strict=True)),
         scale=scale,
         window_size=(-1, 0),  # causal, aligned to the last key
-        enable_gqa=query.shape[1] != key.shape[1],
+        **options,
     )
     assert isinstance(out, Tensor)
     return out.unsqueeze(0)
