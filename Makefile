@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo study docs test test-fast test-install test-newest real lint bench chaos format catalogue clean
+.PHONY: demo study docs test test-fast test-install test-newest real lint bench gpu chaos format catalogue clean
 
 demo: $(STAMP)  ## the same training twice, without and with a divergence: runs/demo/
 	rm -rf runs/demo
@@ -63,6 +63,9 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## ratios, not absolute times
 	$(BIN)/python benchmarks/run.py
+
+gpu:  ## the library on a GPU, in under nine minutes: docs/results/gpu/ (QUICK=1, DEVICE=cpu, WHEELS=FOLDER; no .venv)
+	$(PYTHON) scripts/gpu.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) $(if $(WHEELS),--wheels $(WHEELS))
 
 chaos: $(STAMP)  ## 50 kills and other faults; every run must end equal to the unbroken one
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/long.py

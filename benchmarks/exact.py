@@ -20,9 +20,9 @@ import torch
 from torch.nn import functional
 
 import mirrorpo
-from memory import peak_in_process, peak_mib, present
+from memory import peak_mib, peak_of, present
 from mirrorpo.kernels import Anchor, Head, VocabularyTerm, objective_from_hidden, single_pass, token_logps
-from timing import interleaved, parser, ratios
+from timing import interleaved, parser, ratios, use
 
 COMPLETIONS, LENGTH, WIDTH, VOCABULARY = 8, 128, 512, 32000
 PENALTIES: dict[str, dict[str, Any]] = {
@@ -197,7 +197,7 @@ def means(name: str, rounds: int) -> dict[str, dict[str, float]]:
         "value": values,
         "seconds": medians,
         "time over mirrorpo": ratios(medians, "mirrorpo"),
-        "peak MiB": {contender: peak_in_process(__file__, name, contender) for contender in names},
+        "peak MiB": {contender: peak_of(calls[contender], __file__, name, contender) for contender in names},
     }
 
 
@@ -205,6 +205,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--peak", nargs=2, metavar=("DIVERGENCE", "NAME"), help=argparse.SUPPRESS)
     args = made.parse_args()
+    use(args.device)
     warnings.simplefilter("ignore")
     if args.peak:
         name, contender = args.peak

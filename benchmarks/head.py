@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import torch
 
 import mirrorpo
-from memory import peak_in_process, peak_mib, present
+from memory import peak_mib, peak_of, present
 from mirrorpo.kernels import Head, objective_from_hidden
-from timing import interleaved, parser, ratios
+from timing import interleaved, on_gpu, parser, ratios, use
 
 EPSILON, BETA, COMPLETIONS = 0.2, 0.04, 8
 
@@ -185,12 +185,12 @@ def measure(key: str, rounds: int, names: list[str]) -> dict[str, dict[str, floa
     return {
         "seconds": medians,
         "time over mirrorpo": ratios(medians, "mirrorpo"),
-        "peak MiB": {name: peak_in_process(__file__, key, name) for name in names},
+        "peak MiB": {name: peak_of(calls[name], __file__, key, name) for name in names},
     }
 
 
 def table(key: str, found: dict[str, dict[str, float]]) -> None:
-    print(f"{SHAPES[key]}; float32, {torch.get_num_threads()} threads")
+    print(f"{SHAPES[key]}; float32, {'GPU' if on_gpu() else f'{torch.get_num_threads()} threads'}")
     for name, seconds in found["seconds"].items():
         peak = f"{found['peak MiB'][name]:8.0f} MiB" if name in found["peak MiB"] else ""
         print(f"  {name:<22}{seconds * 1e3:8.0f} ms {found['time over mirrorpo'][name]:7.2f} x mirrorpo {peak}")
@@ -200,6 +200,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--peak", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
     args = made.parse_args()
+    use(args.device)
     warnings.simplefilter("ignore")
     if args.peak:
         key, name = args.peak

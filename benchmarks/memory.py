@@ -13,7 +13,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from timing import on_gpu
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_of(call: Callable[[], Any], script: str, *arguments: str) -> float:
+    """MiB at the peak of ``call()``: counted by the allocator on a GPU, in a fresh process of ``script`` on a CPU."""
+    if not on_gpu():
+        return peak_in_process(script, *arguments)
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def peak_mib(call: Callable[[], Any]) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import mirrorpo
 from mirrorpo.divergences.neural.map import GROUPS, SLICES, UNITS_PER_GROUP, MirrorMap
-from timing import interleaved, parser, ratios, show
+from timing import interleaved, parser, ratios, show, use
 
 TOKENS = 8192
 VOCABULARY = 150_000
@@ -109,7 +109,7 @@ def exact(rounds: int) -> dict[str, float]:
 
 def rebuild(rounds: int) -> dict[str, float]:
     """Milliseconds from 380 parameters to a divergence."""
-    evolved = torch.rand(380, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    evolved = torch.rand(380, generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu")
     contenders = {
         "random map": lambda: mirrorpo.divergence("neural", parameters=0.01 * evolved),
         "parameters up to 10": lambda: mirrorpo.divergence("neural", parameters=10 * evolved),
@@ -119,6 +119,7 @@ def rebuild(rounds: int) -> dict[str, float]:
 
 def main() -> None:
     args = parser(__doc__).parse_args()
+    use(args.device)
     torch.set_num_threads(1)
     rounds = 7 if args.quick else 40
     show("8,192 tokens forward + backward: the table is faster than", against_the_loop(rounds), "x", args.json)

@@ -41,14 +41,14 @@ class Shape:
         return f"prompt {self.prompt}, completions {spread}, {self.groups} x {self.group}, V {self.vocabulary:,}"
 
 
-def save_model(folder: Path, vocabulary: int, hidden: int, layers: int) -> str:
-    """A random Qwen3 with heads of 64, saved where trainers load it from."""
+def save_model(folder: Path, vocabulary: int, hidden: int, layers: int, key_heads: int | None = None) -> str:
+    """A random Qwen3 with heads of 64, saved where trainers load it from; None: as many key heads as heads."""
     torch.manual_seed(0)
     config = Qwen3Config(
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
+        num_key_value_heads=key_heads or hidden // 64,
         head_dim=64,
         intermediate_size=3 * hidden,
         vocab_size=vocabulary,
@@ -75,11 +75,11 @@ def build(kind: type, model: str, folder: Path, shape: Shape, **more: Any) -> An
         "use_cpu": not torch.cuda.is_available(),
         "activation_checkpointing": False,
         "save_strategy": "no",
-    }
+    } | more
     if kind is GRPOTrainer:
-        args: Any = GRPOConfig(**common, loss_type="dr_grpo", scale_rewards="none", beta=0.0, **more)
+        args: Any = GRPOConfig(**common, loss_type="dr_grpo", scale_rewards="none", beta=0.0)
     else:
-        args = MirrorConfig(**common, objective="dr_grpo", **more)
+        args = MirrorConfig(**common, objective="dr_grpo")
     trainer = kind(
         model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
@@ -127,10 +127,11 @@ def step_of(trainer: Any, inputs: dict[str, torch.Tensor]) -> Callable[[], torch
     return step
 
 
-def contenders(model: str, folder: Path, shape: Shape) -> dict[str, Any]:
+def contenders(model: str, folder: Path, shape: Shape, device: str = "cpu") -> dict[str, Any]:
     """The trainers that a policy step is compared between."""
+    here = {"use_cpu": device == "cpu"}
     return {
-        "TRL": build(GRPOTrainer, model, folder, shape),
-        "mirrorpo, padded": build(MirrorTrainer, model, folder, shape, fast="off"),
-        "mirrorpo": build(MirrorTrainer, model, folder, shape, fast="auto"),
+        "TRL": build(GRPOTrainer, model, folder, shape, **here),
+        "mirrorpo, padded": build(MirrorTrainer, model, folder, shape, fast="off", **here),
+        "mirrorpo": build(MirrorTrainer, model, folder, shape, fast="auto", **here),
     }

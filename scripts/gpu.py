@@ -1,0 +1,245 @@
+"""`make gpu`: what the library does on an accelerator, measured in one go without a network, and its page of results.
+
+``python scripts/gpu.py`` runs every part in a process of its own with a time limit, keeps the text of what fails, and
+writes ``docs/results/gpu/results.json`` and ``README.md`` after each part, so that nothing is lost when time is up.
+``--quick`` takes at most 200 seconds, else nine minutes. ``--device cpu`` is a dry run on small sizes.
+
+A machine without a package index: ``python scripts/gpu.py --fetch FOLDER`` downloads there where there is one what a
+machine with torch, numpy, scipy and pandas lacks (Linux on x86-64, Python 3.12, versions of ``constraints.txt``), and
+``--wheels FOLDER`` installs it beside the machine's packages first. The standard library is enough to start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = Path(os.environ.get("GPU_SITE", ROOT / "build" / "gpu_site"))
+GLIBC = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_26", "manylinux_2_17", "manylinux2014", "manylinux1")
+# A version stands here where constraints.txt has none, or one without a wheel.
+WHEELS = {
+    **dict.fromkeys(
+        (
+            "transformers",
+            "trl",
+            "accelerate",
+            "datasets",
+            "huggingface_hub",
+            "tokenizers",
+            "safetensors",
+            "math-verify",
+        ),
+        "",
+    ),
+    **dict.fromkeys(("latex2sympy2_extended", "pydantic", "typer", "rich", "peft", "gguf", "liger-kernel"), ""),
+    **dict.fromkeys(("beartype", "pytest"), ""),
+    "antlr4-python3-runtime": "4.13.2",
+    "pydantic_core": "2.50.4",
+    "annotated-types": "0.8.0",
+    "typing-inspection": "0.4.5",
+    "typing_extensions": "4.16.0",
+    "dill": "0.4.1",
+    "multiprocess": "0.70.19",
+    "fsspec": "2026.9.0",
+    "hf-xet": "1.8.0",
+    "httpx2": "2.16.2",
+    "httpcore2": "2.16.2",
+    "truststore": "0.10.5",
+    "click": "8.5.1",
+    "shellingham": "1.5.4",
+    "annotated-doc": "0.0.7",
+    "regex": "2026.11.19",
+    "tqdm": "4.70.1",
+    "xxhash": "4.1.0",
+}
+_BENCH = "benchmarks/{}.py --quick --json --device DEVICE"
+# Name, arguments of python, seconds at most (quick). The most valuable first: what is at the end may find no time.
+PARTS: tuple[tuple[str, str, int], ...] = (
+    ("machine", "-m mirrorpo doctor --json", 40),
+    ("paths", "benchmarks/gpu.py paths --device DEVICE QUICK", 50),
+    ("sweep", "benchmarks/gpu.py sweep --device DEVICE QUICK", 50),
+    ("triton", "benchmarks/gpu.py triton --device DEVICE QUICK", 60),
+    ("train", "benchmarks/gpu.py train --device DEVICE QUICK", 70),
+    ("head", _BENCH.format("head"), 30),
+    ("policy_step", _BENCH.format("policy_step"), 40),
+    ("exact", _BENCH.format("exact"), 40),
+    ("mirror_map", _BENCH.format("mirror_map"), 25),
+)
+
+
+def fetch(folder: Path) -> None:
+    """Downloads the wheels, this project's own among them; none brings the packages that it needs."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    wanted = [f"{name}=={version or pinned[name]}" for name, version in WHEELS.items()]
+    pip = [sys.executable, "-m", "pip"]
+    platforms = [part for tag in GLIBC for part in ("--platform", f"{tag}_x86_64")]
+    only = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", *platforms]
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([*pip, "download", "--quiet", *only, "--dest", str(folder), *wanted], check=True)
+    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True)
+    size = sum(path.stat().st_size for path in folder.glob("*.whl"))
+    print(f"{folder}: {len(list(folder.glob('*.whl')))} wheels, {size / 2**20:.1f} MiB")
+
+
+def install(folder: Path) -> None:
+    """Puts the wheels into a folder of their own, before the machine's packages on the path."""
+    options = ["-q", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(SITE)]
+    wheels = sorted(map(str, folder.glob("*.whl")))
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels], check=True)
+
+
+def environment() -> dict[str, str]:
+    """Of the parts: this source first, then the wheels if there are any, no hub."""
+    path = [str(ROOT / "src"), str(SITE), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+def run_part(arguments: str, seconds: float) -> dict[str, Any]:
+    """The JSON documents that a part prints, or how it failed."""
+    started = time.monotonic()
+    found: dict[str, Any] = {"command": f"python {arguments}"}
+    process = subprocess.Popen(
+        [sys.executable, *arguments.split()],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        found["error"] = f"stopped after {seconds:.0f} s"
+    found["seconds"] = round(time.monotonic() - started, 1)
+    documents, lines = [], []
+    for line in out.splitlines():
+        try:
+            documents.append(json.loads(line))
+        except ValueError:
+            lines.append(line)
+    if not documents:  # one document over several lines
+        try:
+            documents = [json.loads(out)]
+        except ValueError:
+            found["output"] = lines[-20:]
+    found["result"] = documents[0] if len(documents) == 1 else documents
+    if "error" in found and lines:
+        found["output"] = lines[-20:]
+    if process.returncode and "error" not in found:
+        found["error"] = f"exit status {process.returncode}"
+    if "error" in found:
+        found["stderr"] = err.splitlines()[-25:]
+    return found
+
+
+def versions() -> dict[str, Any]:
+    """Card, driver, packages and commit, from a process of its own."""
+    code = (
+        "import json,platform,torch;from importlib.metadata import version as v;"
+        "c=torch.cuda.is_available();n='torch triton transformers trl accelerate numpy mirrorpo'.split();f={}\n"
+        "for k in n:\n try: f[k]=v(k)\n except Exception: f[k]=None\n"
+        "f['python']=platform.python_version();f['cuda']=torch.version.cuda;"
+        "f['card']=torch.cuda.get_device_name() if c else None;"
+        "f['memory GiB']=round(torch.cuda.get_device_properties(0).total_memory/2**30,1) if c else None;"
+        "f['TF32 in products']=torch.backends.cuda.matmul.allow_tf32;print(json.dumps(f))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": done.stderr.splitlines()[-5:]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as a page: a table for each part, numbers as measured."""
+    machine = results["versions"]
+    card = machine.get("card") or "no GPU: a dry run on a CPU, whose figures say nothing about one"
+    lines = [
+        "# On a GPU",
+        "",
+        f"Written by `make gpu`{' QUICK=1' if results['quick'] else ''}, {results['date']}: {card}; "
+        + ", ".join(f"{key} {value}" for key, value in machine.items() if key != "card" and value is not None)
+        + ". Every number is in [results.json](results.json); times are medians, taken when the device has finished.",
+        "",
+    ]
+    for name, part in results["parts"].items():
+        lines += [f"## {name}", "", f"`{part['command']}`, {part['seconds']} s", ""]
+        if "error" in part:
+            lines += [f"**Failed**: {part['error']}", ""]
+        lines += _table(part["result"])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(result: Any) -> list[str]:
+    rows = [(" / ".join(place), value) for place, value in _leaves(result, ())]
+    if not rows:
+        return []
+    return ["| what | value |", "|---|---|", *(f"| {place} | {_shown(value)} |" for place, value in rows), ""]
+
+
+def _leaves(value: Any, place: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in _leaves(inner, (*place, str(key)))]
+    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        return [leaf for n, inner in enumerate(value) for leaf in _leaves(inner, (*place, str(n)))]
+    return [(place, value)]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    made.add_argument("--quick", action="store_true", help="at most 200 seconds")
+    made.add_argument("--seconds", type=float, help="in all; default 530, with --quick 195")
+    made.add_argument("--only", nargs="+", choices=[name for name, _, _ in PARTS], help="these parts")
+    made.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "gpu")
+    made.add_argument("--fetch", type=Path, metavar="FOLDER", help="download the wheels, and no more")
+    made.add_argument("--wheels", type=Path, metavar="FOLDER", help="install these first")
+    args = made.parse_args()
+    if args.fetch:
+        fetch(args.fetch)
+        return
+    ends = time.monotonic() + (args.seconds or (195 if args.quick else 530))
+    if args.wheels:
+        install(args.wheels)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": args.device,
+        "quick": args.quick,
+        "versions": versions(),
+        "parts": {},
+    }
+    for name, arguments, limit in PARTS:
+        left = ends - time.monotonic()
+        if (args.only and name not in args.only) or left < 5:
+            continue
+        typed = arguments.replace("DEVICE", args.device).replace("QUICK", "--quick" if args.quick else "").strip()
+        results["parts"][name] = part = run_part(typed, min(left, limit * (1 if args.quick else 3)))
+        print(f"{name}: {part['seconds']} s{', ' + part['error'] if 'error' in part else ''}", flush=True)
+        (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (args.out / "README.md").write_text(page(results), encoding="utf-8")
+    failed = [name for name, part in results["parts"].items() if "error" in part and name != "machine"]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the other parts are in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
