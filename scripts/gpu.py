@@ -25,21 +25,9 @@ SITE = Path(os.environ.get("GPU_SITE", ROOT / "build" / "gpu_site"))
 GLIBC = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_26", "manylinux_2_17", "manylinux2014", "manylinux1")
 # A version stands here where constraints.txt has none, or one without a wheel.
 WHEELS = {
-    **dict.fromkeys(
-        (
-            "transformers",
-            "trl",
-            "accelerate",
-            "datasets",
-            "huggingface_hub",
-            "tokenizers",
-            "safetensors",
-            "math-verify",
-        ),
-        "",
-    ),
-    **dict.fromkeys(("latex2sympy2_extended", "pydantic", "typer", "rich", "peft", "gguf", "liger-kernel"), ""),
-    **dict.fromkeys(("beartype", "pytest"), ""),
+    **dict.fromkeys(("transformers", "trl", "accelerate", "datasets", "huggingface_hub", "tokenizers"), ""),
+    **dict.fromkeys(("safetensors", "math-verify", "latex2sympy2_extended", "pydantic", "typer", "rich"), ""),
+    **dict.fromkeys(("peft", "gguf", "liger-kernel", "beartype", "pytest"), ""),
     "antlr4-python3-runtime": "4.13.2",
     "pydantic_core": "2.50.4",
     "annotated-types": "0.8.0",
@@ -231,6 +219,8 @@ def main() -> None:
         left = ends - time.monotonic()
         if (args.only and name not in args.only) or left < 5:
             continue
+        if args.device == "cpu" and arguments.startswith("benchmarks/") and "gpu.py" not in arguments:
+            continue  # `make bench` measures these on a CPU, in minutes
         typed = arguments.replace("DEVICE", args.device).replace("QUICK", "--quick" if args.quick else "").strip()
         results["parts"][name] = part = run_part(typed, min(left, limit * (1 if args.quick else 3)))
         print(f"{name}: {part['seconds']} s{', ' + part['error'] if 'error' in part else ''}", flush=True)
