@@ -212,7 +212,9 @@ class Path_(PackedPath):
             unwrap_model=lambda model: model,
             autocast=nullcontext,
         )
-        args = SimpleNamespace(fast="auto", token_budget=None, torch_compile=False, n_gpu=1, entropy_coef=0.0)
+        args = SimpleNamespace(
+            fast="auto", kernels="torch", token_budget=None, torch_compile=False, n_gpu=1, entropy_coef=0.0
+        )
         super().__init__(args, accelerator, 1.0, aux_loss=False)
         self.reasons: list[str] = []
 

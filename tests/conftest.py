@@ -13,7 +13,9 @@ from jaxtyping import install_import_hook
 
 CORE = (
     "divergences",
-    "kernels",
+    # all but triton_kernels, whose functions Triton reads itself
+    *(f"kernels.{name}" for name in ("attention", "backend", "fused", "head", "objective_head", "packing", "sweep")),
+    "kernels.vocabulary",
     "losses.advantages",
     "losses.aggregation",
     "losses.future_kl",

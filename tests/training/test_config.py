@@ -308,3 +308,22 @@ def test_an_objective_for_the_trainer_that_contradicts_its_configuration_is_refu
     args = MirrorConfig(**settings(tmp_path, beta=0.3))
     with pytest.raises(ValueError, match=r"beta=0\.3 has no effect: it contradicts objective 'dapo', which has 0\.0"):
         MirrorTrainer("builtin:tiny", reward_funcs=reward, args=args, objective=mirrorpo.objective("dapo"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kernels": "cuda"}, r"unknown kernels 'cuda'\. Legal: auto, torch, triton"),
+        ({"kernels": "triton", "fast": "off"}, "kernels 'triton' has no effect with fast='off'"),
+    ],
+)
+def test_kernels_that_would_have_no_effect_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**given)
+
+
+def test_triton_without_a_gpu_ends_the_trainers_construction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    args = MirrorConfig(**settings(tmp_path), objective="dapo", kernels="triton")
+    with pytest.raises(ValueError, match="kernels must be 'torch' or 'auto' here, got 'triton'"):
+        MirrorTrainer("builtin:tiny", reward_funcs=reward, args=args, train_dataset=dataset())

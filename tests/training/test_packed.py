@@ -400,7 +400,9 @@ def test_a_region_over_the_vocabulary_falls_back(tmp_path: Path, caught: pytest.
 def test_settings_that_rule_packing_out_are_said_at_the_start(
     kind: DistributedType, compiled: bool, aux: bool, said: str | None, caught: pytest.LogCaptureFixture
 ) -> None:
-    args = SimpleNamespace(fast="auto", token_budget=None, torch_compile=compiled, n_gpu=1, entropy_coef=0.0)
+    args = SimpleNamespace(
+        fast="auto", kernels="torch", token_budget=None, torch_compile=compiled, n_gpu=1, entropy_coef=0.0
+    )
     path = PackedPath(args, SimpleNamespace(distributed_type=kind, is_main_process=True), 1.0, aux)
     assert (path.reason is None) == (said is None)
     assert len(reasons(caught)) == (said is not None)

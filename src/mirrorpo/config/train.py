@@ -216,6 +216,10 @@ class TrainSpec(Settings):
     rollouts: Literal["auto", "transformers"] = Field(
         default="auto", description="what draws completions: auto: the loop of mirrorpo; transformers: TRL's call"
     )
+    kernels: Literal["torch", "triton", "auto"] = Field(
+        default="torch",
+        description="what works on the logits of packed completions: torch; triton (a GPU; extra: kernels); auto",
+    )
     token_budget: int | None = Field(
         default=None,
         ge=1,
@@ -264,6 +268,8 @@ class TrainSpec(Settings):
                 f"micro_batch_size must divide the {update} completions of an update "
                 f"(prompts_per_step * group_size / updates_per_batch), got {self.micro_batch_size}"
             )
+        if self.fast == "off" and self.kernels == "triton":
+            raise ValueError("kernels 'triton' has no effect with fast: off, legal: torch, auto")
         return self
 
 

@@ -95,7 +95,7 @@ def hold(logx: Tensor, logz: Tensor, bound: float) -> tuple[Tensor, Tensor, Tens
 
 
 # Clamped closer than float32 reaches: a factor of a Bregman term is a square of the ratio.
-_MAX_FLOAT32_LOG_RATIO = 40.0
+MAX_FLOAT32_LOG_RATIO = 40.0
 
 
 def kl_float32(logx: Tensor, logz: Tensor) -> Term:
@@ -114,7 +114,7 @@ def prob_l2_float32(logx: Tensor, logz: Tensor) -> Term:
 
 def clamped_float32(coordinate: Coordinate, growth: float, logx: Tensor, logz: Tensor) -> Term:
     """Any coordinate term that keeps its digits in float32."""
-    value, slope = coordinate(*hold(logx, logz, _MAX_FLOAT32_LOG_RATIO / max(1.0, growth)))
+    value, slope = coordinate(*hold(logx, logz, MAX_FLOAT32_LOG_RATIO / max(1.0, growth)))
     return value.clamp_(max=MAX_MAGNITUDE), slope.clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
 
 

@@ -22,7 +22,7 @@ import torch
 
 from mirrorpo._checks import Float, Tensor
 from mirrorpo.divergences.base import LOG_ZERO
-from mirrorpo.errors import check_number
+from mirrorpo.errors import check_number, unknown_name
 
 # Logits of one chunk, (chunk, V): on a CPU small enough to stay near the cores, large enough that reading the weight
 # once a chunk costs little.
@@ -35,6 +35,8 @@ CPU_BLOCK_ELEMENTS = 1 << 17
 # Entries of a 16-bit weight that a CPU holds in float32 at once.
 WIDENED_ELEMENTS = 1 << 22
 _HALF = (torch.bfloat16, torch.float16)
+# What works on the logits of a head: see ``mirrorpo.kernels.backend``.
+KERNELS = ("torch", "triton", "auto")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +49,12 @@ class Head:
         softcap: c > 0, or None.
         scale: s.
         temperature: tau > 0.
+        kernels: what the sweeps over its logits run on: ``torch``; ``triton``, which reads a chunk of logits twice and
+            writes it once (a GPU and the package triton; what it has no form for is taken by torch, with a warning);
+            ``auto``, Triton where it can run and has a form.
 
     Raises:
-        ValueError: shapes that do not fit, a number out of range.
+        ValueError: shapes that do not fit, a number out of range, unknown kernels.
 
     Example:
         >>> import torch
@@ -62,6 +67,7 @@ class Head:
     softcap: float | None = None
     scale: float = 1.0
     temperature: float = 1.0
+    kernels: str = "torch"
 
     def __post_init__(self) -> None:
         if self.weight.dim() != 2 or not self.weight.dtype.is_floating_point:
@@ -72,6 +78,8 @@ class Head:
             check_number("softcap", self.softcap, 0.0, open_low=True)
         check_number("scale", self.scale)
         check_number("temperature", self.temperature, 0.0, open_low=True)
+        if self.kernels not in KERNELS:
+            raise unknown_name("kernels", self.kernels, KERNELS)
 
     @property
     def vocabulary(self) -> int:
@@ -82,6 +90,11 @@ class Head:
     def factor(self) -> float:
         """dz/d(h W^T + b), up to the soft cap's slope."""
         return self.scale / self.temperature
+
+    @property
+    def only_scales(self) -> bool:
+        """Whether logits are products times ``factor``."""
+        return self.bias is None and self.softcap is None
 
     def detached(self) -> Head:
         """The same head, constant."""

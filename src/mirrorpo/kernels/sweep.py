@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mirrorpo.kernels.backend import uses_triton
 from mirrorpo.kernels.head import (
     Head,
     add_hidden_grad_,
@@ -82,29 +84,34 @@ def sweep(
 ) -> Swept:
     """Everything of (N, H) hidden states, (N,) tokens; see the module. Without ``slopes`` no gradient."""
     work = work_dtype(hidden, head.weight)
+    kind = Chunk
+    if uses_triton(head.kernels, hidden.device, work, terms):
+        from mirrorpo.kernels.triton_kernels import TritonChunk as kind  # imports triton: only where it is used
+
     rows = chunk_rows(hidden.shape[0], head.vocabulary, hidden.device, chunk)
     anchors = list({id(term.anchor): term.anchor for term in terms if isinstance(term.anchor, Anchor)}.values())
     with memory_advice(head, rows, 1 + len(anchors), hidden.device, work.itemsize):
         z = torch.empty(rows, head.vocabulary, dtype=work, device=hidden.device)
-        found = _Found(hidden, head, terms, slopes, work)
+        found = Found(hidden, head, terms, slopes, work)
         others = {id(anchor): torch.empty_like(z) for anchor in anchors}
         for part in slices(hidden.shape[0], rows):
             length = part.stop - part.start
             at = {key: other[:length] for key, other in others.items()}
             for anchor in anchors:
-                _distribution(anchor, part, at[id(anchor)])
-            _Chunk(hidden[part], head, tokens[part], z[:length], at, terms, part).run(found, slopes)
+                _distribution(anchor, part, at[id(anchor)], scaled=kind.scales_anchors)
+            kind(hidden[part], head, tokens[part], z[:length], at, terms, part).run(found, slopes)
     return found.result()
 
 
-def _distribution(anchor: Anchor, part: slice, out: Tensor) -> None:
-    """Logits of the anchor, (C, V)."""
+def _distribution(anchor: Anchor, part: slice, out: Tensor, scaled: bool) -> None:
+    """Logits of the anchor, (C, V); where ``scaled`` is true, a mere factor on them is left to the reader."""
     hidden, head = anchor.hidden[part], anchor.head
     project_(out, hidden, head.weight, product_dtype(hidden, head.weight))
-    head.transform_(out)
+    if not (scaled and head.only_scales):
+        head.transform_(out)
 
 
-class _Found:
+class Found:
     """Where chunks leave their results."""
 
     def __init__(
@@ -137,7 +144,7 @@ class _Found:
 
 
 @dataclass
-class _Chunk:
+class Chunk:
     """One chunk on its way: ``z`` holds products, then probabilities or their logs, then the gradient of the logits."""
 
     hidden: Tensor
@@ -149,9 +156,11 @@ class _Chunk:
     part: slice
     # Whether z holds log p, which terms, entropy and soft cap need later; else p, which saves an exp.
     logs: bool = True
+    # Whether anchors come without the factor of a head that does nothing else.
+    scales_anchors: ClassVar[bool] = False
     log_sum: Tensor = field(init=False)
 
-    def run(self, found: _Found, slopes: Slopes | None) -> None:
+    def run(self, found: Found, slopes: Slopes | None) -> None:
         dtype = product_dtype(self.hidden, self.head.weight)
         project_(self.z, self.hidden, self.head.weight, dtype)
         entropy_weight = None if slopes is None else self._of(slopes.of_entropy)
@@ -192,7 +201,7 @@ class _Chunk:
     def _at(self, block: slice) -> slice:
         return slice(self.part.start + block.start, self.part.start + block.stop)
 
-    def _normalise(self, found: _Found) -> None:
+    def _normalise(self, found: Found) -> None:
         """Products become probabilities, or their logs; log-probabilities of the tokens and entropies are found."""
         self.log_sum = self.z.new_empty(self.z.shape[0], 1)
         for block in self._blocks():
@@ -211,14 +220,14 @@ class _Chunk:
             else:
                 torch.div(e, total, out=z)
 
-    def _measure(self, found: _Found, numbers: list[int]) -> None:
+    def _measure(self, found: Found, numbers: list[int]) -> None:
         """The values of the terms of these numbers, without their gradients."""
         for block in self._blocks() if numbers else []:
             p = self.z[block].exp()
             for number in numbers:
                 self._term(number, self.terms[number], block, p, found)
 
-    def _term(self, number: int, term: VocabularyTerm, block: slice, p: Tensor, found: _Found) -> Measured:
+    def _term(self, number: int, term: VocabularyTerm, block: slice, p: Tensor, found: Found) -> Measured:
         logits = self.others[id(term.anchor)][block] if isinstance(term.anchor, Anchor) else None
         at = self._at(block)
         rows = Block(logp=self.z[block], p=p, tokens=self.tokens[block], at=at)
@@ -227,7 +236,7 @@ class _Chunk:
         return measured
 
     def _logits_gradient(
-        self, found: _Found, slope: Tensor, weights: tuple[Tensor | None, ...], entropy_weight: Tensor | None
+        self, found: Found, slope: Tensor, weights: tuple[Tensor | None, ...], entropy_weight: Tensor | None
     ) -> None:
         """d loss / d(h W^T + b), in place."""
         slope = slope * self.head.factor

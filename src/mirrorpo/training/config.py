@@ -21,6 +21,7 @@ from mirrorpo.config.objective_file import read_objective
 from mirrorpo.config.train import TeacherSpec
 from mirrorpo.config.yaml import parse_yaml, validated
 from mirrorpo.errors import check_number, unknown_name
+from mirrorpo.kernels.head import KERNELS
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import objective_from
 from mirrorpo.training.distributed import uses_deepspeed
@@ -66,6 +67,8 @@ class MirrorConfig(GRPOConfig):
         rollouts: what draws completions where no vLLM does. ``auto``: ``mirrorpo.models.decoding``, where settings
             allow it: less work for the same distribution, dropout off, but a seed gives other draws than TRL's;
             ``transformers``: TRL's own call.
+        kernels: what works on the logits of packed completions: ``torch``; ``triton``, which needs a GPU and the extra
+            ``kernels``, and leaves to torch what it has no form for; ``auto``, Triton where it can run.
         token_budget: most tokens in a packed row. A micro-batch of more is read in several rows, and their activations
             are recomputed one row at a time in the backward pass: less memory, about a third more time. None: one row.
         beta: the coefficient of the objective's divergence. None (the default) keeps the objective's own; without an
@@ -115,6 +118,10 @@ class MirrorConfig(GRPOConfig):
     rollouts: str = field(
         default="auto",
         metadata={"help": "What draws completions: 'auto', the library's own loop where supported; 'transformers'."},
+    )
+    kernels: str = field(
+        default="torch",
+        metadata={"help": "What works on the logits of packed completions: 'torch', 'triton' (a GPU) or 'auto'."},
     )
     token_budget: int | None = field(
         default=None, metadata={"help": "Most tokens in a packed row; None: a micro-batch is one row."}
@@ -166,6 +173,10 @@ class MirrorConfig(GRPOConfig):
 
         if self.fast not in FAST:
             raise unknown_name("fast", self.fast, FAST)
+        if self.kernels not in KERNELS:
+            raise unknown_name("kernels", self.kernels, KERNELS)
+        if self.kernels == "triton" and self.fast == "off":
+            raise ValueError("kernels 'triton' has no effect with fast='off', legal: 'torch', 'auto'")
         if self.rollouts not in ROLLOUTS:
             raise unknown_name("rollouts", self.rollouts, ROLLOUTS)
         if self.rollouts != "auto" and self.use_vllm:

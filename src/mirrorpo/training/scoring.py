@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from trl.trainer.utils import use_adapter
 
+from mirrorpo.kernels.backend import check_available
 from mirrorpo.kernels.fused import token_logps
 from mirrorpo.kernels.head import Head
 from mirrorpo.kernels.packing import Packing, UnpackableError, pack
@@ -120,7 +121,7 @@ class PackedPath:
     """Scores completions from packed rows, or says why not.
 
     Args:
-        args: the trainer's; ``fast`` and ``token_budget`` of it are read, and what rules packing out.
+        args: the trainer's; ``fast``, ``kernels`` and ``token_budget`` of it are read, and what rules packing out.
         accelerator: accelerate's.
         temperature: the logits are divided by it.
         aux_loss: whether the load-balancing loss of a mixture model is wanted.
@@ -131,6 +132,9 @@ class PackedPath:
         found: the same, found while the run went on; a part of a checkpoint.
         compared: columns of the longest batch that packed and padded agreed on, for each kind of model.
         last: model and padded batch of the last micro-batch that was trained on.
+
+    Raises:
+        ValueError: ``kernels`` asks for Triton where it cannot run, or where everything is padded.
     """
 
     def __init__(
@@ -138,6 +142,7 @@ class PackedPath:
     ) -> None:
         self.accelerator, self.temperature = accelerator, temperature
         self.token_budget: int | None = args.token_budget
+        self.kernels: str = args.kernels
         self.found: str | None = None
         self.compared: dict[str, int] = {}
         self._examined: set[int] = set()
@@ -163,6 +168,12 @@ class PackedPath:
             )
         elif needs_logits is not None:
             self.reason = f"{needs_logits} needs the rollout policy's logits"
+        if self.kernels == "triton":
+            check_available(self.kernels, accelerator.device)
+            if self.reason is not None:
+                raise ValueError(
+                    f"kernels must be 'torch' or 'auto' where completions are padded ({self.reason}), got 'triton'"
+                )
         if self.reason is not None:
             self.say(self.reason)
         else:
@@ -317,7 +328,8 @@ class PackedPath:
         assert embeddings is not None
         head = self._heads.get(id(causal))
         if head is None or head.weight is not embeddings.weight:
-            head = self._heads[id(causal)] = head_of(causal, self.temperature)
+            head = replace(head_of(causal, self.temperature), kernels=self.kernels)
+            self._heads[id(causal)] = head
         return head
 
     def score(

@@ -298,6 +298,7 @@ def trainer_config(
             activation_checkpointing=train.gradient_checkpointing,
             fast=train.fast,
             rollouts=train.rollouts,
+            kernels=train.kernels,
             token_budget=train.token_budget,
             use_vllm=train.use_vllm,
             vllm_mode=train.vllm.mode,

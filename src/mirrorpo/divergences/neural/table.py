@@ -80,6 +80,7 @@ class Table:
     rate: float
     shift: Tensor
     _on_device: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+    _rows: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, logx: Tensor, logz: Tensor, delta: Tensor) -> Term:
         """d(x, z) and x (h'(x) - h'(z)), float64 in and out; log x/z is taken from the first two."""
@@ -146,6 +147,14 @@ class Table:
         if device not in self._on_device:
             self._on_device[device] = self.columns.to(device).unbind(0)
         return self._on_device[device]
+
+    def rows(self, device: torch.device) -> Tensor:
+        """(S + 1, 4), float64, for a kernel: 1/width, rate, shift, _NEAR * width; then A, B, beta, alpha by segment."""
+        if device not in self._rows:
+            first = [1.0 / self.width, self.rate, self.shift.item(), _NEAR * self.width]
+            rows = torch.cat([self.columns.new_tensor([first]), self.columns.t()])
+            self._rows[device] = rows.to(device).contiguous()
+        return self._rows[device]
 
 
 def build_table(parameters: Tensor) -> Table:
