@@ -315,9 +315,8 @@ def triton(device: str, quick: bool) -> dict[str, Any]:
 
 def _sweep_alone(size: tuple[int, int, int], dtype: str, form: str | None, clock: Clock) -> dict[str, Any]:
     """Both passes over logits; its time, and the bytes that it must move over that time."""
-    from mirrorpo.kernels.backend import form_of
-
     from mirrorpo.kernels import triton_kernels as kernels
+    from mirrorpo.kernels.backend import form_of
 
     count, _, vocabulary = size
     torch.manual_seed(0)
