@@ -98,6 +98,10 @@ COMPLETIONS = {
     "an indented answer in a list": "1. So:\n\n       def f(x):\n           return x + 1\n\n2. Done",
     "words after bare code that are Python": f"{F}\n\nDone\nComplexity: O(1)",
     "html breaks": f"<pre><code>\n{F}\n</code></pre>",
+    "a question after bare code": F + "\nQ: another\ndef g(x): pass",
+    "a code tag with attributes": f'<pre><code class="language-python">\n{F}</code></pre>',
+    "an inline fence after words": "Here it is: ```def f(x): return x + 1```.",
+    "a thought that ends": f"<think>f = 1</think>\n{F}",
 }
 
 
@@ -119,6 +123,7 @@ def test_the_program_is_found(completion: str) -> None:
         "```python\n\n```",
         "<think>\n```python\nx = 1\n```\n</think>",
         "```bash\nls\n```",
+        "<think>\n```python\ndef f(x):\n    return x + 1\n```",
     ],
 )
 def test_where_there_is_no_program_none_is_found(completion: str) -> None:

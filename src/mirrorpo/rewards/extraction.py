@@ -25,7 +25,7 @@ _OPENING = re.compile(r"^([ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?)(`{3,}|~{3,})[ \t]
 # What follows a fence on its line, if it is code and no name of a language.
 _CODE = r"(?:(?:async[ \t]+)?def[ \t]|class[ \t]|import[ \t]|from[ \t]|@\w|\w+[ \t]*(?::[^=\n]+)?=[^=])"
 _GLUED_OPENING = re.compile(rf"^([ \t>]*)(`{{3,}}|~{{3,}})[ \t]*({_CODE}[^`\n]*)$")
-_INLINE = re.compile(rf"^[ \t>]*`{{3,}}[ \t]*(?:(?:python3?|py)[ \t]+)?({_CODE}[^`]*)`{{3,}}[ \t]*$")
+_INLINE = re.compile(rf"^[^`\n]*`{{3,}}[ \t]*(?:(?:python3?|py)[ \t]+)?({_CODE}[^`]*)`{{3,}}[ \t.]*$")
 _PYTHON = ("", "python", "py", "python3", "python2", "py3", "ipython", "ipython3")
 _OTHER = frozenset(
     word
@@ -36,11 +36,12 @@ _OTHER = frozenset(
     for word in line.split()
 )
 _TAGGED = re.compile(r"\[(PYTHON|CODE|ANSWER)\](.*?)(?:\[/\1\]|\Z)", re.DOTALL)
-_ANSWER = re.compile(r"<(answer|code|python|solution)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_ANSWER = re.compile(r"<(answer|code|python|solution)(?: [^<>\n]*)?>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _CODE_LINE = re.compile(r"^[ \t]*(?:def|class|import|from|async def|@\w)[^\n]*|^\w+[ \t]*=[^=\n][^\n]*", re.MULTILINE)
 _DEFINITION = re.compile(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
 _TEST_NAME = re.compile(r"^(?:[Tt]est|check)")
 _END_OF_THOUGHT = "</think>"
+_OPEN_THOUGHT = re.compile(r"\s*(?:<\|[a-z_]{1,20}\|>(?:assistant)?\s*)*<think>")  # cut off while it thinks
 _END_MARKS = ("[DONE]", "[END]", "<|im_end|>", "<|endoftext|>", "</s>")
 
 
@@ -79,7 +80,7 @@ def extract_code(completion: str, names: Collection[str] = ()) -> str | None:
     first line of code to the last line that is still Python.
 
     Args:
-        completion: any text; what precedes ``</think>`` is not looked at.
+        completion: any text; what precedes ``</think>`` is not looked at, nor is a thought that does not end.
         names: what the tests use.
 
     Returns:
@@ -89,6 +90,8 @@ def extract_code(completion: str, names: Collection[str] = ()) -> str | None:
         >>> extract_code("Sure:\\n```python\\ndef f():\\n    return 1\\n```\\nDone.")
         'def f():\\n    return 1\\n'
     """
+    if _OPEN_THOUGHT.match(completion) and _END_OF_THOUGHT not in completion:
+        return None
     text = completion.rpartition(_END_OF_THOUGHT)[2].replace("\r\n", "\n").replace("\ufeff", "")
     wanted = set(names)
     for part in _parts(text):
@@ -275,9 +278,19 @@ def _without_remarks(code: str, tree: ast.Module) -> str | None:
     """Code without prose at its end that happens to be Python: ``Done``, ``Complexity: O(n)``."""
     body = list(tree.body)
     known = bound_in(body) | set(vars(builtins))
-    while body and (isinstance(body[-1], ast.Expr) or (isinstance(body[-1], ast.AnnAssign) and not body[-1].value)):
-        if all(node.id in known for node in global_loads(body[-1])):
-            break
+
+    def is_remark(node: ast.stmt) -> bool:
+        said = isinstance(node, ast.Expr) or (isinstance(node, ast.AnnAssign) and not node.value)
+        return said and any(name.id not in known for name in global_loads(node))
+
+    # A label after the program ("Question: ...") begins another text of the model.
+    label = next(
+        (at for at, node in enumerate(body) if at and isinstance(node, ast.AnnAssign) and is_remark(node)), None
+    )
+    if label is not None:
+        code = "\n".join(code.split("\n")[: body[label].lineno - 1])
+        del body[label:]
+    while body and is_remark(body[-1]):
         code = "\n".join(code.split("\n")[: body.pop().lineno - 1])
     return code if body else None
 

@@ -19,9 +19,10 @@ from mirrorpo.rewards.sandbox.assertions import BUILTINS, Judging
 
 _PLAIN_TYPES = (str, bytes, list, tuple, dict, set, frozenset, int, float, complex, bool)
 PLAIN_ATTRIBUTES = frozenset(name for kind in _PLAIN_TYPES for name in dir(kind) if not name.startswith("__"))
-_TYPE_CALLS = frozenset(
-    ("isinstance", "issubclass", "assertRaises", "assertRaisesRegex", "assertIsInstance", "raises", "warns")
-)
+_OF_OBJECTS = frozenset(
+    ("isinstance", "issubclass", "assertIsInstance", "assertNotIsInstance")
+)  # the type comes second
+_TYPE_CALLS = _OF_OBJECTS | {"assertRaises", "assertRaisesRegex", "assertWarns", "assertWarnsRegex", "raises", "warns"}
 
 
 @dataclass
@@ -166,8 +167,10 @@ class _Uses:
             opposite = id(node.func) in self._opposite_nodes
             (self._around if around or opposite else self._called).add(own)
         elif any(inner):
-            # A name handed to a tool beside a call of the program is what the call's result is compared with.
-            self._as_value |= {a.id for a in arguments if isinstance(a, ast.Name) and id(a) in self._nodes}
+            # A name handed to a tool beside a call of the program is what the call's result is compared with: not
+            # the class in ``isinstance(Dog(), Animal)``.
+            names = {a.id for a in arguments if isinstance(a, ast.Name) and id(a) in self._nodes}
+            self._as_value |= names - {name for name in _used_as_type(node) if _is_camel_case(name)}
 
     def _find_opposites(self, node: ast.AST) -> None:
         """``solve(3) == approx(9)``: what stands on the right only, and is no class, is no function under test."""
@@ -214,8 +217,9 @@ def _find_classes(trees: list[ast.Module], found: Roles) -> None:
     """Fills in ``classes``, ``instances`` and ``attributes``."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     variables = _instance_variables(nodes, found.program)
+    found.classes |= {name for node in nodes for name in _used_as_type(node)} & found.program
+    certain = found.classes | {name for name in found.program if _is_camel_case(name)}
     for node in nodes:
-        found.classes |= _used_as_type(node) & found.program
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             found.called |= {node.func.id} & found.program
             if node.func.id in ("getattr", "setattr", "hasattr") and node.args:
@@ -225,8 +229,8 @@ def _find_classes(trees: list[ast.Module], found: Roles) -> None:
         if isinstance(node, ast.BinOp):
             # Two objects of one class that calculate with each other: no function is written like that.
             sides = [_constructors(side, variables, found.program) for side in (node.left, node.right)]
-            found.instances |= {name for name in sides[0] & sides[1] if _is_camel_case(name)}
-        found.instances |= _calculated_with(node, variables, found.program)
+            found.instances |= sides[0] & sides[1] & certain
+        found.instances |= _calculated_with(node, variables, found.program) & certain
         if not isinstance(node, ast.Attribute):
             continue
         if isinstance(node.value, ast.Name) and node.value.id in found.program:
@@ -274,7 +278,7 @@ def _constructors(value: ast.expr, variables: dict[str, set[str]], program: set[
 
 
 def _calculated_with(node: ast.AST, variables: dict[str, set[str]], program: set[str]) -> set[str]:
-    """Classes of which an expression is compared with an object that is constructed: ``2 * v == Vec(2, 4)``."""
+    """Names of which an expression is compared with what a call of them gives: ``2 * v == Vec(2, 4)``."""
     if isinstance(node, ast.Compare):
         sides = [node.left, *node.comparators]
     elif isinstance(node, ast.Call) and getattr(node.func, "attr", "").startswith("assert"):
@@ -282,7 +286,7 @@ def _calculated_with(node: ast.AST, variables: dict[str, set[str]], program: set
     else:
         return set()
     plain = [_constructors(side, variables, program) for side in sides if isinstance(side, ast.Call | ast.Name)]
-    made = {name for names in plain for name in names if _is_camel_case(name)}
+    made = {name for names in plain for name in names}
     calculated = [side for side in sides if isinstance(side, ast.BinOp | ast.UnaryOp) or _is_sum(side)]
     parts = (part for side in calculated for part in ast.walk(side) if isinstance(part, ast.Call | ast.Name))
     return made & {name for part in parts for name in _constructors(part, variables, program)}
@@ -312,7 +316,8 @@ def _used_as_type(node: ast.AST) -> set[str]:
     if isinstance(node, ast.Call):
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         if name in _TYPE_CALLS:
-            return {found for argument in node.args for found in _plain_names(argument)}
+            types = node.args[1:] if name in _OF_OBJECTS else node.args[:1]
+            return {found for argument in types for found in _plain_names(argument)}
     return set()
 
 
