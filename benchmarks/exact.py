@@ -67,7 +67,8 @@ def penalised(name: str | None) -> mirrorpo.Objective:
     """GRPO with an exact penalty, or with its own k3 (None)."""
     if name is None:
         return mirrorpo.objective("grpo")
-    return mirrorpo.objective("grpo", divergence={"name": name, **PENALTIES[name]}, estimator="exact")
+    with torch.device("cpu"):  # a neural map's table is made there
+        return mirrorpo.objective("grpo", divergence={"name": name, **PENALTIES[name]}, estimator="exact")
 
 
 def objective_loss(

@@ -66,10 +66,11 @@ def textbook(parameters: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 def against_the_loop(rounds: int) -> dict[str, float]:
     """How many times faster than the loop."""
     torch.manual_seed(0)
-    mirror = MirrorMap.random(seed=0)
+    with torch.device("cpu"):
+        mirror = MirrorMap.random(seed=0)
+        d = mirror.divergence()
     logp = -5 * torch.rand(TOKENS)
     ref = (logp + 0.3 * torch.randn(TOKENS)).clamp(max=-1e-3)
-    d = mirror.divergence()
 
     def step(term: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> Callable[[], None]:
         leaf, anchor = logp.to(dtype).requires_grad_(), ref.to(dtype)
@@ -103,7 +104,8 @@ def exact(rounds: int) -> dict[str, float]:
         leaf.grad = None
         d.exact(leaf, ref).sum().backward()
 
-    divergences = {name: mirrorpo.divergence(name) for name in ("prob_l2", "kl", "neural")}
+    with torch.device("cpu"):  # a map's table is made there
+        divergences = {name: mirrorpo.divergence(name) for name in ("prob_l2", "kl", "neural")}
     return ratios(interleaved({name: lambda d=d: run(d) for name, d in divergences.items()}, rounds), "prob_l2")
 
 
@@ -114,7 +116,8 @@ def rebuild(rounds: int) -> dict[str, float]:
         "random map": lambda: mirrorpo.divergence("neural", parameters=0.01 * evolved),
         "parameters up to 10": lambda: mirrorpo.divergence("neural", parameters=10 * evolved),
     }
-    return {name: 1e3 * seconds for name, seconds in interleaved(contenders, rounds).items()}
+    with torch.device("cpu"):
+        return {name: 1e3 * seconds for name, seconds in interleaved(contenders, rounds).items()}
 
 
 def main() -> None:
