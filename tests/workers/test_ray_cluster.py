@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mirrorpo.workers import Job, Record, run_recorded
+from mirrorpo.errors import InputError
+from mirrorpo.workers import Job, Record, on_ray, run_recorded
 from mirrorpo.workers.on_ray import RayPool
 
 pytest.importorskip("ray")
@@ -68,3 +71,42 @@ def test_a_node_that_is_killed_loses_no_job_and_doubles_none(cluster: Any, tmp_p
     assert sorted(row.deaths for row in kept.values()) == [0, 0, 0, 0, 1]
     # Resuming runs nothing: without a pool there would be nobody to run it.
     assert run_recorded(None, jobs, record) == results  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_something_else_answers_is_refused_before_ray_waits_for_it(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_ray, "_ANSWER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"{scheme}127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(InputError, match=r"nothing that speaks Ray's protocol answered within 0\.3 seconds"):
+            RayPool(address, 1)
+
+
+@pytest.mark.parametrize("address", ["ray://", "here", "127.0.0.1:port", "ray://127.0.0.1"])
+def test_an_address_that_is_none_is_refused_with_the_legal_forms(address: str) -> None:
+    with pytest.raises(InputError, match="must be local, auto, HOST:PORT or ray://HOST:PORT"):
+        RayPool(address, 1)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_asks_for_a_token_is_told_in_one_line(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import grpc
+
+    class AsksForAToken(grpc.ServerInterceptor):
+        def intercept_service(self, _continuation: Any, _details: Any) -> Any:
+            def refuse(_request: Any, context: Any) -> None:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    server = grpc.server(ThreadPoolExecutor(1), interceptors=(AsksForAToken(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(InputError, match="asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"):
+            RayPool(f"{scheme}127.0.0.1:{port}", 1)
+    finally:
+        server.stop(None).wait()

@@ -57,6 +57,10 @@ def study(
     """
     plan = grown_from(plan, out, resume)
     check_arms(plan)
+    if ray not in (None, "local"):  # a cluster that cannot be reached leaves no folder behind
+        from mirrorpo.workers.on_ray import connect
+
+        connect(ray, 1)
     with open_study(plan, out, resume, command) as record, open_pool(workers, threads, ray) as pool:
         run_study(plan, out, record, pool, console, command=command, retry_failed=retry_failed, redo=redo)
     collection = study_collection(out)

@@ -15,6 +15,8 @@ from mirrorpo.errors import InputError
 from mirrorpo.interrupts import handlers_kept
 from mirrorpo.workers.jobs import Done, Job, JobError, call
 
+_ANSWER_SECONDS = 6.0
+
 
 class RayPool:
     """Actors of a Ray cluster.
@@ -125,18 +127,55 @@ def connect(address: str | None, num_cpus: int) -> bool:
         raise InputError("--ray: needs the extra 'ray': pip install 'mirrorpo[ray]'") from error
     if ray.is_initialized():
         return False
-    # Actors import the job's function as this process would: from a checkout, from the user's own folder.
-    paths = [str(Path(path).resolve()) for path in sys.path if path and Path(path).is_dir()]
+    _check_answers(address)
+    # Actors import the job's function as this process would: from a checkout, from the user's own folder. What belongs
+    # to this Python stays out: a node has its own.
+    own = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
+    found = [Path(path).resolve() for path in sys.path if path and Path(path).is_dir()]
+    paths = [str(path) for path in found if own.isdisjoint((path, *path.parents))]
     settings: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": ":".join(paths)}}}
     if address is None:
         settings |= {"num_cpus": num_cpus, "include_dashboard": False}
     try:
         with handlers_kept():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, AssertionError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"--ray {address}: no cluster there ({reason})") from error
+        raise InputError(f"--ray {address}: no cluster there, or it refuses this process ({reason})") from error
     return True
+
+
+def _check_answers(address: str | None) -> None:
+    """Raises ``InputError`` for an address where nothing speaks Ray's protocol: ``ray.init`` waits minutes for it."""
+    place = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if place in (None, "auto", "local") or os.environ.get("RAY_USE_TLS") == "1":
+        return
+    target = place.removeprefix("ray://").partition("?")[0]
+    host, colon, port = target.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise InputError(f"--ray {address}: must be local, auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        import grpc
+    except ImportError as error:
+        raise InputError("--ray: needs the extra 'ray': pip install 'mirrorpo[ray]' (missing: grpc)") from error
+    with grpc.insecure_channel(target) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_ANSWER_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise InputError(
+                f"--ray {address}: nothing that speaks Ray's protocol answered within {_ANSWER_SECONDS:g} seconds"
+            ) from None
+        if os.environ.get("RAY_AUTH_MODE") == "token":
+            return
+        method = "RayletDriver/ClusterInfo" if place.startswith("ray://") else "NodeInfoGcsService/CheckAlive"
+        try:
+            channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=_ANSWER_SECONDS)
+        except grpc.RpcError as error:  # others, of a version without the method, are ray.init's to tell
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:  # pyright: ignore[reportAttributeAccessIssue]
+                raise InputError(
+                    f"--ray {address}: the cluster asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
+                    "(or RAY_AUTH_TOKEN)"
+                ) from None
 
 
 class _Actor:
