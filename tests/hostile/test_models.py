@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config
+from transformers import GPT2Config, xLSTMConfig
 
 from mirrorpo.models import builtin_path
 from refusal import TINY_RUN, refused
-from small_models import TOKENIZER, small_folder
+from small_models import SIZES, TOKENIZER, small_folder
 
 HEADS = {"n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": 261, "eos_token_id": 257, "bos_token_id": 257}
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -249,6 +249,11 @@ def test_a_model_that_cannot_be_trained_is_refused_in_one_line_with_what_to_do(
     make(folder)
     more = ["--plan"] if plan else ["--out", "run"]
     assert line in refused(["train", "arithmetic", f"model.path={folder}", *TINY_RUN, *more], folder.parent)
+
+
+def test_a_model_that_cannot_generate_is_refused_and_its_new_folder_taken_back(folder: Path) -> None:
+    small_folder(folder, xLSTMConfig(**{**SIZES, "hidden_size": 64}, num_heads=2))
+    assert "xLSTMForCausalLM cannot generate" in refusal("train", folder)
 
 
 def test_options_of_a_chat_template_that_is_not_there_are_refused(folder: Path) -> None:

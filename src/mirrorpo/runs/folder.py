@@ -141,7 +141,7 @@ class Folder:
     ) -> None:
         self.path, self.kind = path, kind
         check_place(path, kind, resume)
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._made = made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             refuse_links(path, f"--out {path}", kind)
@@ -223,6 +223,17 @@ class Folder:
         for folder in made:
             folder.rmdir()
 
+    def take_back(self) -> None:
+        """Removes a folder that was made for this run and holds no more than its beginning."""
+        begun = {LOCK_FILE, VERSIONS_FILE, self.kind.file}
+        further = [entry for entry in self.path.iterdir() if entry.name not in begun]
+        if self.path not in self._made or any(not entry.is_dir() or any(entry.iterdir()) for entry in further):
+            return
+        for entry in further:
+            entry.rmdir()
+        (self.path / self.kind.file).unlink()
+        self._unmake(self._made)
+
     @property
     def finished(self) -> bool:
         """Whether there is a summary."""
@@ -295,6 +306,9 @@ class FollowedFolder(RunFolder):
         self.path = path
 
     def write_json(self, name: str, value: Any) -> None:
+        """Left to the main process."""
+
+    def take_back(self) -> None:
         """Left to the main process."""
 
     def close(self) -> None:

@@ -192,7 +192,11 @@ def _run(
     bar = ProgressBar(console, spec.steps, writer)
     callbacks = [writer, bar, stop, *(tracker_callbacks(prepared.recipe, folder.path) if is_main() else ())]
     make = build_trainer if extension is None else extension.trainer
-    trainer = make(prepared, folder.checkpoints, callbacks)
+    try:
+        trainer = make(prepared, folder.checkpoints, callbacks)
+    except InputError:
+        folder.take_back()
+        raise
     if spec.log_completions_every:
         every = spec.log_completions_every * writer.updates_per_step
         trainer.add_callback(CompletionsWriter(folder.path / COMPLETIONS_FILE, trainer, every, writer.updates_per_step))
