@@ -275,6 +275,18 @@ def test_16_bit_models_lose_no_more_than_in_torch(dtype: torch.dtype) -> None:
     assert in_triton <= 1.05 * in_torch + 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_gradient_in_another_place_and_dtype_is_that_in_place_rounded_once(dtype: torch.dtype) -> None:
+    z, q, tokens, weights = chunk_of(2, 67, torch.float32)
+    head, others = Head(torch.zeros(67, 1, device=DEVICE)), [other_of(mirrorpo.divergence("js"), q)]
+    found, before, out = measure(z, tokens, head, others), z.clone(), torch.empty_like(z, dtype=dtype)
+    gradient_(z, tokens, head, found, weights[0], others, [weights[2]], weights[1], out=out)
+    assert bool((z == before).all())
+    gradient_(z, tokens, head, found, weights[0], others, [weights[2]], weights[1])
+    unit = 2.0 * UNIT[dtype] if interpreted() else UNIT[dtype]
+    torch.testing.assert_close(out.float(), z, rtol=unit, atol=1e-7)
+
+
 def test_rows_without_weight_get_no_gradient() -> None:
     d = mirrorpo.divergence("hellinger")
     z, q, tokens, weights = chunk_of(4, 33, torch.float32)

@@ -177,14 +177,17 @@ class Chunk:
         if not any(slopes.needs) or self._is_zero(slope, *weights, entropy_weight):
             self._measure(found, [number for number, weight in enumerate(weights) if weight is not None])
             return
-        self._logits_gradient(found, slope, weights, entropy_weight)
         hidden_grad, weight_grad, bias_grad = found.grads
-        if hidden_grad is not None:
-            add_hidden_grad_(hidden_grad[self.part], self.z, self.head.weight, dtype)
-        if weight_grad is not None:
-            add_weight_grad_(weight_grad, self.z, self.hidden, dtype)
+        narrow = dtype == torch.bfloat16 and bias_grad is None
+        grad = self._logits_gradient(found, slope, weights, entropy_weight, dtype if narrow else self.z.dtype)
         if bias_grad is not None:
-            bias_grad.add_(self.z.sum(0))
+            bias_grad.add_(grad.sum(0))
+        if dtype == torch.bfloat16:
+            grad = grad.to(dtype)  # once, for both products
+        if hidden_grad is not None:
+            add_hidden_grad_(hidden_grad[self.part], grad, self.head.weight, dtype)
+        if weight_grad is not None:
+            add_weight_grad_(weight_grad, grad, self.hidden, dtype)
 
     def _of(self, x: Tensor | None) -> Tensor | None:
         return None if x is None else x[self.part].to(self.z.dtype)
@@ -236,9 +239,14 @@ class Chunk:
         return measured
 
     def _logits_gradient(
-        self, found: Found, slope: Tensor, weights: tuple[Tensor | None, ...], entropy_weight: Tensor | None
-    ) -> None:
-        """d loss / d(h W^T + b), in place."""
+        self,
+        found: Found,
+        slope: Tensor,
+        weights: tuple[Tensor | None, ...],
+        entropy_weight: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """d loss / d(h W^T + b), in place; ``dtype`` is what the caller makes of it."""
         slope = slope * self.head.factor
         weighted = [
             (number, term, weight * self.head.factor)
@@ -276,6 +284,7 @@ class Chunk:
                 self.head.chain_(p, z.add_(self.log_sum[block]))
             if self.logs:
                 z.copy_(p)
+        return self.z
 
 
 __all__ = ["Slopes", "Swept", "sweep"]
