@@ -1,6 +1,6 @@
 """What holds on an accelerator, and what it costs: the parts of ``make gpu`` that no other benchmark measures.
 
-``python benchmarks/gpu.py PART --device cuda [--quick]`` prints one JSON document. Parts:
+``python benchmarks/gpu.py PART --device cuda [--quick]`` prints one JSON document a line. Parts:
 
 - ``paths``: packed rows against padded ones in three dtypes: errors against float64 on the same (rounded) weights,
   time and peak memory; and the attention of packed rows alone, against one masked attention in float64;
@@ -45,6 +45,14 @@ def attempt(call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:  # noqa: BLE001  what a GPU's library refuses is a finding here
         return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:600]}
+
+
+class Found(dict[str, Any]):
+    """Results, each printed as a line of JSON when it is there: a part that runs out of time loses only the rest."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        print(json.dumps({key: value}), flush=True)
 
 
 class Clock:
@@ -93,11 +101,13 @@ def paths(device: str, quick: bool) -> dict[str, Any]:
 
     clock = Clock(device, 5 if quick else 20)
     shape = Shape(vocabulary=32_000) if device == "cuda" else Shape(20, 5, 12, 4, 1, 500)
-    found: dict[str, Any] = {"shape": str(shape)}
+    found = Found()
+    found["shape"] = str(shape)
     with tempfile.TemporaryDirectory() as name:
         for dtype in DTYPES:
             found[dtype] = attempt(lambda dtype=dtype: _both(dtype, shape, Path(name), clock))
-    found["attention"] = {dtype: attempt(lambda dtype=dtype: attention(dtype, clock, quick)) for dtype in DTYPES}
+    for dtype in DTYPES:
+        found[f"attention, {dtype}"] = attempt(lambda dtype=dtype: attention(dtype, clock))
     return found
 
 
@@ -173,7 +183,7 @@ def _against(truth: tuple[torch.Tensor, ...], trainer: Any, inputs: dict[str, to
     }
 
 
-def attention(dtype: str, clock: Clock, quick: bool) -> dict[str, Any]:
+def attention(dtype: str, clock: Clock) -> dict[str, Any]:
     """One packed row: value and gradients against one masked attention in float64; cost against it in this dtype."""
     prompt, length, group, width = (500, 250, 8, 64) if clock.device == "cuda" else (12, 6, 3, 16)
     torch.manual_seed(0)
@@ -223,7 +233,7 @@ def sweep(device: str, quick: bool) -> dict[str, Any]:
     """The sweep over chunks of logits, by each objective, dtype and vocabulary."""
     clock = Clock(device, 5 if quick else 20)
     sizes = ((1024, 512, 32_000), (512, 896, 151_936)) if device == "cuda" else ((16, 8, 300),)
-    found: dict[str, Any] = {}
+    found = Found()
     for size in sizes:
         for dtype in DTYPES:
             for name in OBJECTIVES:
@@ -300,13 +310,13 @@ def triton(device: str, quick: bool) -> dict[str, Any]:
     """Whole, then without the matrix products."""
     clock = Clock(device, 5 if quick else 20)
     sizes = ((1024, 512, 32_000), (1024, 64, 151_936)) if device == "cuda" else ((16, 8, 300),)
-    found: dict[str, Any] = {}
+    found = Found()
     for size in sizes:
         for dtype in DTYPES:
             for form in FORMS:
                 place = f"sweep alone, N {size[0]}, V {size[2]}; {dtype}; {form or 'no divergence'}"
                 found[place] = attempt(lambda s=size, d=dtype, f=form: _sweep_alone(s, d, f, clock))
-        for dtype in DTYPES:
+        for dtype in DTYPES if size is sizes[0] else ():
             for name in OBJECTIVES:
                 place = f"N {size[0]}, H {size[1]}, V {size[2]}; {dtype}; {name}"
                 found[place] = attempt(lambda s=size, d=dtype, n=name: _swept(s, d, n, clock, "triton"))
@@ -359,12 +369,11 @@ def train(device: str, quick: bool) -> dict[str, Any]:
             {**ours, "rollouts": "transformers", "fast": "off"},
         ),
     }
-    found: dict[str, Any] = {}
+    found = Found()
     with tempfile.TemporaryDirectory() as name:
         model = _smollm2_shape(Path(name), device)
         for contender, (trainer, config, options) in contenders.items():
             found[contender] = attempt(lambda t=trainer, c=config, o=options: _trained(model, device, t, c, o, quick))
-            print(f"{contender}: {json.dumps(found[contender])}", flush=True)  # kept if the time ends here
     return found
 
 
@@ -484,7 +493,7 @@ def main() -> None:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    print(json.dumps(PARTS[args.part](args.device, args.quick)))
+    PARTS[args.part](args.device, args.quick)
 
 
 if __name__ == "__main__":

@@ -50,15 +50,15 @@ WHEELS = {
 _BENCH = "benchmarks/{}.py --quick --json --device DEVICE"
 # Name, arguments of python, seconds at most (quick). The most valuable first: what is at the end may find no time.
 PARTS: tuple[tuple[str, str, int], ...] = (
-    ("machine", "-m mirrorpo doctor --json", 40),
     ("paths", "benchmarks/gpu.py paths --device DEVICE QUICK", 50),
     ("sweep", "benchmarks/gpu.py sweep --device DEVICE QUICK", 50),
+    ("train", "benchmarks/gpu.py train --device DEVICE QUICK", 75),
     ("triton", "benchmarks/gpu.py triton --device DEVICE QUICK", 60),
-    ("train", "benchmarks/gpu.py train --device DEVICE QUICK", 70),
     ("head", _BENCH.format("head"), 30),
     ("policy_step", _BENCH.format("policy_step"), 40),
     ("exact", _BENCH.format("exact"), 40),
     ("mirror_map", _BENCH.format("mirror_map"), 25),
+    ("machine", "-m mirrorpo doctor --json", 30),
 )
 
 
@@ -121,7 +121,9 @@ def run_part(arguments: str, seconds: float) -> dict[str, Any]:
             documents = [json.loads(out)]
         except ValueError:
             found["output"] = lines[-20:]
-    found["result"] = documents[0] if len(documents) == 1 else documents
+    merged = {key: value for document in documents if isinstance(document, dict) for key, value in document.items()}
+    apart = sum(len(document) if isinstance(document, dict) else 1 for document in documents)
+    found["result"] = merged if len(merged) == apart else documents
     if "error" in found and lines:
         found["output"] = lines[-20:]
     if process.returncode and "error" not in found:
