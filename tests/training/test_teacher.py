@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from mirrorpo.config.train import TeacherSpec, recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.training import MirrorConfig, MirrorTrainer
 from mirrorpo.training.setup import prepare
-from mirrorpo.training.teacher import PAUSES, Server, TeacherError
+from mirrorpo.training.teacher import PAUSES, Server, TeacherError, check_teacher_model
 from small_models import SIZES, VOCABULARY, small_folder
 from trl_pair import TINY, dataset, loss_and_gradient, settings, trainer
 
@@ -133,6 +135,30 @@ def test_reward_teacher_and_reference_in_one_loss(teacher: str, tmp_path: Path) 
     assert built.packed.reason is None
 
 
+@pytest.mark.parametrize("fast", ["off", "auto"])
+def test_a_teacher_whose_head_is_padded_further_teaches_as_without_its_padding(fast: str, tmp_path: Path) -> None:
+    # Qwen2.5 pads one vocabulary to 151,936 rows in its small models and to 152,064 in its large ones.
+    wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+    wide.mkdir(), narrow.mkdir()
+    small_folder(wide, LlamaConfig(**{**SIZES, "vocab_size": VOCABULARY + 59}, max_position_embeddings=256))
+    small_folder(narrow, LlamaConfig(**SIZES, max_position_embeddings=256))
+    cut = AutoModelForCausalLM.from_pretrained(wide)
+    cut.resize_token_embeddings(VOCABULARY)
+    cut.save_pretrained(narrow)
+    losses = []
+    for folder in (wide, narrow):
+        built = build(tmp_path / "run", {"divergence": "js", "estimator": "exact"}, {"path": str(folder)}, fast)
+        losses.append(loss_and_gradient(built, rollout(built))[0])
+    assert losses[0] == losses[1]
+
+
+def test_a_teacher_with_fewer_rows_than_the_policy_is_refused_before_it_is_loaded(teacher: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    with pytest.raises(InputError, match=f"has {VOCABULARY} rows in its head and the policy 300") as caught:
+        check_teacher_model(TeacherSpec(path=teacher), TINY, tokenizer, 300)
+    assert "\n" not in str(caught.value)
+
+
 # A server
 
 
@@ -149,6 +175,8 @@ def serving(folder: str, behaviour: dict[str, Any]) -> Iterator[str]:
         for t, token in enumerate(row[1:]):
             top = logps[t].topk(min(behaviour.get("entries", k), VOCABULARY))
             said = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)) | {token: logps[t, token].item()}
+            said = {number: behaviour.get("says", value) for number, value in said.items()}
+            said = {number + behaviour.get("renames", 0): value for number, value in said.items()}
             positions.append({str(number): {"logprob": value, "rank": 1} for number, value in said.items()})
         return positions
 
@@ -167,6 +195,7 @@ def serving(folder: str, behaviour: dict[str, Any]) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             behaviour["requests"] = behaviour.get("requests", 0) + 1
+            time.sleep(behaviour.get("sleeps", 0.0))
             if behaviour["requests"] > behaviour.get("fails_after", 10**9):
                 self.answer({"error": "out of memory"}, 500)
             elif self.path == "/tokenize":
@@ -231,6 +260,30 @@ def test_a_server_that_cannot_teach_is_refused_at_the_start(teacher: str, tmp_pa
         Server(spec(url), VOCABULARY).check_tokenizer(tokenizer)
     with serving(teacher, {}) as url, pytest.raises(InputError, match=r"temperature must be 1 with teacher\.url"):
         build(tmp_path, {"divergence": "reverse_kl", "estimator": "score"}, {"url": url}, temperature=0.7)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ({"says": math.nan}, "it sends nan as a log-probability"),
+        ({"says": 0.7}, "it sends 0.7 as a log-probability"),
+        ({"says": None}, "float"),  # what is no number in JSON
+        ({"renames": 400}, r"it does not send the log-probability of token \d+"),
+        ({"sleeps": 0.5}, "timed out|no answer in time"),
+    ],
+    ids=["NaN", "above 0", "null", "other tokens", "slow"],
+)
+def test_an_answer_that_is_none_is_refused_in_one_line(behaviour: dict[str, Any], message: str, teacher: str) -> None:
+    with serving(teacher, behaviour) as url, pytest.raises(InputError, match=message) as caught:
+        Server(spec(url, seconds=0.2), VOCABULARY)
+    assert "\n" not in str(caught.value)
+    assert url.removesuffix("/v1") in str(caught.value)
+
+
+def test_a_log_probability_that_rounding_put_above_zero_counts_as_zero(teacher: str) -> None:
+    with serving(teacher, {"says": 5e-4}) as url:
+        said = Server(spec(url), VOCABULARY).score(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long), 2)
+    assert said.logp.tolist() == [[0.0, 0.0]]
 
 
 def test_a_server_that_fails_for_a_while_is_waited_for(teacher: str) -> None:

@@ -185,7 +185,7 @@ def check_teacher(spec: TeacherSpec, policy: str, model: Any, tokenizer: Any) ->
     from mirrorpo.training.teacher import check_teacher_model, server_of
 
     if spec.path is not None:
-        check_teacher_model(spec, policy, tokenizer)
+        check_teacher_model(spec, policy, tokenizer, len(model.get_output_embeddings().weight))
     elif spec.url is not None:
         server_of(spec, model, tokenizer)
 

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from mirrorpo._checks import LOGP_TOLERANCE
 from mirrorpo.config.train import TeacherSpec
 from mirrorpo.errors import InputError, RunError
 from mirrorpo.losses.objective import Objective
@@ -86,16 +87,17 @@ def check_vocabulary(teacher: Any, policy: Any, what: str) -> None:
         raise InputError(f"{what} has {len(theirs)} tokens, the policy {len(ours)}: both must have the same tokenizer")
 
 
-def check_teacher_model(spec: TeacherSpec, policy: str, tokenizer: Any) -> str:
+def check_teacher_model(spec: TeacherSpec, policy: str, tokenizer: Any, rows: int) -> str:
     """The path of a local teacher, its files and its vocabulary checked; nothing is loaded.
 
     Args:
         spec: with a path.
         policy: the path or hub name of the policy.
         tokenizer: the policy's.
+        rows: of the policy's head: its tokens, and what pads them.
 
     Raises:
-        InputError: no such model, another vocabulary, the teacher is the policy.
+        InputError: no such model, another vocabulary, fewer rows, the teacher is the policy.
     """
     assert spec.path is not None
     what, path = f"teacher.path {spec.path!r}", resolve_model(spec.path)
@@ -104,6 +106,12 @@ def check_teacher_model(spec: TeacherSpec, policy: str, tokenizer: Any) -> str:
         raise InputError(f"{what} is the policy itself: its divergence would be 0. Give another model, or a prefix")
     try:
         check_vocabulary(tokenizers.load(path), tokenizer, what)
+        theirs = AutoConfig.from_pretrained(path, **loading()).get_text_config().vocab_size
+        if theirs < rows:
+            raise InputError(
+                f"{what} has {theirs} rows in its head and the policy {rows}: it has no probability for the others. "
+                "Give a teacher with as many"
+            )
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -129,7 +137,8 @@ def load_teacher(
     if spec.path is None:
         return None
     config: Any = causal_part(policy).config
-    path = check_teacher_model(spec, str(config.name_or_path or "."), tokenizer)
+    rows = len(causal_part(policy).get_output_embeddings().weight)
+    path = check_teacher_model(spec, str(config.name_or_path or "."), tokenizer, rows)
     what = f"teacher.path {spec.path!r}"
     try:
         model = AutoModelForCausalLM.from_pretrained(path, **{**loading(), **options})
@@ -137,6 +146,8 @@ def load_teacher(
         raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error
     if spec.prefix is None and _equal(model, policy):
         raise InputError(f"{what} has the policy's weights: its divergence would be 0. Give another model, or a prefix")
+    if len(model.get_output_embeddings().weight) > rows:
+        model.resize_token_embeddings(rows)  # models of one family pad one vocabulary to different multiples
     add_fused_lm_head(model, temperature=temperature)  # TRL's way to score padded rows
     return model.eval().requires_grad_(False)
 
@@ -263,7 +274,7 @@ class Server:
         positions = choice.get("prompt_logprobs")
         if not isinstance(positions, list) or len(positions) != len(row):
             raise ValueError("it sends no prompt_logprobs, one entry for each token of the prompt")
-        read = [{int(token): float(said["logprob"]) for token, said in (each or {}).items()} for each in positions]
+        read = [{int(token): _log_probability(said) for token, said in (each or {}).items()} for each in positions]
         wanted = min(self.top_k, self.vocabulary)
         for token, known in list(zip(row, read, strict=True))[1:]:
             if len(known) < wanted:
@@ -283,6 +294,13 @@ class Server:
         except urllib.error.HTTPError as error:
             with error:
                 raise _RefusedError(error.code, " ".join(error.read().decode(errors="replace").split())) from None
+
+
+def _log_probability(said: Any) -> float:
+    value = float(said["logprob"])
+    if not value <= LOGP_TOLERANCE:
+        raise ValueError(f"it sends {value} as a log-probability")
+    return min(value, 0.0)
 
 
 def server_of(spec: TeacherSpec, policy: Any, tokenizer: Any) -> Server:

@@ -192,7 +192,7 @@ class MirrorTrainer(ResumableTrainer):
         found = self.teacher.read(output, ids, score if needs_logps(self.policy_objective) else None)
         if "teacher_entries" in found:
             covered = found["teacher_entries"].exp().sum(-1)[output["completion_mask"].bool()].mean().item()
-            for name, value in (("covered", covered), ("tail", 1.0 - covered)):
+            for name, value in (("covered", covered), ("tail", max(0.0, 1.0 - covered))):
                 self._metrics["train" if self.model.training else "eval"][f"teacher/{name}/mean"].append(value)
         return found
 
