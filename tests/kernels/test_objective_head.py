@@ -18,6 +18,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "scale and temperature": {"scale": 0.5, "temperature": 0.7},
     "soft cap, scale, bias": {"bias": True, "softcap": 2.0, "scale": 1.5, "temperature": 0.7},
 }
+TEACHER = {"coefficient": 0.3, "anchor": "teacher"}
+TEACHER = {"coefficient": 0.3, "anchor": "teacher"}
 # Every surrogate, level and estimator; regions with an interval, per token and over the vocabulary.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip": {"preset": "grpo"},
@@ -75,6 +77,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "soft, around the sampler": {"preset": "drpo", "behaviour": "sampler"},
     "product level": {"preset": "gspo", "level": "product", "epsilon_low": 0.2, "epsilon_high": 0.2},
     "teacher": {"preset": "opd"},
+    "teacher, exact baselines": {
+        "preset": "dapo",
+        "penalties": [
+            {**TEACHER, "divergence": "prob_l2", "placement": "advantage", "baseline": "exact"},
+            {**TEACHER, "divergence": "js", "estimator": "exact"},
+            {"divergence": "reverse_kl", "coefficient": 0.5, "estimator": "score", "baseline": "exact"},
+        ],
+    },
     "teacher, exact": {
         "preset": "dapo",
         "penalties": [

@@ -92,6 +92,36 @@ def test_exact_toward_every_anchor_is_the_sum_over_the_vocabulary(anchor: str, d
         assert_same(out.loss, 0.5 * case.divergence(theta.softmax(-1), anchors[anchor].exp()), theta)
 
 
+@pytest.mark.parametrize("placement", ["loss", "advantage"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("anchor", [name for name in ANCHORS if name != "sampler"])
+def test_an_exact_baseline_leaves_the_expected_gradient_and_less_noise(
+    anchor: str, divergence: str, placement: str
+) -> None:
+    theta, anchors = state()
+    b, p = anchors["old"].exp(), theta.softmax(-1)
+    penalty = {"divergence": divergence, "coefficient": 0.5, "anchor": anchor, "estimator": "score"}
+    penalty |= {"baseline": "exact", "placement": placement}
+    objective = mirrorpo.objective("dapo", regions=[], penalties=[penalty])
+    assert objective.needs_logits
+    slopes = []
+    for y in range(V):  # every token as the one that was sampled
+        one = {name: x if isinstance(x, int) else x[y : y + 1] for name, x in enumerated(theta, anchors).items()}
+        wide = {argument: anchors[name].expand(1, 1, V) for name, argument in LOGITS.items()}
+        zero = torch.zeros(1, dtype=torch.float64)
+        out = objective(**one, **wide, logits=theta.expand(1, 1, V), advantages=zero)
+        slopes.append(gradient(out.loss, theta))
+    expected = gradient(0.5 * Case(divergence).divergence(p, anchors[anchor].exp()), theta)
+    mean = (b.unsqueeze(1) * torch.stack(slopes)).sum(0)
+    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-12)
+    # What the gradient of the sampled token's log-probability, e_y - p, is multiplied by.
+    g = mirrorpo.divergence(divergence).score(theta.log_softmax(-1), anchors[anchor])
+    centred = g - (p * g).sum()
+    of_tokens = 0.5 * (p / b * centred).unsqueeze(1) * (torch.eye(V) - p)
+    torch.testing.assert_close(torch.stack(slopes), of_tokens.detach(), rtol=1e-9, atol=1e-12)
+    assert (p * centred**2).sum() <= (p * g**2).sum()
+
+
 def test_kl_toward_uniform_is_an_entropy_bonus() -> None:
     theta, anchors = state()
     penalty = {"divergence": "reverse_kl", "coefficient": 0.1, "anchor": "uniform", "estimator": "weighted"}

@@ -63,6 +63,12 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"penalties": [{**JS, "placement": "rewards"}]}, ("unknown placement 'rewards'", "did you mean 'reward'")),
     ({"penalties": [{**JS, "support": "union"}]}, ("support 'union' has no effect",)),
     ({"penalties": [{**JS, "k": 3}]}, ("k has no effect",)),
+    ({"penalties": [{**JS, "baseline": "mean"}]}, ("unknown baseline 'mean'", "exact, none")),
+    ({"penalties": [{**JS, "baseline": "exact"}]}, ("baseline 'exact' has no effect", "'sampled'", "score")),
+    (
+        {"penalties": [{**JS, "baseline": "exact", "estimator": "score", "anchor": "sampler"}]},
+        ("baseline 'exact' needs the anchor's next-token logits", "sampler reports sampled tokens"),
+    ),
     ({"penalties": [{**JS, "coeficient": 3}]}, ("unknown penalty key 'coeficient'", "did you mean 'coefficient'")),
     ({"penalties": [{"divergence": "js"}]}, ("a penalty needs coefficient",)),
     ({"penalties": ["js"]}, ("a penalty must be a mapping", "'js'")),

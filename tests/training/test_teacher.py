@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, set_seed
 
 from mirrorpo.config.train import TeacherSpec, recipe_from
@@ -79,7 +80,7 @@ def test_a_local_teacher_gives_trls_generalised_jsd(teacher: str, tmp_path: Path
 
 PENALTIES: list[dict[str, Any]] = [
     {"divergence": "reverse_kl", "estimator": "score"},
-    {"divergence": "prob_l2", "estimator": "score"},
+    {"divergence": "prob_l2", "estimator": "score", "baseline": "exact"},
     {"divergence": "js", "estimator": "top_k", "k": 5, "support": "union"},
     {"divergence": "forward_kl", "estimator": "exact"},
 ]
@@ -377,3 +378,16 @@ def test_a_teacher_that_the_objective_does_not_look_at_is_named_and_not_loaded(
         built = trainer(MirrorTrainer, args)
     assert built.teacher is None
     assert "teacher has no effect: objective 'dapo' has no penalty toward it" in caplog.text
+
+
+def test_a_model_that_is_sharded_learns_from_a_server_only(teacher: str, tmp_path: Path) -> None:
+    built = build(tmp_path, {"divergence": "reverse_kl", "estimator": "score"}, {"path": teacher})
+    built.accelerator.state.distributed_type = DistributedType.FSDP
+    try:
+        for who in ({"path": teacher}, {"prefix": "Think."}):
+            with pytest.raises(ValueError, match=r"need a model that is not sharded\. Legal: teacher\.url"):
+                built._load_teacher(TeacherSpec(**who))
+        with serving(teacher, {}) as url:
+            assert built._load_teacher(spec(url)).server is not None
+    finally:
+        built.accelerator.state.distributed_type = DistributedType.NO

@@ -42,6 +42,7 @@ def launch(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("ranks")
+    two_ranks.teacher(folder)
     done = launch(str(ROOT / "tests" / "training" / "two_ranks.py"), str(folder), folder=folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank-{index}.pt") for index in range(2)]

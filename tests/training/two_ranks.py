@@ -14,9 +14,11 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig
 
 from mirrorpo.training import MirrorConfig, MirrorTrainer
 from mirrorpo.training.distributed import rank, world_size
+from small_models import SIZES, small_folder
 from trl_pair import batch, fill, settings, trainer
 
 ROWS = 8
@@ -25,6 +27,17 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     **{name: {"preset": "grpo", "coefficient": 0.5, "aggregation": name} for name in AGGREGATIONS},
     "sequence level": {"preset": "prob_l2_gspo", "coefficient": 1.0},
     "exact": {"preset": "dapo", "divergence": "js", "coefficient": 0.5, "estimator": "exact"},
+    "teacher and a mask of sequences": {
+        "preset": "dapo",
+        "regions": [
+            {"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.28},
+            {"name": "kl3", "radius": 0.02, "anchor": "reference", "act": "mask", "level": "mean_divergence"},
+        ],
+        "penalties": [
+            {"divergence": "js", "coefficient": 0.5, "anchor": "teacher", "estimator": "exact"},
+            {"divergence": "prob_l2", "coefficient": 0.2, "anchor": "teacher", "estimator": "score"},
+        ],
+    },
 }
 LAYOUTS = ("ragged", "an empty rank")
 WAYS: dict[str, dict[str, Any]] = {
@@ -51,6 +64,8 @@ def measure(objective: str, layout: str, way: str, folder: Path, *, shard: bool 
     processes, more = world_size(), dict(WAYS[way])
     adapter = {"peft_config": lora()} if more.pop("lora", False) else {}
     more |= {"per_device_train_batch_size": ROWS // processes, "gradient_share_every": 0 if shard else 1}
+    if objective.startswith("teacher"):
+        more["teacher"] = {"path": teacher(folder)}
     config = MirrorConfig(**settings(folder, **more), objective=OBJECTIVES[objective])
     built: Any = trainer(MirrorTrainer, config, **adapter)
     built.accelerator.ddp_handler = DistributedDataParallelKwargs(
@@ -62,6 +77,7 @@ def measure(objective: str, layout: str, way: str, folder: Path, *, shard: bool 
     if layout == "an empty rank":
         inputs["completion_mask"][ROWS // 2 :] = 0
     inputs = fill(inputs, built)
+    inputs |= built._teacher_scores([], inputs) if "teacher" in more else {}
     inputs["num_items_in_batch"] = inputs["completion_mask"].sum()  # TRL sums it over the processes
     mine = slice(rank() * ROWS // processes, (rank() + 1) * ROWS // processes)
     inputs = {name: value[mine] if value.dim() else value for name, value in inputs.items()}
@@ -79,6 +95,15 @@ def measure(objective: str, layout: str, way: str, folder: Path, *, shard: bool 
         "type": str(built.accelerator.distributed_type),
         "packed": built.packed.reason is None and not built.packed._said,
     }
+
+
+def teacher(folder: Path) -> str:
+    """A small model; made by whoever is alone, before there are two processes."""
+    path = folder / "teacher"
+    if path.exists():
+        return str(path)
+    path.mkdir()
+    return small_folder(path, LlamaConfig(**SIZES, max_position_embeddings=256))
 
 
 def lora() -> Any:

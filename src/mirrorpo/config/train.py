@@ -319,13 +319,13 @@ def check_teacher(objective: Objective, teacher: TeacherSpec | None) -> None:
         )
     if teacher is None:
         return
-    dense = [p for p in objective.penalties if p.anchor == "teacher" and p.estimator == "exact"]
+    dense = [p for p in objective.penalties if p.anchor == "teacher" and "exact" in (p.estimator, p.baseline)]
     if teacher.url is not None and (
         dense or any(r.anchor == "teacher" and r.region.needs_logits for r in objective.rules)
     ):
         raise ValueError(
-            "a server sends top_k entries, not the teacher's whole distribution: estimator 'exact' and regions over "
-            "the vocabulary need teacher.path. Legal: sampled, weighted, score, top_k"
+            "a server sends top_k entries, not the teacher's whole distribution: estimator 'exact', baseline 'exact' "
+            "and regions over the vocabulary need teacher.path. Legal: sampled, weighted, score, top_k"
         )
 
 

@@ -63,6 +63,10 @@ def check_expressible(objective: Objective, reach: Reach) -> Objective:
                 f"{name} cannot express estimator {p.estimator!r} of divergence {p.divergence.name!r}: {logits}. "
                 "Legal: sampled, weighted, score; or train with TRL"
             )
+        if p.baseline == "exact":
+            raise InputError(
+                f"{name} cannot express baseline 'exact' of divergence {p.divergence.name!r}: {logits}. Legal: none"
+            )
     if objective.control is not None:
         raise InputError(
             f"{name} cannot express control {objective.control.kind!r}: its hook is not told the step. "

@@ -191,7 +191,11 @@ def _vocabulary_terms(
             if isinstance(anchor, Entries):
                 check_sparse(p)
             k = p.k if p.estimator == "top_k" else None
-            terms.append(VocabularyTerm(divergence=p.divergence, anchor=anchor, k=k, support=p.support))
+            terms.append(
+                VocabularyTerm(
+                    divergence=p.divergence, anchor=anchor, k=k, support=p.support, baseline=p.baseline == "exact"
+                )
+            )
     return tuple(terms)
 
 
@@ -203,6 +207,11 @@ def _needed(anchors: Mapping[str, Anchor | Entries | None], name: str, what: str
     if isinstance(anchor, Entries):
         return anchor
     return Anchor(hidden=anchor.hidden.detach(), head=anchor.head.detached())
+
+
+def _column(x: Tensor | None) -> Tensor:
+    assert x is not None  # a term without a weight is measured first
+    return x.unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -262,13 +271,14 @@ class _Layout:
     def term_weights(self, token_weights: Tensor, penalty_scale: float) -> tuple[Tensor | None, ...]:
         """d loss / d value of each vocabulary term; a region has none, a penalty that is not in the loss neither."""
         return (None,) * len(self._rules) + tuple(
-            token_weights * (p.coefficient * penalty_scale) if p.placement == "loss" else None for p in self._penalties
+            token_weights * (p.coefficient * penalty_scale) if p.summed and p.placement == "loss" else None
+            for p in self._penalties
         )
 
     def per_token(self, token_weights: Tensor, given: dict[str, Any]) -> PerToken:
         """The objective's terms of a chunk, as a batch of one-token completions."""
         # What is in the loss by itself, and what moves the advantages; exact and top_k ride on the sweep.
-        penalties = tuple(p for p in self.objective.penalties if not p.needs_logits and p.placement != "reward")
+        penalties = tuple(p for p in self.objective.penalties if not p.summed and p.placement != "reward")
         sampled = replace(self.objective, penalties=penalties)
         mask = self.keep[self.keep].unsqueeze(-1)
         plain = {name: given[name] for name in ("penalty_scale", "vocabulary")}
@@ -278,12 +288,14 @@ class _Layout:
             if given[name] is not None
         }
         count = len(self._rules)
+        places = [self._penalties.index(p) + count if p.needs_logits else None for p in penalties]
 
         def terms(logp: Tensor, part: slice, values: tuple[Tensor | None, ...]) -> Tensor:
             found = sampled.terms(
                 logp=logp.unsqueeze(-1),
                 mask=mask[part],
                 outside=tuple(None if x is None else x.unsqueeze(-1) for x in self.outside(values[:count])),
+                over_vocabulary=tuple(None if place is None else _column(values[place]) for place in places),
                 **plain,
                 **{name: column[part] for name, column in columns.items()},
             )

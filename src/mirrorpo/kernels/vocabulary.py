@@ -65,12 +65,14 @@ class VocabularyTerm:
         anchor: the other distribution; None for the uniform one.
         k: None for ``exact``, else the K of ``top_k``; without meaning for ``Entries``, which have a K of their own.
         support: of ``top_k``: whose K likeliest tokens: the ``anchor``'s, the ``policy``'s, or their ``union``.
+        baseline: what is measured is sum_v p_v g_v, with g of ``Divergence.score``; without a gradient.
     """
 
     divergence: Divergence
     anchor: Anchor | Entries | None
     k: int | None = None
     support: str = "anchor"
+    baseline: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,8 @@ def measure(term: VocabularyTerm, block: Block, logits: Tensor | None) -> tuple[
     if term.k is not None:
         return _top_k(term, term.k, block, logq), of_tokens
     value, slope = term.divergence.over_vocabulary(block.logp, logq)
+    if term.baseline:  # the slope in log p_v is p_v g_v
+        return Measured(value=slope.sum(-1), share=torch.zeros_like(of_tokens)), of_tokens
     return Measured(value=value.sum(-1), share=-slope.sum(-1), dense=slope), of_tokens
 
 

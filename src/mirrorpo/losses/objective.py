@@ -315,7 +315,7 @@ class Objective:
                 as in the call.
             outside: one entry for each rule: (B, T), bool, where a region over the vocabulary is left; None for others.
             over_vocabulary: one entry for each penalty: (B, T), the divergence of an ``exact`` or ``top_k`` one,
-                differentiable; None for the others.
+                differentiable, or the baseline of one that has it; None for the others.
         """
         given = {"reference": logp_ref, "old": logp_old, "sampler": logp_sampler, "teacher": logp_teacher}
         check_shapes(logp, advantages, mask, **{ANCHORS[name].logp or name: x for name, x in given.items()})
@@ -325,8 +325,9 @@ class Objective:
         # Masked positions are replaced on the way in, not multiplied by 0 on the way out: 0 * NaN is NaN.
         logp = torch.where(keep, upcast(logp), 0.0)
         anchors = read_anchors(logp, keep, given, vocabulary)
-        state, log_ratio, fractions = self._state(logp, advantages, keep, anchors, penalty_scale, outside)
-        penalty, values = self._penalty(logp, keep, anchors, penalty_scale, over_vocabulary)
+        over = tuple(over_vocabulary) + (None,) * (len(self.penalties) - len(over_vocabulary))
+        state, log_ratio, fractions = self._state(logp, advantages, keep, anchors, penalty_scale, outside, over)
+        penalty, values = self._penalty(logp, keep, anchors, penalty_scale, over)
         if self.truncation is not None:
             factor, fractions[f"truncate/{self.truncation.label}/frac"] = truncated_weight(
                 self.truncation, anchors, keep
@@ -350,13 +351,14 @@ class Objective:
         anchors: AnchorLogps,
         penalty_scale: float,
         outside: tuple[Tensor | None, ...],
+        over: tuple[Tensor | None, ...],
     ) -> tuple[Tokens, Tensor, dict[str, Tensor]]:
         """What the surrogate sees, log w of every token, and what is counted."""
         needed = self.behaviour in self.needs
         behaviour = anchors.of(self.behaviour if needed else "old", f"behaviour {self.behaviour!r}")
         token_log_ratio = logp - behaviour
         log_ratio = over_sequence(token_log_ratio, keep, self.level)
-        advantage = self._advantage(logp, advantages, keep, anchors, token_log_ratio, penalty_scale)
+        advantage = self._advantage(logp, advantages, keep, anchors, token_log_ratio, penalty_scale, over)
 
         left_by_rule = list(outside) + [None] * (len(self.rules) - len(outside))
         absent = anchors.missing.get(self.behaviour if needed else "old")
@@ -399,6 +401,7 @@ class Objective:
         anchors: AnchorLogps,
         log_ratio: Tensor,
         penalty_scale: float,
+        over: tuple[Tensor | None, ...],
     ) -> Tensor:
         if advantages is None:
             if self.surrogate.has_policy_term:
@@ -407,8 +410,10 @@ class Objective:
         advantage = torch.where(keep, advantages.unsqueeze(1) if advantages.dim() == 1 else advantages, 0.0)
         if self.future_kl is not None:
             advantage = advantage * future_kl_weight(self.future_kl, log_ratio.detach(), advantage, keep)
-        for p in self.placed("advantage"):
-            shift = torch.where(keep, p.advantage_shift(logp, anchors), 0.0)
+        for p, baseline in zip(self.penalties, over, strict=True):
+            if p.placement != "advantage":
+                continue
+            shift = torch.where(keep, p.advantage_shift(logp, anchors, baseline), 0.0)
             advantage = advantage - p.coefficient * penalty_scale * shift
         return advantage
 
@@ -432,14 +437,14 @@ class Objective:
         keep: Tensor,
         anchors: AnchorLogps,
         penalty_scale: float,
-        over_vocabulary: tuple[Tensor | None, ...],
+        over: tuple[Tensor | None, ...],
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The penalties' part of each token's loss, and their values by label."""
         penalty, values = None, {}
-        for index, (label, p) in enumerate(zip(self.penalty_labels, self.penalties, strict=True)):
-            value = over_vocabulary[index] if index < len(over_vocabulary) else None
+        for label, p, given in zip(self.penalty_labels, self.penalties, over, strict=True):
+            value = given if p.summed else None
             if value is None:
-                value = p.estimate(logp, anchors, self.behaviour if p.reads_behaviour else "old")
+                value = p.estimate(logp, anchors, self.behaviour if p.reads_behaviour else "old", given)
             value = torch.where(keep, value, 0.0)
             values[label] = value.detach()
             if p.placement == "loss":

@@ -24,9 +24,11 @@ from mirrorpo.errors import check_number, unknown_name
 from mirrorpo.losses.anchors import ANCHORS, AnchorLogps
 from mirrorpo.losses.keys import COEFFICIENT
 from mirrorpo.losses.regions import resolve_divergence
+from mirrorpo.losses.surrogates import MAX_LOG_RATIO
 
 PLACEMENTS = ("loss", "reward", "advantage")
-PENALTY_KEYS = ("divergence", "coefficient", "estimator", "k", "anchor", "placement", "support")
+PENALTY_KEYS = ("divergence", "coefficient", "estimator", "k", "anchor", "placement", "support", "baseline")
+BASELINES = ("none", "exact")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Penalty:
         anchor: ``reference``, ``old``, ``sampler``, ``teacher`` or ``uniform``.
         placement: ``loss``, ``reward`` or ``advantage``.
         support: of ``top_k``: whose K likeliest tokens: the ``anchor``'s, the ``policy``'s, or their ``union``.
+        baseline: of ``score``: ``exact`` subtracts sum_v p_v g_v from g: the same gradient with less noise.
 
     Raises:
         ValueError: a combination that means nothing.
@@ -53,17 +56,22 @@ class Penalty:
     anchor: str = "reference"
     placement: str = "loss"
     support: str = "anchor"
+    baseline: str = "none"
 
     def __post_init__(self) -> None:
-        legal = {"estimator": ESTIMATORS, "anchor": ANCHORS, "placement": PLACEMENTS, "support": SUPPORTS}
+        legal = {"estimator": ESTIMATORS, "anchor": ANCHORS, "placement": PLACEMENTS}
+        legal |= {"support": SUPPORTS, "baseline": BASELINES}
         for key, names in legal.items():
             if getattr(self, key) not in names:
                 raise unknown_name(key, getattr(self, key), names)
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"k must be an integer >= 1, got {self.k!r}")
+        if self.baseline == "exact" and self.estimator != "score":
+            raise ValueError(f"baseline 'exact' has no effect with estimator {self.estimator!r}. Legal: score")
         if self.needs_logits and self.anchor == "sampler":
+            part = "baseline 'exact'" if self.baseline == "exact" else f"estimator {self.estimator!r}"
             raise ValueError(
-                f"estimator {self.estimator!r} needs the anchor's next-token logits, and the sampler reports sampled "
+                f"{part} needs the anchor's next-token logits, and the sampler reports sampled "
                 "tokens only. Legal: sampled, weighted, score"
             )
         if self.estimator == "top_k" and self.anchor == "uniform":
@@ -91,6 +99,11 @@ class Penalty:
     @property
     def needs_logits(self) -> bool:
         """Whether both models' next-token logits are needed, and not only the sampled tokens' log-probabilities."""
+        return self.summed or self.baseline == "exact"
+
+    @property
+    def summed(self) -> bool:
+        """Whether its estimate is itself a sum over the vocabulary."""
         return self.estimator in LOGITS_ESTIMATORS
 
     @property
@@ -109,20 +122,26 @@ class Penalty:
         details = [self.estimator]
         if self.anchor != "reference":
             details.append(f"toward {self.anchor}")
+        if self.baseline != "none":
+            details.append("exact baseline")
         if self.placement != "loss":
             details.append(f"subtracted from the {self.placement}")
         return f"penalty {self.coefficient:g} * {self.divergence.name} ({', '.join(details)})"
 
-    def estimate(self, logp: Tensor, anchors: AnchorLogps, behaviour: str) -> Tensor:
+    def estimate(self, logp: Tensor, anchors: AnchorLogps, behaviour: str, baseline: Tensor | None = None) -> Tensor:
         """D at the sampled tokens, (B, T), differentiable; 0 where the anchor or b could not be scored.
 
         Args:
             logp: (B, T), of the policy.
             anchors: of the batch.
             behaviour: the anchor that is b.
+            baseline: (B, T), what is subtracted from g; the value does not change.
         """
         q, b = anchors.of(self.anchor, self.what), anchors.of(behaviour, self.what)
         value = self.divergence.estimate(self.estimator, logp, q, b)
+        if baseline is not None:
+            baseline = torch.where(baseline.isfinite(), baseline, 0.0)  # none is no bias either
+            value = value - ((logp - b).clamp(max=MAX_LOG_RATIO).exp() * baseline).detach() * (logp - logp.detach())
         for name in {self.anchor, behaviour} if self.reads_behaviour else {self.anchor}:
             absent = anchors.missing.get(name)
             if absent is not None:
@@ -130,9 +149,10 @@ class Penalty:
         return value
 
     @torch.no_grad()
-    def advantage_shift(self, logp: Tensor, anchors: AnchorLogps) -> Tensor:
+    def advantage_shift(self, logp: Tensor, anchors: AnchorLogps, baseline: Tensor | None = None) -> Tensor:
         """What ``placement: advantage`` subtracts from each token's advantage, up to the coefficient: g, (B, T)."""
         g = self.divergence.score(logp.detach(), anchors.of(self.anchor, self.what)).to(logp.dtype)
+        g = g if baseline is None else g - torch.where(baseline.isfinite(), baseline, 0.0)
         absent = anchors.missing.get(self.anchor)
         return g if absent is None else torch.where(absent, 0.0, g)
 
@@ -142,7 +162,7 @@ def penalty_from(spec: Any, k: int | None = None) -> Penalty | None:
 
     Args:
         spec: ``{"divergence": ..., "coefficient": ..., "estimator": ..., "anchor": ..., "placement": ..., "k": ...,
-            "support": ...}``; the first two are needed.
+            "support": ..., "baseline": ...}``; the first two are needed.
         k: where the mapping has none.
 
     Raises:

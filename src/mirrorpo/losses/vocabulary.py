@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mirrorpo.divergences.base import upcast
 from mirrorpo.losses.anchors import ANCHORS
 from mirrorpo.losses.regions import OverVocabulary
 
@@ -73,13 +74,17 @@ def outside_of(rule: Rule, over: Vocabulary) -> Tensor | None:
 
 
 def divergence_over(p: Penalty, over: Vocabulary) -> Tensor | None:
-    """(B, T), the divergence of an ``exact`` or ``top_k`` penalty, differentiable; None for the others."""
+    """(B, T), the divergence of an ``exact`` or ``top_k`` penalty, differentiable, or a baseline; else None."""
     if not p.needs_logits:
         return None
     logits = over.of_policy(p.what)
     if p.anchor == "teacher" and over.teacher_top is not None:
         return _sparse(p, logits, over)
     anchor = over.of(p.anchor, p.what)
+    if p.baseline == "exact":
+        with torch.no_grad():  # sum_v p_v g_v, and p_v g_v is the slope in log p_v
+            logp, logq = upcast(logits).log_softmax(-1), upcast(anchor).log_softmax(-1)
+            return p.divergence.over_vocabulary(logp, logq)[1].sum(-1)
     if p.estimator == "exact":
         return p.divergence.exact(logits, anchor)
     return p.divergence.top_k(logits, anchor, over.sampled(p.what), p.k, p.support)

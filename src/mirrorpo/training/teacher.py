@@ -323,7 +323,7 @@ def _reason(error: Exception) -> str:
 
 def needs_logps(objective: Objective) -> bool:
     """Whether the teacher's log-probabilities of the sampled tokens are needed, and not only whole distributions."""
-    penalties = [p.needs_logits for p in objective.penalties if p.anchor == "teacher"]
+    penalties = [p.summed for p in objective.penalties if p.anchor == "teacher"]
     return not all([*penalties, *(rule.region.needs_logits for rule in objective.rules if rule.anchor == "teacher")])
 
 

@@ -168,8 +168,8 @@ class MirrorTrainer(ResumableTrainer):
             check_logprobs_mode(self.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
 
     def _load_teacher(self, spec: TeacherSpec) -> Teacher:
-        if self.accelerator.distributed_type not in UNSHARDED:
-            raise ValueError("teacher is not supported with FSDP, ZeRO-3 and other sharded models")
+        if spec.url is None and self.accelerator.distributed_type not in UNSHARDED:
+            raise ValueError("teacher.path and teacher.prefix need a model that is not sharded. Legal: teacher.url")
         given_options: Any = self.args.model_init_kwargs
         options: Any = {"dtype": "float32", **(given_options or {})}
         given = (spec, self.accelerator.unwrap_model(self.model), self.processing_class, self.temperature)
