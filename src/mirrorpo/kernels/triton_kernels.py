@@ -140,7 +140,7 @@ def _launch(
     kernel: Any, products: Tensor, tokens: Tensor, head: Head, buffers: tuple[Tensor, ...], others: Sequence[Other],
     **flags: Any,
 ) -> None:  # fmt: skip
-    assert products.is_contiguous()
+    assert all(x is None or x.is_contiguous() for x in (products, *(other.logits for other in others)))
     vocabulary = products.shape[1]
     block = TERM_BLOCK if others else BLOCK
     if any(other.table is not None for other in others):
