@@ -165,6 +165,21 @@ def broken_chat_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
 
 
+def template_of_parts(folder: Path) -> None:
+    tiny(folder)
+    parts = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(parts)
+
+
+def template_without_content(folder: Path) -> None:
+    tiny(folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}<|{{ m['role'] }}|>{% endfor %}")
+
+
+def quantised(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic"})
+
+
 def gguf(folder: Path) -> None:
     (folder / "model-q4.gguf").write_bytes(b"GGUF")
 
@@ -241,6 +256,9 @@ def test_a_context_that_is_too_short_is_refused_before_a_folder_is_made(folder: 
         (no_weights, "no file named model.safetensors"),
         (an_encoder, "model.path"),
         (broken_chat_template, "roles must alternate"),
+        (template_of_parts, "it leaves out what the messages say"),
+        (template_without_content, "it leaves out what the messages say"),
+        (quantised, "its weights are quantised (fp8) and have no gradient"),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_refused_in_one_line_with_what_to_do(

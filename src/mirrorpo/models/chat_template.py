@@ -40,7 +40,8 @@ def check_chat_template(
         key: of the recipe, for the message.
 
     Raises:
-        InputError: the template is too long, raises, takes too long, too much memory, or makes too long a prompt.
+        InputError: the template is too long, raises, takes too long, too much memory, makes too long a prompt,
+            or leaves the messages out of it.
     """
     chats = [prompt for prompt in prompts if not isinstance(prompt, str)]
     if not chats or tokenizer.chat_template is None:
@@ -104,10 +105,14 @@ def _child(writing: int, tokenizer: Any, chats: Sequence[Any], options: dict[str
 
 
 def _render(tokenizer: Any, chats: Sequence[Any], options: dict[str, Any]) -> bytes:
+    made: set[str] = set()
     for chat in chats:
         text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **options)
         if not isinstance(text, str) or len(text) > MAX_PROMPT:
             return f"it makes a prompt of more than {MAX_PROMPT:,} characters".encode()
+        made.add(text)
+    if "" in made or (len(made) == 1 and any(chat != chats[0] for chat in chats)):
+        return b"it leaves out what the messages say: their content is text, it may expect a list of parts"
     return _FINE
 
 

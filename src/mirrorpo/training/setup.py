@@ -194,12 +194,19 @@ def check_model(recipe: Recipe) -> Any:
     """The recipe's model without memory, once its weights and its adapter are found to fit.
 
     Raises:
-        InputError: a weights file is absent, torn or no safetensors, a tensor is missing, the adapter does not fit.
+        InputError: a weights file is absent, torn or no safetensors, a tensor is missing, the adapter does not fit,
+            quantised weights are to be trained themselves.
     """
     try:
         model = without_memory(resolve_model(recipe.model.path), trust_remote_code=recipe.model.trust_remote_code)
     except ValueError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {error}") from error
+    written = getattr(_config(recipe), "quantization_config", None)  # as the file has it; transformers may take it away
+    if recipe.model.lora is None and isinstance(written, dict) and not written.get("dequantize"):
+        raise InputError(
+            f"model.path {recipe.model.path!r}: its weights are quantised ({written.get('quant_method')!s:.40}) and "
+            "have no gradient; use the model as it was before, or train an adapter (model.lora)"
+        )
     adapt(recipe, model)
     return model
 
