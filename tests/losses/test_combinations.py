@@ -1,10 +1,15 @@
 """Combinations of parts that mean nothing: each is refused by name, in one line."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import mirrorpo
+from mirrorpo.divergences import ESTIMATORS
+from mirrorpo.losses.anchors import ANCHORS
+from mirrorpo.losses.keys import _NAMES_OF_PARTS
+from mirrorpo.losses.penalties import BASELINES, PLACEMENTS
+from mirrorpo.losses.rules import ACTS, LEVELS, MASK_LEVELS, SIDES
 
 RATIO = {"name": "ratio", "epsilon_low": 0.2}
 JS = {"divergence": "js", "coefficient": 0.1}
@@ -76,6 +81,21 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"penalties": [JS], "estimator": "score"}, ("estimator is given beside penalties",)),
     ({"penalties": [{**JS, "placement": "reward"}], "advantage": "maxrl"}, ("'maxrl'", "rewards >= 0")),
 ]
+
+
+def test_the_names_that_the_command_line_knows_without_torch_are_those_of_the_tables() -> None:
+    tables = {
+        "act": ACTS,
+        "anchor": ANCHORS,
+        "baseline": BASELINES,
+        "estimator": ESTIMATORS,
+        "level": (*LEVELS, *MASK_LEVELS),
+        "placement": PLACEMENTS,
+        "side": SIDES,
+    }
+    assert {key: set(get_args(names)) for key, names in _NAMES_OF_PARTS.items()} == {
+        key: set(names) for key, names in tables.items()
+    }
 
 
 @pytest.mark.parametrize(("overrides", "words"), REFUSED, ids=[str(row[0]) for row in REFUSED])

@@ -121,9 +121,11 @@ _NAMES: dict[str, Any] = {
     "placement": Literal["loss", "reward", "advantage"],
 }
 _NAMES_OF_PARTS: dict[str, Any] = {
-    **{key: _NAMES[key] for key in ("estimator", "level", "placement")},
-    "act": Literal["clip", "mask", "soft"],
+    **{key: _NAMES[key] for key in ("estimator", "placement")},
+    "act": Literal["clip", "mask", "soft", "truncate"],
     "anchor": AnchorName,
+    "baseline": Literal["none", "exact"],
+    "level": Literal["token", "sequence", "product", "mean_divergence", "sum_divergence", "max_divergence"],
     "side": Literal["both", "positive", "negative"],
 }
 # (low, high) of the numbers that mean the same whatever goes with them; the radius is above its low end.
