@@ -31,7 +31,8 @@ _THOUGHT = re.compile(
     r"<\s*(?:think|thinking|thought|reasoning)\s*>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>", re.IGNORECASE
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_BARE_BOX = re.compile(r"[-+]?[0-9][0-9.,]*|[A-Za-z]")
+_BARE_BOX = re.compile(r"[-+]?[0-9][0-9.,]*|[A-Za-z](?![A-Za-z])")
+_BOX_BEGINS = re.compile(rf"{_BOX.pattern}(?:\{{|\Z|{_BARE_BOX.pattern})")  # not where a text only speaks of \\boxed
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _IS = r"(?:is|are|equals|be|becomes|was|(?:comes|works)\s+(?:out\s+)?to)"
 _PHRASE = re.compile(
@@ -244,7 +245,7 @@ def _last_box(text: str, end: int) -> int:
         if found < 0 and start > 0:
             found = max(text.rfind("\\boxed", 0, at), text.rfind("\\fbox", 0, at))
         at = found
-        if at < 0 or _BOX.match(text, at):
+        if at < 0 or _BOX_BEGINS.match(text, at):
             return at
     return -1
 
@@ -420,7 +421,9 @@ def _first_sentence(text: str, *, prose: bool) -> Answer:
         if not prose and mark.strip(" !") == "" and mark.strip():
             continue  # after #### a "!" is a factorial
         rest = text[found.end() :]
-        if _NEXT_OFFERS.match(rest) or (mark[:2] == ".." and rest.lstrip()[:1].isdigit()):
+        if _NEXT_OFFERS.match(rest) or (
+            mark[:2] == ".." and (rest.lstrip()[:1].isdigit() or text[: found.start()].rstrip().endswith(","))
+        ):
             continue
         if (
             mark == "."

@@ -38,6 +38,9 @@ _FUNCTION = re.compile(
 _NESTED_PARENTHESES, _NESTED_BRACES = re.compile(r"\((\([^()]*\))\)"), re.compile(r"\{(\{[^{}]*\})\}")
 _INFINITY = re.compile(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+_ENDS = re.compile(
+    r"(?:(?<=[(\[][0-9])|(?<=[(\[-][0-9]{2})|(?<=[(\[-][0-9]{3})|(?<=-[0-9])),(?=[0-9]{3}[)\]])"
+)  # of an interval
 _SINGLE_INDEX = re.compile(r"([_^])\s*([0-9A-Za-z])(?![0-9A-Za-z])")
 _SIDE_BY_SIDE = re.compile(r"[0-9.]\s+[0-9.]")
 _MIXED = re.compile(r"(?<![0-9.}])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)(?![0-9.])")
@@ -130,6 +133,8 @@ def respelled(text: str) -> str:
     for nested in (_NESTED_PARENTHESES, _NESTED_BRACES):
         while (changed := nested.sub(r"\1", text)) != text:
             text = changed
+    if "\\cup" in text or "\\cap" in text:
+        text = _ENDS.sub(", ", text)
     text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = _DOUBLE_FACTORIAL.sub(lambda m: str(math.prod(range(int(m[1]), 1, -2))), text)
     text = _TIMES.sub(r"\\times ", text.replace("\\lg ", "\\log_{10} ").replace("\\lg(", "\\log_{10}("))

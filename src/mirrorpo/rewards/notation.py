@@ -156,6 +156,7 @@ _WRAPPERS += (
 )
 _FIRST_OF_WRAPPERS = {left[0] for left, _ in _WRAPPERS}
 _NOTHING_TO_DO = re.compile(r"[-+]?\$?[0-9]+(?:[,.][0-9]+)*(?: [A-Za-z]+){0,3}")
+_GOES_ON = re.compile(r",\s*\.{3,}(\W*)\Z")  # "1, 2, 3, ..." is no list of three
 _LEADING = " \t\r\n:,;"  # not the point of ".5"
 _TRAILING = " \t\r\n.,;:?"  # not the "!" of a factorial
 _MAX_NESTED = 12
@@ -262,6 +263,8 @@ def tidy(text: str) -> str:
         text = text.replace("\0", "")
     if "~" in text:
         text = _STRUCK.sub(" ", text).replace("~", " ")
+    if "..." in text:
+        text = _GOES_ON.sub(r", \\ldots\1", text)
     while True:
         before = text
         text = text.lstrip(_LEADING).rstrip(_TRAILING)
