@@ -6,6 +6,8 @@ GRPO with its k3 penalty: loss, entropies, gradients of hidden states and weight
 - ``TRL``: ``ChunkedLogProbFunction`` as its GRPO trainer calls it on this device, then its loss;
 - ``Liger``: ``LigerFusedLinearGRPOLoss``; compiled by torch too, if not quick and a compiler is at hand;
 - ``mirrorpo``: ``objective_from_hidden``, metrics included, and its two-pass form;
+- ``--compiled`` instead: what lies between the products (log-sum-exp, entropy, gradient of the logits), by
+  ``torch.compile`` over ours; processor time;
 - ``6 N H V``: three bare matrix products over the tokens that count, the limit of what stores no logits.
 
 Ragged completions are padded to the longest, as a GRPO batch is: ``eager``, ``TRL`` (on a CPU) and ``Liger`` project
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +28,9 @@ import torch
 
 import mirrorpo
 from memory import peak_mib, peak_of, present
-from mirrorpo.kernels import Head, objective_from_hidden
-from timing import interleaved, on_gpu, parser, ratios, use
+from mirrorpo.kernels import Head, objective_from_hidden, single_pass
+from mirrorpo.kernels.sweep import Chunk, Found
+from timing import interleaved, on_gpu, parser, ratios, show, use
 
 EPSILON, BETA, COMPLETIONS = 0.2, 0.04, 8
 
@@ -196,11 +200,69 @@ def table(key: str, found: dict[str, dict[str, float]]) -> None:
         print(f"  {name:<22}{seconds * 1e3:8.0f} ms {found['time over mirrorpo'][name]:7.2f} x mirrorpo {peak}")
 
 
+def compiled(rounds: int, count: int = 256, width: int = 512, vocabulary: int = 32000) -> dict[str, float]:
+    """What lies between a chunk's products by ``torch.compile``, and the whole head, over ours; needs g++."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(count, width), 0.05 * torch.randn(vocabulary, width)
+    tokens, slope, eta = torch.randint(vocabulary, (count,)), torch.randn(count), torch.randn(count)
+    products, head = hidden @ weight.t(), Head(weight)
+    z = torch.empty_like(products)
+
+    @torch.compile(dynamic=False)
+    def statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        largest = z.amax(-1, keepdim=True)
+        e = (z - largest).exp()
+        total = e.sum(-1, keepdim=True)
+        log_sum = largest + total.log()
+        logp = z.gather(-1, tokens.unsqueeze(-1)) - log_sum
+        return logp.squeeze(-1), (total.log() - (e * (z - largest)).sum(-1, keepdim=True) / total).squeeze(-1), log_sum
+
+    @torch.compile(dynamic=False)
+    def gradient(z: torch.Tensor, log_sum: torch.Tensor, share: torch.Tensor, eta: torch.Tensor) -> torch.Tensor:
+        p = (z - log_sum).exp()
+        return p * share.unsqueeze(-1) - eta.unsqueeze(-1) * p * (z - log_sum)
+
+    def by_compiler() -> torch.Tensor:
+        z.copy_(products)
+        _, entropy, log_sum = statistics(z)
+        return gradient(z, log_sum, -slope - eta * entropy, eta).scatter_add_(
+            -1, tokens.unsqueeze(-1), slope.unsqueeze(-1)
+        )
+
+    def ours() -> torch.Tensor:
+        found = Found(hidden, head, (), None, torch.float32)
+        chunk = Chunk(hidden, head, tokens, z.copy_(products), {}, (), slice(0, count))
+        chunk.logs = True
+        chunk._normalise(found)
+        return chunk._logits_gradient(found, slope, (), eta, torch.float32)
+
+    def whole() -> None:
+        leaves = hidden.detach().requires_grad_(), Head(weight.detach().requires_grad_())
+        single_pass(*leaves, tokens, lambda logp, part, _: logp * slope[part], entropy_weights=eta).loss.backward()
+
+    torch.testing.assert_close(by_compiler(), ours(), rtol=1e-4, atol=1e-5)
+    copy = "the copy that both need here"
+    calls: dict[str, Callable[[], object]] = {
+        copy: lambda: z.copy_(products),
+        "ours": ours,
+        "torch.compile": by_compiler,
+        "the whole head": whole,
+    }
+    medians = interleaved(calls, rounds, warmup=2, clock=time.process_time)
+    taken = {name: medians[name] - medians[copy] for name in ("ours", "torch.compile")}
+    return ratios(taken | {"the whole head": medians["the whole head"]}, "ours")
+
+
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--peak", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
+    made.add_argument("--compiled", action="store_true", help="the sweep by torch.compile over ours")
     args = made.parse_args()
     use(args.device)
+    if args.compiled:
+        torch.set_num_threads(1)
+        show("between the products, over ours", compiled(7 if args.quick else 15), "x", args.json)
+        return
     warnings.simplefilter("ignore")
     if args.peak:
         key, name = args.peak

@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]  (an extra)
+import triton.language as tl  # pyright: ignore[reportMissingImports]  (an extra)
 from torch import Tensor
 
 from mirrorpo.divergences.neural.map import NeuralDivergence

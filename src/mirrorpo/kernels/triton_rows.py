@@ -1,3 +1,4 @@
+# type: ignore  (the language of these functions is Triton's, and the package an extra)
 r"""Two Triton kernels that are the sweep over a chunk of logits: one measures, one writes the gradient.
 
 Each program has one row of (C, V) and goes through it block by block, in float32 whatever the logits are in.
