@@ -8,7 +8,8 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,25 @@ def test_packed_and_padded_agree_behind_a_prefix_and_in_several_rows(
     for loss, gradient in found[1:]:
         assert abs(loss - found[0][0]) <= 1e-5 * max(1.0, found[0][0].abs())
         assert (gradient - found[0][1]).abs().max() <= 2e-5 * max(1.0, found[0][1].abs().max())
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["a model", "a server"])
+@pytest.mark.parametrize("fast", ["off", "auto"])
+def test_two_micro_batches_add_up_to_one(fast: str, served: bool, teacher: str, tmp_path: Path) -> None:
+    penalty: dict[str, Any] = {"divergence": "js", "estimator": "top_k", "k": 5}
+    with serving(teacher, {}) if served else nullcontext(teacher) as who:
+        built = build(tmp_path, penalty, {"url": who, "top_k": 5} if served else {"path": who}, fast)
+        inputs = rollout(built)
+    loss, gradient = loss_and_gradient(built, inputs)
+    built.current_gradient_accumulation_steps = 2
+    built.loss_computer.settings = replace(built.loss_computer.settings, steps_per_generation=2)
+    parts = []
+    for rows in (slice(0, 5), slice(5, None)):
+        part = {name: x[rows] if isinstance(x, torch.Tensor) and x.dim() else x for name, x in inputs.items()}
+        parts.append(loss_and_gradient(built, part))
+    assert sum(part[0] for part in parts) == pytest.approx(loss.item(), rel=1e-5)
+    both = parts[0][1] + parts[1][1]
+    assert (both - gradient).abs().max() <= 1e-5 * max(1.0, gradient.abs().max())
 
 
 def test_the_policy_behind_a_prefix_is_scored_as_it_would_speak_there(tmp_path: Path) -> None:
