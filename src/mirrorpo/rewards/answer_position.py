@@ -43,7 +43,10 @@ _PHRASE = re.compile(
 )
 _JSON = re.compile(r"nswer[\"']\s*:\s*(?:\"((?:[^\"\\\n]|\\.)*)\"|'([^'\n]*)'|([-+0-9.eE]+|true|false)\s*[,}\n])")
 _KEY = re.compile(r"[\"'](?:(?:final|correct|numerical)[_ ]?)?\Z", re.IGNORECASE)
-_DENIED = re.compile(rf"(?:\bnot|\bnever|\bcannot|n['’]t)\s+(?:\w+\s+)?{_IS}\b[*_`]{{0,3}}\s*:?\Z", re.IGNORECASE)
+_DENIED = re.compile(
+    rf"(?:\b(?:not|never|cannot|(?:false|untrue|impossible|unlikely)\s+(?:that|to))|n['’]t)\s+(?:\w+\s+)?{_IS}\b[*_`]{{0,3}}\s*:?\Z",
+    re.IGNORECASE,
+)
 _SEEKING = re.compile(
     r"\b(?:find|get|check|verify|know|compute|calculate|determine|write|give|need)\s+(?:\w+\s+){0,2}\Z", re.I
 )
@@ -405,7 +408,7 @@ def _stated(rest: str) -> Answer:
         return Answer(tuple(points))
     found = _first_sentence(_FILLER.sub("", line, count=1) if _FILLER.match(line) else line, prose=True)
     said = found.parts[0]
-    if not _readable(said) and (last := _UP_TO_LAST_IS.match(said)):
+    if not _readable(said) and (last := _UP_TO_LAST_IS.match(said)) and not _DENIED.search(last[0].rstrip()):
         return Answer((said[last.end() :],), found.exclaimed)
     return found
 

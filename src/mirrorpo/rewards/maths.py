@@ -73,7 +73,7 @@ def reference(answer: str) -> Reference:
     text = tidy(answer[:TAIL_CHARACTERS] if marked is None else ", ".join(marked.parts))
     if "=" in text:
         text = _NAME_IN_WORDS.sub("", text, count=1)
-    number = read_number(text, trusted=True)
+    number = read_number(text, trusted=not text[:1].isalpha())  # "Seven Samurai" is a name
     letter = _LETTER.fullmatch(text)
     words = _words(text) if number is None and not letter and has_words(text) else ""
     return Reference(text, number, words, letter[1] if letter else "")

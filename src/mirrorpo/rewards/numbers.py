@@ -126,7 +126,7 @@ _SAYS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _UNSAYS = re.compile(
-    r"n['’]t\b|\b(?:not|no|never|neither|nor|cannot|without|or|if|unless|except|than|half|twice|double|triple|times|wrong|incorrect"
+    r"n['’]t\b|\b(?:not|no|never|neither|nor|cannot|without|or|if|unless|except|than|half|twice|double|triple|times|wrong|incorrect|false|untrue|impossible|unlikely|almost|nearly|hardly"
     r"|maybe|perhaps|either|between|least|most|until|every other|would have)\b",
     re.IGNORECASE,
 )
