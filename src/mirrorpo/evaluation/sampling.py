@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mirrorpo.errors import InputError
+from mirrorpo.errors import InputError, check_vllm
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models.decoding import Draw, complete, decoding_weights, pick
 from mirrorpo.models.generation import end_tokens, say_what_is_ignored
@@ -107,12 +107,13 @@ class VllmEngine:
         seed: of the engine; each sample still has its own.
 
     Raises:
-        InputError: vLLM is not installed.
+        InputError: vLLM is not installed, or of a version that does not fit.
     """
 
     batch_size = _BATCH
 
     def __init__(self, path: str, dtype: str, context: int, seed: int) -> None:
+        check_vllm("--engine vllm")
         try:
             from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
         except ImportError as error:

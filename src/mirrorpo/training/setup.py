@@ -18,7 +18,7 @@ from transformers import AutoConfig, PrinterCallback
 from transformers.utils import logging
 
 from mirrorpo.config.train import Recipe, TeacherSpec
-from mirrorpo.errors import InputError, unknown_name
+from mirrorpo.errors import InputError, check_vllm, unknown_name
 from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.interrupts import silent_if_it_fails
@@ -150,8 +150,8 @@ def prepare(recipe: Recipe) -> Prepared:
     task = build_task(recipe)
     train_rows, test_rows = task.rows("train"), task.rows("test")[: recipe.eval.problems]
     check_prompts(recipe, train_rows)
-    if recipe.train.use_vllm and find_spec("vllm") is None:
-        raise InputError("train.use_vllm: needs the extra 'vllm': pip install 'mirrorpo[vllm]', or set it to false")
+    if recipe.train.use_vllm:
+        check_vllm("train.use_vllm")
     check_trackers(recipe)
     if recipe.train.trl:
         trainer_config(recipe, Path("."), world_size())
