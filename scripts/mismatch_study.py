@@ -24,7 +24,7 @@ from mirrorpo.losses.objective import Objective
 from mirrorpo.models import builtin_path
 from mirrorpo.tasks.arithmetic import Arithmetic
 
-STEPS, PROMPTS, GROUP, TOKENS, RATE, NOISE, PROBLEMS = 16, 16, 8, 40, 1e-4, 2.0, 512
+STEPS, PROMPTS, GROUP, TOKENS, RATE, NOISE, PROBLEMS = 24, 16, 8, 56, 2e-4, 2.0, 512
 CLIP = {"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.28}
 MASK = {"name": "kl3", "radius": 0.1, "act": "mask", "of": "old", "anchor": "sampler"}
 TRUNCATE = {"name": "ratio", "epsilon_low": 1, "epsilon_high": 1, "act": "truncate"}
@@ -75,7 +75,7 @@ class Drawn:
         scores = torch.stack(found.scores, 1).log_softmax(-1)
         self.logp = scores.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
         texts = tokenizer.batch_decode(self.tokens, skip_special_tokens=True)
-        task = Arithmetic(difficulty="medium")
+        task = Arithmetic(difficulty="hard")
         self.rewards = torch.tensor([task.grade(text, row).reward for text, row in zip(texts, rows, strict=True)])
 
     def scored(self, model: Any, part: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def run(objective: Objective, noise: float, updates: int, seed: int) -> dict[str
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(path)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
-    task = Arithmetic(difficulty="medium", seed=seed)
+    task = Arithmetic(difficulty="hard", seed=seed)
     rows, gaps, dropped = task.rows("train"), [], []
     for step in range(STEPS):
         asked = [row for row in rows[step * PROMPTS : (step + 1) * PROMPTS] for _ in range(GROUP)]

@@ -160,7 +160,8 @@ def test_reward_teacher_and_reference_in_one_loss(teacher: str, tmp_path: Path) 
 def test_a_teacher_whose_head_is_padded_further_teaches_as_without_its_padding(fast: str, tmp_path: Path) -> None:
     # Qwen2.5 pads one vocabulary to 151,936 rows in its small models and to 152,064 in its large ones.
     wide, narrow = tmp_path / "wide", tmp_path / "narrow"
-    wide.mkdir(), narrow.mkdir()
+    wide.mkdir()
+    narrow.mkdir()
     small_folder(wide, LlamaConfig(**{**SIZES, "vocab_size": VOCABULARY + 59}, max_position_embeddings=256))
     small_folder(narrow, LlamaConfig(**SIZES, max_position_embeddings=256))
     cut = AutoModelForCausalLM.from_pretrained(wide)
