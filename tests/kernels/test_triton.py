@@ -108,7 +108,7 @@ def test_triton_on_a_cpu_is_refused_in_one_line_and_auto_is_torch(monkeypatch: p
 def test_what_is_missing_is_named(present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if present else None)
-    message = "Triton needs a GPU, the tensors are on 'cpu'" if present else r"pip install 'mirrorpo\[kernels\]'"
+    message = "Triton needs a GPU, the device is 'cpu'" if present else r"pip install 'mirrorpo\[kernels\]'"
     with pytest.raises(ValueError, match=message):
         uses_triton("triton", torch.device("cpu"), torch.float32, ())
     assert not uses_triton("auto", torch.device("cpu"), torch.float32, ())

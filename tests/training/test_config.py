@@ -18,8 +18,11 @@ from trl.trainer.grpo_config import GRPOConfig
 
 import mirrorpo
 from mirrorpo.config.objective_file import objective_data
+from mirrorpo.config.train import recipe_from
+from mirrorpo.errors import InputError
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.training import MirrorConfig, MirrorTrainer
+from mirrorpo.training.setup import prepare
 from mirrorpo.training.trl_loss import TRL_FIELDS, trl_settings
 from trl_pair import dataset, reward, settings
 
@@ -322,8 +325,14 @@ def test_kernels_that_would_have_no_effect_are_refused(given: dict[str, Any], me
         config(**given)
 
 
-def test_triton_without_a_gpu_ends_the_trainers_construction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_without_a_gpu_ends_the_trainers_construction_and_a_recipes_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     args = MirrorConfig(**settings(tmp_path), objective="dapo", kernels="triton")
     with pytest.raises(ValueError, match="kernels must be 'torch' or 'auto' here, got 'triton'"):
         MirrorTrainer("builtin:tiny", reward_funcs=reward, args=args, train_dataset=dataset())
+    with pytest.raises(InputError, match=r"train\.kernels: 'triton' cannot run here: .*Legal: torch, auto"):
+        prepare(recipe_from({"task": {"name": "arithmetic"}}, ["train.kernels=triton"]))
+    with pytest.raises(InputError, match="kernels 'triton' has no effect with fast: off"):
+        recipe_from({"task": {"name": "arithmetic"}}, ["train.kernels=triton", "train.fast=off"])

@@ -75,7 +75,7 @@ def unavailable(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is missing: pip install 'mirrorpo[kernels]'"
     if device.type != "cuda" and not interpreted():
-        return f"Triton needs a GPU, the tensors are on {device.type!r} (on a CPU: TRITON_INTERPRET=1, for tests)"
+        return f"Triton needs a GPU, the device is {device.type!r} (TRITON_INTERPRET=1 interprets, for tests)"
     return None
 
 
@@ -120,4 +120,4 @@ def uses_triton(kernels: str, device: torch.device, work: torch.dtype, terms: tu
     return reason is None
 
 
-__all__ = ["Form", "check_available", "form_of", "uses_triton"]
+__all__ = ["Form", "check_available", "form_of", "interpreted", "unavailable", "uses_triton"]

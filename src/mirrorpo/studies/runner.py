@@ -176,7 +176,7 @@ def check_arms(study: Study) -> None:
     for arm, recipe in study.arms.items():
         train = recipe.train
         parts = (str(recipe.task), str(recipe.model), train.prompts_per_step, train.max_completion_length,
-                 train.token_budget, train.use_vllm, recipe.eval.problems)  # fmt: skip
+                 train.token_budget, train.use_vllm, train.kernels, recipe.eval.problems)  # fmt: skip
         if recipe.eval.problems == 0:
             raise InputError(f"arms.{arm}: eval.problems: must be at least 1 in a study, got 0")
         if parts in seen:

@@ -22,6 +22,7 @@ from mirrorpo.errors import InputError, check_vllm, unknown_name
 from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.interrupts import silent_if_it_fails
+from mirrorpo.kernels.backend import unavailable
 from mirrorpo.models import resolve_model
 from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.chat_template import check_chat_template
@@ -152,6 +153,10 @@ def prepare(recipe: Recipe) -> Prepared:
     check_prompts(recipe, train_rows)
     if recipe.train.use_vllm:
         check_vllm("train.use_vllm")
+    if recipe.train.kernels == "triton":
+        reason = unavailable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        if reason is not None:
+            raise InputError(f"train.kernels: 'triton' cannot run here: {reason}. Legal: torch, auto")
     check_trackers(recipe)
     if recipe.train.trl:
         trainer_config(recipe, Path("."), world_size())
