@@ -21,7 +21,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.training import MirrorConfig, MirrorTrainer
-from mirrorpo.training.loss import check_logprobs_mode, truncation
+from mirrorpo.training.loss import check_logprobs_mode, other_precision, truncation
 from mirrorpo.training.nonfinite import NonFiniteError
 from mirrorpo.training.setup import trainer_config
 from trl_pair import PAIRS, dataset, loss_and_gradient, settings, trainer
@@ -229,3 +229,12 @@ def test_an_engine_that_reports_other_probabilities_than_it_draws_from_is_refuse
     check_logprobs_mode("processed_logprobs")
     with pytest.raises(ValueError, match=r"must report processed_logprobs.* got logprobs_mode 'raw_logprobs'"):
         check_logprobs_mode("raw_logprobs")
+
+
+def test_a_sampler_in_another_precision_is_said() -> None:
+    engine = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.bfloat16))
+    assert other_precision(engine, torch.bfloat16) is None
+    assert other_precision(SimpleNamespace(), torch.float32) is None
+    line = other_precision(engine, torch.float32)
+    assert line is not None
+    assert line.startswith("vLLM draws in bfloat16, the model is trained in float32")

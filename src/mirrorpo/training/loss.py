@@ -418,6 +418,18 @@ def check_logprobs_mode(mode: str) -> None:
         )
 
 
+def other_precision(engine: Any, trainer: torch.dtype) -> str | None:
+    """One line where vLLM draws in another precision than the trainer computes in: of float32 models it makes 16 bits."""
+    sampler = getattr(getattr(engine, "model_config", None), "dtype", trainer)
+    if sampler == trainer:
+        return None
+    names = [str(dtype).removeprefix("torch.") for dtype in (sampler, trainer)]
+    return (
+        f"vLLM draws in {names[0]}, the model is trained in {names[1]}: sampler and trainer differ by more than kernels "
+        "do; the correction of vLLM, or a region around the sampler, accounts for it"
+    )
+
+
 def needs_padding(objective: Objective) -> str | None:
     """Why packed rows cannot carry the objective; None: they can."""
     for rule in objective.rules:

@@ -29,6 +29,7 @@ from mirrorpo.training.loss import (
     carried,
     check_logprobs_mode,
     needs_padding,
+    other_precision,
     regroup,
     truncation,
 )
@@ -163,6 +164,10 @@ class MirrorTrainer(ResumableTrainer):
         """Raises unless the engine reports what it draws from; says how large the bias of truncated sampling is."""
         if self.accelerator.is_main_process and (line := truncation(self.args)):
             logger.warning(line)
+        if self.use_vllm and self.vllm_mode == "colocate" and self.accelerator.is_main_process:
+            trained_in = self.accelerator.unwrap_model(self.model).dtype
+            if line := other_precision(self.vllm_generation.llm.llm_engine, trained_in):
+                logger.warning(line)
         served = self.use_vllm and self.vllm_mode == "server"  # in this process TRL sets the mode itself
         if served and "sampler" in self.policy_objective.needs and self.accelerator.is_main_process:
             check_logprobs_mode(self.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
