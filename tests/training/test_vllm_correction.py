@@ -21,8 +21,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.training import MirrorConfig, MirrorTrainer
-from mirrorpo.training.loss import check_logprobs_mode, other_precision, truncation
 from mirrorpo.training.nonfinite import NonFiniteError
+from mirrorpo.training.rollouts import check_logprobs_mode, other_precision, truncation
 from mirrorpo.training.setup import trainer_config
 from trl_pair import PAIRS, dataset, loss_and_gradient, settings, trainer
 

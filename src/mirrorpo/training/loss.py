@@ -387,49 +387,6 @@ def carried(objective: Objective, args: Any, *, drawn_here: bool) -> Objective:
     return objective
 
 
-def truncation(args: Any) -> str | None:
-    """One line on the bias of sampling from a part of the distribution; None where all of it is drawn from.
-
-    Args:
-        args: the trainer's; ``top_p``, ``top_k`` and ``min_p`` of it are read.
-    """
-    kept = []
-    if args.top_p < 1.0:
-        kept.append(f"top_p {args.top_p:g}: up to {1.0 / args.top_p:.4g} times")
-    if args.top_k:
-        kept.append(f"top_k {args.top_k}: by one over the mass of so many tokens")
-    if args.min_p:
-        kept.append(f"min_p {args.min_p:g}: by one over the kept mass")
-    if not kept:
-        return None
-    return (
-        "tokens are drawn from a part of the policy's distribution, in which each is likelier than under the policy "
-        f"({'; '.join(kept)}): ratios to the sampler are too small by that factor, and the gradient is that of another "
-        "policy. top_p 1 has no such bias"
-    )
-
-
-def check_logprobs_mode(mode: str) -> None:
-    """Raises ``ValueError`` unless vLLM reports log-probabilities of the distribution that it draws from."""
-    if mode != "processed_logprobs":
-        raise ValueError(
-            f"vLLM must report processed_logprobs, those of the distribution that it draws from, got logprobs_mode "
-            f"{mode!r}: start the server with --logprobs-mode processed_logprobs"
-        )
-
-
-def other_precision(engine: Any, trainer: torch.dtype) -> str | None:
-    """One line where vLLM draws in another precision than the trainer computes in: of float32 models it makes 16 bits."""
-    sampler = getattr(getattr(engine, "model_config", None), "dtype", trainer)
-    if sampler == trainer:
-        return None
-    names = [str(dtype).removeprefix("torch.") for dtype in (sampler, trainer)]
-    return (
-        f"vLLM draws in {names[0]}, the model is trained in {names[1]}: sampler and trainer differ by more than kernels "
-        "do; the correction of vLLM, or a region around the sampler, accounts for it"
-    )
-
-
 def needs_padding(objective: Objective) -> str | None:
     """Why packed rows cannot carry the objective; None: they can."""
     for rule in objective.rules:
@@ -491,9 +448,7 @@ __all__ = [
     "MicroLoss",
     "Moment",
     "carried",
-    "check_logprobs_mode",
     "needs_padding",
     "penalty_share",
     "regroup",
-    "truncation",
 ]

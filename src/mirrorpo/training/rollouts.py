@@ -1,4 +1,4 @@
-"""Rollouts without vLLM: completions drawn from the policy itself by ``mirrorpo.models.decoding``."""
+"""How completions are drawn: by ``mirrorpo.models.decoding`` from the policy itself; what must hold of vLLM."""
 
 from __future__ import annotations
 
@@ -124,4 +124,64 @@ def _changes_nothing(name: str, value: Any) -> bool:
     return name == "repetition_penalty" and value == 1.0
 
 
-__all__ = ["Rollouts"]
+def check_sampler(trainer: Any) -> None:
+    """Raises unless the engine reports what it draws from; says how large the bias of truncated sampling is.
+
+    Args:
+        trainer: the main process's ``MirrorTrainer``, with its engine.
+    """
+    lines = [truncation(trainer.args)]
+    if trainer.use_vllm and trainer.vllm_mode == "colocate":
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        lines.append(other_precision(trainer.vllm_generation.llm.llm_engine, model.dtype))
+    for line in filter(None, lines):
+        logger.warning(line)
+    served = trainer.use_vllm and trainer.vllm_mode == "server"  # in this process TRL sets the mode itself
+    if served and "sampler" in trainer.policy_objective.needs:
+        check_logprobs_mode(trainer.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
+
+
+def truncation(args: Any) -> str | None:
+    """One line on the bias of sampling from a part of the distribution; None where all of it is drawn from.
+
+    Args:
+        args: the trainer's; ``top_p``, ``top_k`` and ``min_p`` of it are read.
+    """
+    kept = []
+    if args.top_p < 1.0:
+        kept.append(f"top_p {args.top_p:g}: up to {1.0 / args.top_p:.4g} times")
+    if args.top_k:
+        kept.append(f"top_k {args.top_k}: by one over the mass of so many tokens")
+    if args.min_p:
+        kept.append(f"min_p {args.min_p:g}: by one over the kept mass")
+    if not kept:
+        return None
+    return (
+        "tokens are drawn from a part of the policy's distribution, in which each is likelier than under the policy "
+        f"({'; '.join(kept)}): ratios to the sampler are too small by that factor, and the gradient is that of another "
+        "policy. top_p 1 has no such bias"
+    )
+
+
+def check_logprobs_mode(mode: str) -> None:
+    """Raises ``ValueError`` unless vLLM reports log-probabilities of the distribution that it draws from."""
+    if mode != "processed_logprobs":
+        raise ValueError(
+            f"vLLM must report processed_logprobs, those of the distribution that it draws from, got logprobs_mode "
+            f"{mode!r}: start the server with --logprobs-mode processed_logprobs"
+        )
+
+
+def other_precision(engine: Any, trainer: torch.dtype) -> str | None:
+    """One line where vLLM draws in another precision than the trainer: it reads float32 models in 16 bits."""
+    sampler = getattr(getattr(engine, "model_config", None), "dtype", trainer)
+    if sampler == trainer:
+        return None
+    names = [str(dtype).removeprefix("torch.") for dtype in (sampler, trainer)]
+    return (
+        f"vLLM draws in {names[0]}, the model is trained in {names[1]}: sampler and trainer differ by more "
+        "than kernels do; the correction of vLLM, or a region around the sampler, accounts for it"
+    )
+
+
+__all__ = ["Rollouts", "check_logprobs_mode", "check_sampler", "other_precision", "truncation"]

@@ -136,12 +136,12 @@ def load_teacher(
     """
     if spec.path is None:
         return None
-    config: Any = causal_part(policy).config
-    rows = len(causal_part(policy).get_output_embeddings().weight)
-    path = check_teacher_model(spec, str(config.name_or_path or "."), tokenizer, rows)
+    own: Any = causal_part(policy)
+    rows = len(own.get_output_embeddings().weight)
+    path = check_teacher_model(spec, str(own.config.name_or_path or "."), tokenizer, rows)
     what = f"teacher.path {spec.path!r}"
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, **{**loading(), **options})
+        model: Any = AutoModelForCausalLM.from_pretrained(path, **{**loading(), **options})
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error
     if spec.prefix is None and _equal(model, policy):

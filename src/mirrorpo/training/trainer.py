@@ -27,18 +27,15 @@ from mirrorpo.training.loss import (
     LossSettings,
     Moment,
     carried,
-    check_logprobs_mode,
     needs_padding,
-    other_precision,
     regroup,
-    truncation,
 )
 from mirrorpo.training.model_adapter import budget_advice, check_reference
 from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of, say_at_start
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, load_state, resumed_lines, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
-from mirrorpo.training.rollouts import Rollouts
+from mirrorpo.training.rollouts import Rollouts, check_sampler
 from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, gather_ids
 from mirrorpo.training.teacher import Teacher, TeacherError, behind, needs_logps
 from mirrorpo.training.trl_loss import add_trl_names
@@ -122,7 +119,8 @@ class MirrorTrainer(ResumableTrainer):
         check_equal(trainer_settings(args, self.policy_objective))
         super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
-        self._check_sampler()
+        if self.accelerator.is_main_process:
+            check_sampler(self)
         self.teacher = None if spec is None else self._load_teacher(spec)
         self.watch = Watch(self.policy_objective, self.ref_model)  # pyright: ignore[reportArgumentType]
         self.add_callback(self.watch)
@@ -160,25 +158,13 @@ class MirrorTrainer(ResumableTrainer):
             unwrap = self.accelerator.unwrap_model
             check_reference(unwrap(self.model), unwrap(self.ref_model))
 
-    def _check_sampler(self) -> None:
-        """Raises unless the engine reports what it draws from; says how large the bias of truncated sampling is."""
-        if self.accelerator.is_main_process and (line := truncation(self.args)):
-            logger.warning(line)
-        if self.use_vllm and self.vllm_mode == "colocate" and self.accelerator.is_main_process:
-            trained_in = self.accelerator.unwrap_model(self.model).dtype
-            if line := other_precision(self.vllm_generation.llm.llm_engine, trained_in):
-                logger.warning(line)
-        served = self.use_vllm and self.vllm_mode == "server"  # in this process TRL sets the mode itself
-        if served and "sampler" in self.policy_objective.needs and self.accelerator.is_main_process:
-            check_logprobs_mode(self.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
-
     def _load_teacher(self, spec: TeacherSpec) -> Teacher:
         if spec.url is None and self.accelerator.distributed_type not in UNSHARDED:
             raise ValueError("teacher.path and teacher.prefix need a model that is not sharded. Legal: teacher.url")
         given_options: Any = self.args.model_init_kwargs
         options: Any = {"dtype": "float32", **(given_options or {})}
-        given = (spec, self.accelerator.unwrap_model(self.model), self.processing_class, self.temperature)
-        teacher = Teacher(*given, dtype=options["dtype"])
+        policy = self.accelerator.unwrap_model(self.model)
+        teacher = Teacher(spec, policy, self.processing_class, self.temperature, dtype=options["dtype"])
         if teacher.model is not None:
             teacher.model = self.accelerator.prepare_model(teacher.model, evaluation_mode=True)
         return teacher

@@ -123,6 +123,7 @@ def connect(address: str | None, num_cpus: int) -> bool:
     """
     try:
         import ray
+        import ray.exceptions
     except ImportError as error:
         raise InputError("--ray: needs the extra 'ray': pip install 'mirrorpo[ray]'") from error
     if ray.is_initialized():
