@@ -368,16 +368,16 @@ class Objective:
         low, high = logp.new_zeros(()), logp.new_full((), torch.inf)
         left, drift = None, None
         labels = iter(_numbered([rule.label for rule in self.masks]))
-        for rule, over in zip(self.rules, left_by_rule, strict=True):
-            if rule.region.needs_logits and over is None:
+        for rule, outside_of_rule in zip(self.rules, left_by_rule, strict=True):
+            if rule.region.needs_logits and outside_of_rule is None:
                 raise ValueError(f"region {rule.region.name!r} needs outside, got None")
             if rule.act == "mask":
-                found = dropped_by(rule, logp.detach(), anchors, advantage, keep, over)
+                found = dropped_by(rule, logp.detach(), anchors, advantage, keep, outside_of_rule)
                 fractions[f"mask/{next(labels)}/frac"] = found
                 dropped = found if dropped is None else dropped | found
             elif rule.act == "clip":
                 low, high, shift = bounds_of(rule, anchors, behaviour, advantage, keep)
-                left = None if over is None else over & keep
+                left = None if outside_of_rule is None else outside_of_rule & keep
                 drift = None if shift is None else log_ratio - shift
         state = Tokens(
             log_ratio=log_ratio,

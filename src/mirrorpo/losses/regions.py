@@ -124,7 +124,10 @@ class PerToken(TrustRegion):
     radius: float = field(kw_only=True)
 
     per_token: ClassVar[bool] = True
-    has_constraint: ClassVar[bool] = True
+
+    @property
+    def has_constraint(self) -> bool:
+        return True
 
     def constrained(self, log_ratio: Float[Tensor, ...], logp_old: Float[Tensor, ...]) -> Float[Tensor, ...]:
         return _in_double(self.constraint, log_ratio, logp_old)
@@ -145,7 +148,10 @@ class BinaryTV(TrustRegion):
     radius: float = field(kw_only=True)
 
     per_token: ClassVar[bool] = True
-    has_constraint: ClassVar[bool] = True
+
+    @property
+    def has_constraint(self) -> bool:
+        return True
 
     def constrained(self, log_ratio: Float[Tensor, ...], logp_old: Float[Tensor, ...]) -> Float[Tensor, ...]:
         return _in_double(lambda s, logb: (logb.exp() * torch.expm1(s)).abs(), log_ratio, logp_old)

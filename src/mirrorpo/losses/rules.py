@@ -247,6 +247,7 @@ def dropped_by(
 def _left(rule: Rule, log_ratio: Tensor, anchor: Tensor, keep: Tensor) -> Tensor:
     """Whether a region is left, (B, T) or (B, 1)."""
     if rule.level in MASK_LEVELS[:2]:
+        assert rule.region.radius is not None
         values = rule.region.constrained(log_ratio, anchor)
         return over_sequence(torch.where(keep, values, 0.0), keep, rule.level) > rule.region.radius
     level = rule.level if rule.level in LEVELS else "token"

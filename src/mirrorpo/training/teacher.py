@@ -146,7 +146,7 @@ def load_teacher(
         raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error
     if spec.prefix is None and _equal(model, policy):
         raise InputError(f"{what} has the policy's weights: its divergence would be 0. Give another model, or a prefix")
-    if len(model.get_output_embeddings().weight) > rows:
+    if model.config.get_text_config().vocab_size > rows:
         model.resize_token_embeddings(rows)  # models of one family pad one vocabulary to different multiples
     add_fused_lm_head(model, temperature=temperature)  # TRL's way to score padded rows
     return model.eval().requires_grad_(False)
