@@ -2,7 +2,7 @@
 
 ``python scripts/gpu.py`` runs every part in a process of its own with a time limit, keeps the text of what fails, and
 writes ``docs/results/gpu/results.json`` and ``README.md`` after each part, so that nothing is lost when time is up.
-``--quick`` takes at most 200 seconds, else nine minutes. ``--device cpu`` is a dry run on small sizes.
+``--quick`` takes at most 280 seconds, else nine minutes. ``--device cpu`` is a dry run on small sizes.
 
 A machine without a package index: ``python scripts/gpu.py --fetch FOLDER`` downloads there where there is one what a
 machine with torch, numpy, scipy and pandas lacks (Linux on x86-64, Python 3.12, versions of ``constraints.txt``), and
@@ -52,8 +52,8 @@ _BENCH = "benchmarks/{}.py --quick --json --device DEVICE"
 PARTS: tuple[tuple[str, str, int], ...] = (
     ("paths", "benchmarks/gpu.py paths --device DEVICE QUICK", 50),
     ("sweep", "benchmarks/gpu.py sweep --device DEVICE QUICK", 50),
-    ("train", "benchmarks/gpu.py train --device DEVICE QUICK", 75),
     ("triton", "benchmarks/gpu.py triton --device DEVICE QUICK", 60),
+    ("train", "benchmarks/gpu.py train --device DEVICE QUICK", 140),
     ("head", _BENCH.format("head"), 30),
     ("policy_step", _BENCH.format("policy_step"), 40),
     ("exact", _BENCH.format("exact"), 40),
@@ -124,11 +124,11 @@ def run_part(arguments: str, seconds: float) -> dict[str, Any]:
     merged = {key: value for document in documents if isinstance(document, dict) for key, value in document.items()}
     apart = sum(len(document) if isinstance(document, dict) else 1 for document in documents)
     found["result"] = merged if len(merged) == apart else documents
-    if "error" in found and lines:
+    if "error" in found and lines and not documents:
         found["output"] = lines[-20:]
     if process.returncode and "error" not in found:
         found["error"] = f"exit status {process.returncode}"
-    if "error" in found:
+    if "error" in found and not (documents and found["error"].startswith("stopped")):
         found["stderr"] = err.splitlines()[-25:]
     return found
 
@@ -151,53 +151,123 @@ def versions() -> dict[str, Any]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The results as a page: a table for each part, numbers as measured."""
-    machine = results["versions"]
+    """The results as a page of a few tables; results.json has every number."""
+    machine, parts = results["versions"], results["parts"]
     card = machine.get("card") or "no GPU: a dry run on a CPU, whose figures say nothing about one"
     lines = [
         "# On a GPU",
         "",
-        f"Written by `make gpu`{' QUICK=1' if results['quick'] else ''}, {results['date']}: {card}; "
+        f"Written by `make gpu{' QUICK=1' if results['quick'] else ''}`, {results['date']}: {card}; "
         + ", ".join(f"{key} {value}" for key, value in machine.items() if key != "card" and value is not None)
-        + ". Every number is in [results.json](results.json); times are medians, taken when the device has finished.",
+        + ". Every number is in [results.json](results.json). Times are medians, taken when the device has finished; "
+        "errors are against float64 on the same rounded weights. What it shows: [performance](../../performance.md).",
         "",
+        *_rows(("part", "command", "seconds", ""), [_outcome(name, parts.get(name)) for name, _, _ in PARTS]),
     ]
-    for name, part in results["parts"].items():
-        lines += [f"## {name}", "", f"`{part['command']}`, {part['seconds']} s", ""]
-        if "error" in part:
-            lines += [f"**Failed**: {part['error']}", ""]
-        lines += _table(part["result"])
+    for name, tables in (("paths", _paths), ("sweep", _sweeps), ("triton", _triton), ("train", _train)):
+        if parts.get(name, {}).get("result"):
+            lines += tables(parts[name]["result"])
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(result: Any) -> list[str]:
-    rows = [(" / ".join(place), value) for place, value in _leaves(result, ())]
-    if not rows:
-        return []
-    return ["| what | value |", "|---|---|", *(f"| {place} | {_shown(value)} |" for place, value in rows), ""]
+def _outcome(name: str, part: dict[str, Any] | None) -> tuple[Any, ...]:
+    if part is None:
+        return name, "", "", "found no time"
+    return name, f"`{part['command']}`", part["seconds"], part.get("error", "")
 
 
-def _leaves(value: Any, place: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, dict):
-        return [leaf for key, inner in value.items() for leaf in _leaves(inner, (*place, str(key)))]
-    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        return [leaf for n, inner in enumerate(value) for leaf in _leaves(inner, (*place, str(n)))]
-    return [(place, value)]
+def _rows(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    lines = [head, ("---",) * len(head), *rows]
+    return ["|" + "|".join(f" {_shown(cell)} " for cell in row) + "|" for row in lines] + [""]
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    shown = "" if value is None else f"{value:.3g}" if isinstance(value, float) and value < 100 else str(value)
+    return shown.replace("|", "\\|").replace("\n", " ")
+
+
+def _get(value: Any, *keys: str) -> Any:
+    """What lies there, or None: a part may have stopped, or a kernel been refused."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _paths(result: dict[str, Any]) -> list[str]:
+    keys = ("loss error", "log-probability error, rms", "gradient error, relative", "ms", "peak MiB")
+    steps = [
+        (dtype, way, *(_get(result, dtype, way, key) for key in keys))
+        for dtype in ("float32", "bfloat16", "float16")
+        for way in ("padded", "packed")
+    ]
+    kernels = [
+        (key.removeprefix("attention, "), way, *(_get(found, errors, of) for of in ("value", "query", "key")),
+         _get(found, way, "ms"), _get(found, way, "peak MiB"))
+        for key, found in result.items() if key.startswith("attention")
+        for way, errors in (("ours", "errors"), ("one masked attention", "errors of the mask"))
+    ]  # fmt: skip
+    head = ("dtype", "rows", "loss error", "log-probabilities, rms", "gradient, relative", "ms", "peak MiB")
+    return [
+        "## Packed against padded rows",
+        "",
+        f"A policy step of a random model: {_get(result, 'shape')}.",
+        "",
+        *_rows(head, steps),
+        "The attention of one packed row alone, relative errors of the value and of two gradients:",
+        "",
+        *_rows(("dtype", "form", "value", "query", "key", "ms", "peak MiB"), kernels),
+    ]
+
+
+def _sweeps(result: dict[str, Any]) -> list[str]:
+    rows = [
+        (place, *(_get(f, e, of) for e in ("errors", "errors of full logits") for of in ("hidden", "weight")),
+         *(_get(f, way, of) for of in ("ms", "peak MiB") for way in ("ours", "full logits")))
+        for place, f in result.items()
+    ]  # fmt: skip
+    head = ("from hidden states to gradients", "error, hidden", "weight", "full logits' error, hidden", "weight",
+            "ms", "ms, full logits", "peak MiB", "MiB, full logits")  # fmt: skip
+    return ["## The sweep over logits, by torch", "", *_rows(head, rows)]
+
+
+def _triton(result: dict[str, Any]) -> list[str]:
+    alone = [
+        (place.removeprefix("sweep alone, "), _get(found, "ms"), _get(found, "GB/s"))
+        for place, found in result.items() if place.startswith("sweep alone")
+    ]  # fmt: skip
+    whole = [
+        (place, *(_get(f, errors, "weight") for errors in ("errors", "errors, triton")),
+         *(_get(f, way, of) for of in ("ms", "peak MiB") for way in ("ours", "triton")), _get(f, "ours over triton"))
+        for place, f in result.items() if not place.startswith("sweep alone")
+    ]  # fmt: skip
+    head = ("whole, with the products", "torch, weight's error", "triton's", "ms", "ms, triton", "peak MiB",
+            "MiB, triton", "time over triton's")  # fmt: skip
+    return [
+        "## The sweep over logits, by Triton",
+        "",
+        *_rows(head, whole),
+        "The two kernels alone. GB/s counts two reads and one write of an entry: a cache may serve the second read.",
+        "",
+        *_rows(("logits", "ms", "GB/s"), alone),
+    ]
+
+
+def _train(result: dict[str, Any]) -> list[str]:
+    phases = list(_get(next(iter(result.values())), "seconds a step") or {})
+    more = ("tokens per second", "peak MiB")
+    rows = [
+        (name, *(_get(found, "seconds a step", phase) for phase in phases), *(_get(found, key) for key in more))
+        for name, found in result.items()
+    ]
+    return ["## Ten training steps", "", "Seconds a step.", "",
+            *_rows(("trainer", *phases, "tokens/s", "peak MiB"), rows)]  # fmt: skip
 
 
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    made.add_argument("--quick", action="store_true", help="at most 200 seconds")
-    made.add_argument("--seconds", type=float, help="in all; default 530, with --quick 195")
+    made.add_argument("--quick", action="store_true", help="at most 280 seconds")
+    made.add_argument("--seconds", type=float, help="in all; default 530, with --quick 275")
     made.add_argument("--only", nargs="+", choices=[name for name, _, _ in PARTS], help="these parts")
     made.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "gpu")
     made.add_argument("--fetch", type=Path, metavar="FOLDER", help="download the wheels, and no more")
@@ -206,7 +276,7 @@ def main() -> None:
     if args.fetch:
         fetch(args.fetch)
         return
-    ends = time.monotonic() + (args.seconds or (195 if args.quick else 530))
+    ends = time.monotonic() + (args.seconds or (275 if args.quick else 530))
     if args.wheels:
         install(args.wheels)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -224,7 +294,7 @@ def main() -> None:
         if args.device == "cpu" and arguments.startswith("benchmarks/") and "gpu.py" not in arguments:
             continue  # `make bench` measures these on a CPU, in minutes
         typed = arguments.replace("DEVICE", args.device).replace("QUICK", "--quick" if args.quick else "").strip()
-        results["parts"][name] = part = run_part(typed, min(left, limit * (1 if args.quick else 3)))
+        results["parts"][name] = part = run_part(typed, min(left, limit * (1 if args.quick else 2)))
         print(f"{name}: {part['seconds']} s{', ' + part['error'] if 'error' in part else ''}", flush=True)
         (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (args.out / "README.md").write_text(page(results), encoding="utf-8")

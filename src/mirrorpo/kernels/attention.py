@@ -17,7 +17,7 @@ form       where                                        how
 =========  ===========================================  ==============================================================
 flash      CPU                                          the above, on torch's flash attention for the CPU
 varlen     CUDA, bfloat16 and float16                   variable-length flash attention, the prompt's keys gathered for
-                                                        every completion. Not run on a GPU yet.
+                                                        every completion
 masked     elsewhere, and the oracle of the tests       one masked attention over the row: quadratic in the row
 =========  ===========================================  ==============================================================
 """

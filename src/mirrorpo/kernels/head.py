@@ -146,7 +146,7 @@ def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 def project_(out: Tensor, hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
     """out = hidden weight^T, (C, V)."""
     if dtype in _HALF:
-        torch.mm(hidden.to(dtype), weight.to(dtype).t(), out_dtype=out.dtype, out=out)  # not run on a GPU yet
+        torch.mm(hidden.to(dtype), weight.to(dtype).t(), out_dtype=out.dtype, out=out)
         return
     left = hidden.to(dtype)
     for columns, block in _widened(weight, dtype):
@@ -156,7 +156,7 @@ def project_(out: Tensor, hidden: Tensor, weight: Tensor, dtype: torch.dtype) ->
 def add_hidden_grad_(out: Tensor, grad: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
     """out += grad weight, (C, H)."""
     if dtype == torch.bfloat16:
-        torch.addmm(out, grad.to(dtype), weight.to(dtype), out_dtype=out.dtype, out=out)  # not run on a GPU yet
+        torch.addmm(out, grad.to(dtype), weight.to(dtype), out_dtype=out.dtype, out=out)
         return
     for columns, block in _widened(weight, out.dtype):  # a gradient over all tokens is too small for float16
         out.addmm_(grad[:, columns], block)
@@ -165,7 +165,7 @@ def add_hidden_grad_(out: Tensor, grad: Tensor, weight: Tensor, dtype: torch.dty
 def add_weight_grad_(out: Tensor, grad: Tensor, hidden: Tensor, dtype: torch.dtype) -> None:
     """out += grad^T hidden, (V, H)."""
     if dtype == torch.bfloat16:
-        torch.addmm(out, grad.to(dtype).t(), hidden.to(dtype), out_dtype=out.dtype, out=out)  # not run on a GPU yet
+        torch.addmm(out, grad.to(dtype).t(), hidden.to(dtype), out_dtype=out.dtype, out=out)
         return
     out.addmm_(grad.t(), hidden.to(out.dtype))
 
