@@ -298,8 +298,8 @@ def document(rows: list[Row]) -> str:
         "",
         "A batch is compared, too, while a run goes on: the first, and each that is twice as long as any before. Where "
         "packed and padded log-probabilities differ by more than rounding, the run says so in one line and pads from "
-        "there. On a GPU two random models, a Qwen3 and a Llama, were run packed ([figures](results/gpu/README.md)); for "
-        "the others this comparison is what shows there that packing is right.",
+        "there. On a GPU two random models, a Qwen3 and a Llama, were run packed ([figures](results/gpu/README.md)); "
+        "for the others this comparison is what shows there that packing is right.",
         "",
         "## Packed",
         "",
