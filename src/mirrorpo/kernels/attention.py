@@ -37,7 +37,7 @@ from mirrorpo.kernels.packing import Bucket, Segments
 _PADDING = 1e30
 
 # Where fewer key heads than heads are an argument of torch's function; torch 2.11 knows no such argument.
-_VARLEN_GROUPS_HEADS = TorchVersion(torch.__version__) >= (2, 13)
+_VARLEN_GROUPS_HEADS = TorchVersion(torch.__version__) >= "2.13"
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -158,7 +158,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale
 
     keys, ends_q, ends_k = segments.varlen
     repeats = query.shape[1] // key.shape[1]
-    options = {}
+    options: dict[str, Any] = {}
     if repeats > 1 and _VARLEN_GROUPS_HEADS:
         options = {"enable_gqa": True}
     elif repeats > 1:
