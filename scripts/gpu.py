@@ -172,7 +172,7 @@ def page(results: dict[str, Any]) -> str:
 
 def _outcome(name: str, part: dict[str, Any] | None) -> tuple[Any, ...]:
     if part is None:
-        return name, "", "", "found no time"
+        return name, "", "", "not run"
     return name, f"`{part['command']}`", part["seconds"], part.get("error", "")
 
 
