@@ -48,7 +48,7 @@ def step(
     prompts: Sequence[int],
     weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a whole step, and the metrics averaged over sequences."""
+    """The loss of a whole step, and each metric's mean: over sequences if they are scalars, else over all entries."""
     total: Any = 0.0
     metrics: dict[str, list[Tensor]] = {}
     for row, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
@@ -71,4 +71,5 @@ def step(
         for name, value in outputs.metrics.items():
             metrics.setdefault(name, []).append(value)
     scale = (mask if weights is None else mask * (weights != 0)).sum()
-    return total / scale, {name: torch.stack(values).mean() for name, values in metrics.items()}
+    joined = {name: torch.stack(v) if v[0].dim() == 0 else torch.cat(v) for name, v in metrics.items()}
+    return total / scale, {name: values.mean() for name, values in joined.items()}

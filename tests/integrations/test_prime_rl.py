@@ -40,6 +40,16 @@ def test_every_preset_through_prime_rl_is_ours_called_directly(preset: str) -> N
     assert metrics["mirrorpo/ratio/mean"] > 0
 
 
+def test_metrics_are_means_over_the_tokens_of_all_sequences() -> None:
+    spec = {"preset": "dr_grpo", **BASE, "divergence": "js", "coefficient": 0.2}
+    b = batch()
+    assert len({int(n) for n in b.mask.sum(-1)}) > 1  # a mean over sequences would be another number
+    ours = mirrorpo.objective_from(spec).terms(**vars(b), logp_sampler=b.logp_old).metrics()
+    metrics = through(b, spec)[2]
+    for name in ("ratio/mean", "clip/low/frac", "clip/high/frac", "divergence/js/mean"):
+        torch.testing.assert_close(metrics[f"mirrorpo/{name}"], ours[name], check_dtype=False)
+
+
 @pytest.mark.parametrize("estimator", ["sampled", "weighted", "score"])
 def test_every_estimator_at_the_tokens_arrives(estimator: str) -> None:
     spec = {"preset": "dr_grpo", **BASE, "divergence": "js", "coefficient": 0.2, "estimator": estimator}

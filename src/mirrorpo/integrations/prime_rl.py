@@ -54,7 +54,8 @@ def loss(inputs: Any, objective: str | Mapping[str, Any]) -> Any:
         objective: an objective file, its text in braces, a mapping (a TOML table) or a preset's name.
 
     Returns:
-        prime-rl's ``LossOutputs``: the summed loss, and the metrics under ``mirrorpo/``.
+        prime-rl's ``LossOutputs``: the summed loss, and the metrics under ``mirrorpo/``, each once for every token of
+        the mask: prime-rl joins the sequences' and takes mean and maximum, so its means are over tokens.
 
     Raises:
         InputError: an objective that prime-rl cannot express.
@@ -80,7 +81,9 @@ def loss(inputs: Any, objective: str | Mapping[str, Any]) -> Any:
     per_token = terms.loss if weights is None else terms.loss * _row(weights)
     total = per_token.masked_fill(~terms.mask, 0.0).sum()
     outputs = import_module(type(inputs).__module__).LossOutputs
-    return outputs(loss=total, metrics={f"mirrorpo/{name}": value for name, value in terms.metrics().items()})
+    tokens = int(terms.mask.sum())
+    metrics = {f"mirrorpo/{name}": value.expand(tokens) for name, value in terms.metrics().items()}
+    return outputs(loss=total, metrics=metrics)
 
 
 def _fields(inputs: Any) -> dict[str, Tensor | None]:
