@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from mirrorpo.models import threads
-from mirrorpo.models.threads import fit_threads, threads_for
+from mirrorpo.models.threads import fit_threads, suggest_bfloat16, threads_for
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,18 @@ def test_beside_a_gpu_the_threads_stay(chosen: list[int], monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert fit_threads(torch.nn.Linear(2, 2)) == 16
     assert chosen == []
+
+
+def test_bfloat16_is_suggested_for_a_large_float32_model_where_the_processor_multiplies_it(tmp_path: Path) -> None:
+    able, unable = tmp_path / "able", tmp_path / "unable"
+    able.write_text("processor : 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n")
+    unable.write_text("processor : 0\nmodel name : bf16\nflags\t\t: fpu avx512f\n")
+    with torch.device("meta"):
+        large, small = torch.nn.Linear(10_000, 10_000), torch.nn.Linear(100, 100)
+    said = suggest_bfloat16(large, able)
+    assert said is not None
+    assert "model.dtype=bfloat16" in said
+    assert suggest_bfloat16(large, unable) is None
+    assert suggest_bfloat16(large, tmp_path / "absent") is None
+    assert suggest_bfloat16(small, able) is None
+    assert suggest_bfloat16(large.bfloat16(), able) is None

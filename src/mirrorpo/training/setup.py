@@ -28,7 +28,7 @@ from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.chat_template import check_chat_template
 from mirrorpo.models.folder import check_model_folder, check_path, loading
 from mirrorpo.models.generation import CannotGenerateError, check_generates
-from mirrorpo.models.threads import fit_threads
+from mirrorpo.models.threads import fit_threads, suggest_bfloat16
 from mirrorpo.models.thresholds import Context, context_of, noise_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import Row, Task, find_task
@@ -429,6 +429,8 @@ def build_trainer(
     except (OSError, SafetensorError, CannotGenerateError) as error:
         raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
     fit_threads(trainer.model)
+    if recipe.train.precision == "float32":
+        suggest_bfloat16(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
     return trainer
 
