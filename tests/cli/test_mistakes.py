@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from test_cli import refused
+
+from mirrorpo.cli.output import files_and_folder
+from mirrorpo.config.train import recipe_from
+from mirrorpo.errors import InputError
 
 MISTAKES = [
     (
@@ -31,6 +36,8 @@ MISTAKES = [
     ("train arithmetic", "--out: missing; give the run folder"),
     ("train arithmetic model.path=runs/second/model --out x", "model.path 'runs/second/model': no such folder"),
     ("train arithmetic model.path=here/model --out x", "model.path 'here/model': no such folder"),
+    (f"train own_data task.path={'a' * 300} --out x", "a: no such file"),
+    (f"train arithmetic model.path=./{'a' * 300} --out x", "a': no such folder"),
     ("train own_data task.path=absent.jsonl --out x", "task.path: absent.jsonl: no such file"),
     (
         "train own_data task.path=eight.jsonl --out x",
@@ -62,3 +69,36 @@ def test_a_typical_mistake_is_told_in_one_line_what_to_type(line: str, said: str
     (tmp_path / "eight.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert said in refused(*line.split(), cwd=tmp_path)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "named", "said"),
+    [
+        ("opd", "./absent", "teacher.path './absent': no such folder"),
+        ("opd", "builtin:huge", "teacher.path 'builtin:huge'"),
+        ("opd", "here/m", ""),
+        ("grpo", "./absent", ""),
+    ],
+)
+def test_a_missing_teacher_is_named_early_where_it_is_looked_at_and_cannot_be_on_the_hub_but_not_in_a_plan(
+    preset: str, named: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = {"task": {"name": "arithmetic"}, "objective": {"preset": preset}, "teacher": {"path": named}}
+    recipe_from(data, early=files_and_folder(None))
+    if not said:
+        recipe_from(data, early=files_and_folder(tmp_path / "x"))
+        return
+    with pytest.raises(InputError, match=re.escape(said)):
+        recipe_from(data, early=files_and_folder(tmp_path / "x"))
+
+
+def test_processes_that_write_nothing_ask_nothing_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        recipe_from({"task": {"name": "arithmetic"}}, early=files_and_folder(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    recipe_from({"task": {"name": "arithmetic"}}, early=files_and_folder(tmp_path))

@@ -172,6 +172,7 @@ def test_the_documentation_is_printed_page_by_page() -> None:
     assert "index" not in names
     assert [line.split()[0] for line in run("docs").stdout.splitlines()] == names
     assert run("docs", "choosing").stdout.startswith("# Choosing")
+    assert run("docs", "trl").stdout == run("docs", "howto/trl.md").stdout == run("docs", "howto/trl").stdout
     assert "did you mean 'choosing'?" in run("docs", "chosing", status=2).stderr
 
 

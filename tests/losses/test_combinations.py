@@ -25,6 +25,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"regions": [{**RATIO, "act": "truncate", "side": "negative"}]}, ("'truncate'", "side 'both'")),
     ({"regions": [{**RATIO, "act": "truncate", "of": "policy"}]}, ("of must be 'old'", "'policy'")),
     ({"regions": [{**RATIO, "act": "truncate", "anchor": "old"}]}, ("another anchor than 'old'",)),
+    ({"regions": [{"name": "none", "act": "truncate"}]}, ("'truncate' needs a region with bounds", "'none'")),
     ({"regions": [{**RATIO, "act": "truncate", "level": "mean_divergence"}]}, ("unknown level", "product")),
     ({"regions": [{**RATIO, "act": "mask", "level": "mean_divergence"}]}, ("a region with a radius", "'ratio'", "kl3")),
     ({"regions": [{"name": "kl3", "radius": 1, "level": "sum_divergence"}]}, ("unknown level 'sum_divergence'",)),

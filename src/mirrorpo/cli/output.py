@@ -6,6 +6,7 @@ Arguments are checked before anything slow is imported.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -165,17 +166,29 @@ def files_and_folder(out: Path | None, resume: bool = False) -> Callable[[Recipe
         from mirrorpo.runs.folder import RUN, check_place
         from mirrorpo.tasks import TASKS
 
-        if out is not None:
+        if out is not None and os.environ.get("RANK", "0") == "0":  # the other processes write nothing
             check_place(out, RUN, resume)
         check_path(recipe.model.path)
-        if recipe.teacher is not None and recipe.teacher.path is not None:
-            check_path(recipe.teacher.path, "teacher.path")
+        teacher = None if out is None or recipe.teacher is None else recipe.teacher.path
+        if teacher is not None and _looks_at_teacher(recipe) and not _may_be_on_the_hub(teacher):
+            check_path(teacher, "teacher.path")
         for key in ("path", "test_path"):
             named = getattr(recipe.task, key, None) if recipe.task.name in TASKS else None
-            if named is not None and not Path(named).exists():
+            if named is not None and not os.path.exists(named):  # False, not an exception, for a name too long
                 raise InputError(f"task.{key}: {named}: no such file")
 
     return check
+
+
+def _looks_at_teacher(recipe: Recipe) -> bool:
+    """Whether the objective names a teacher; one that it leaves out may be absent."""
+    spec = recipe.objective.spec()
+    return spec.get("preset") == "opd" or "teacher" in str(spec)
+
+
+def _may_be_on_the_hub(path: str) -> bool:
+    """Whether it can be a name of the hub, even where a folder has its owner's name."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
 
 
 def integers(option: str, text: str) -> list[int]:

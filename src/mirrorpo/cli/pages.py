@@ -36,9 +36,7 @@ def pages() -> dict[str, Path]:
 
 
 def docs(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[PAGE]", help="A page to print; without it, all names.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="PAGE", help="A page to print; without it, all names.")] = None,
     as_json: output.JSON = False,
     _quiet: output.QUIET = False,
     _debug: output.DEBUG = False,
@@ -51,6 +49,8 @@ def docs(
         width = max(map(len, titles))
         output.say(output.as_json(rows) if as_json else "\n".join(f"{n:<{width}}  {t}" for n, t in titles.items()))
         return
+    short = [one for one in found if one.rpartition("/")[2] == name]
+    name = name.removesuffix(".md") if name.removesuffix(".md") in found else "".join(short) or name
     if name not in found:
         raise InputError(str(unknown_name("page", name, found)))
     text = found[name].read_text(encoding="utf-8")

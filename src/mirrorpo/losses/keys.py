@@ -162,6 +162,7 @@ def check_names(spec: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         ValueError: unknown advantage 'rlo'; did you mean 'rloo'? Legal: dr_grpo, grpo, maxrl, rloo, soft_value
     """
+    spec = {str(key): value for key, value in spec.items()}
     if spec.get("preset") not in preset_names():
         raise unknown_name("objective preset", spec.get("preset"), preset_names())
     own_surrogate = spec.get("surrogate") not in (None, *get_args(SurrogateName))

@@ -101,6 +101,8 @@ class Rule:
                 f"of 'old' is for masks and act 'truncate' with bounds around another anchor than 'old', got {region} "
                 f"with act {self.act!r} around {self.anchor!r}"
             )
+        if self.act == "truncate" and self.region.name == "none":
+            raise ValueError("act 'truncate' needs a region with bounds, got region 'none', which leaves the ratio out")
         if self.act == "truncate" and (self.of != "old" or self.side != "both"):
             raise ValueError(
                 "act 'truncate' weighs by the ratio of the old policy to its anchor: of must be 'old' and side "

@@ -7,6 +7,7 @@ checked here is text and names; ``mirrorpo.models.weights`` checks that the weig
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,14 @@ def check_path(path: str, key: str = "model.path") -> None:
             raise InputError(
                 f"{key} {path!r}: no such file; download the GGUF file first, a name of the hub has no effect here"
             )
-    elif _names_a_folder(path) and not Path(path).is_dir():
+    elif _names_a_folder(path) and not os.path.isdir(path):  # False, not an exception, for a name too long
         raise InputError(f"{key} {path!r}: no such folder")
 
 
 def _names_a_folder(path: str) -> bool:
     """Whether a path cannot be meant as a hub name, such as ``Qwen/Qwen3-0.6B``: ``runs/model`` beside a ``runs/``."""
     first, slash, _ = path.partition("/")
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or (bool(slash) and Path(first).is_dir())
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or (bool(slash) and os.path.isdir(first))
 
 
 def check_model_folder(path: str, key: str = "model.path", *, trust_remote_code: bool = False) -> None:
