@@ -7,7 +7,7 @@ import pytest
 import mirrorpo
 from mirrorpo.divergences import ESTIMATORS
 from mirrorpo.losses.anchors import ANCHORS
-from mirrorpo.losses.keys import _NAMES_OF_PARTS
+from mirrorpo.losses.keys import _NAMES_OF_PENALTIES, _NAMES_OF_REGIONS
 from mirrorpo.losses.penalties import BASELINES, PLACEMENTS
 from mirrorpo.losses.rules import ACTS, LEVELS, MASK_LEVELS, SIDES
 
@@ -94,7 +94,7 @@ def test_the_names_that_the_command_line_knows_without_torch_are_those_of_the_ta
         "placement": PLACEMENTS,
         "side": SIDES,
     }
-    assert {key: set(get_args(names)) for key, names in _NAMES_OF_PARTS.items()} == {
+    assert {key: set(get_args(names)) for key, names in (_NAMES_OF_PENALTIES | _NAMES_OF_REGIONS).items()} == {
         key: set(names) for key, names in tables.items()
     }
 

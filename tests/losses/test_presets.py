@@ -473,6 +473,8 @@ def test_the_types_of_the_keys_are_the_names_of_the_tables() -> None:
         ({"preset": "grpo", "regions": [{"name": "kl3", "radius": 0.1, "side": "left"}]}, True),
         ({"preset": "grpo", "region": {"name": "kl4"}}, True),
         ({"preset": "grpo", 1: "a", "zz": 2}, True),
+        ({"preset": "dapo", "coefficient": False}, False),
+        ({"preset": "dapo", "regions": [{"name": "mine:region", "radius": 0.1, "baseline": "running"}]}, False),
         ({"preset": "grpo", "coefficient": 10**400}, True),
         ({"preset": "grpo", "divergence": {"name": "alfa", "alpha": 2}}, True),
         (

@@ -120,11 +120,14 @@ _NAMES: dict[str, Any] = {
     "level": Literal["token", "sequence", "product"],
     "placement": Literal["loss", "reward", "advantage"],
 }
-_NAMES_OF_PARTS: dict[str, Any] = {
+_NAMES_OF_PENALTIES: dict[str, Any] = {
     **{key: _NAMES[key] for key in ("estimator", "placement")},
-    "act": Literal["clip", "mask", "soft", "truncate"],
     "anchor": AnchorName,
     "baseline": Literal["none", "exact"],
+}
+_NAMES_OF_REGIONS: dict[str, Any] = {
+    "act": Literal["clip", "mask", "soft", "truncate"],
+    "anchor": AnchorName,
     "level": Literal["token", "sequence", "product", "mean_divergence", "sum_divergence", "max_divergence"],
     "side": Literal["both", "positive", "negative"],
 }
@@ -172,8 +175,10 @@ def check_names(spec: Mapping[str, Any]) -> None:
     if not own_surrogate or (isinstance(spec["surrogate"], str) and ":" not in spec["surrogate"]):
         _check_choices(spec, {"surrogate": SurrogateName})
     _check_part(spec, _NAMES)
-    for part in (*_parts(spec, "penalties"), *_parts(spec, "regions")):
-        _check_part(part, _NAMES_OF_PARTS)
+    for part in _parts(spec, "penalties"):
+        _check_part(part, _NAMES_OF_PENALTIES)
+    for part in _parts(spec, "regions"):
+        _check_part(part, _NAMES_OF_REGIONS)
 
 
 def _parts(spec: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
@@ -194,7 +199,7 @@ def _check_part(spec: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
     """Checks what an objective, a penalty and a region have in common."""
     _check_choices(spec, choices)
     for key, ends in (("coefficient", COEFFICIENT), ("radius", RADIUS)):
-        if isinstance(spec.get(key), int | float):
+        if isinstance(spec.get(key), int | float) and spec[key] is not False:  # "off", where there is no penalty
             check_number(key, spec[key], *ends, open_low=key == "radius")
     divergences = get_args(DivergenceName)
     regions = [*get_args(RegionName), *(name for name in divergences if name not in NO_REGIONS)]

@@ -62,7 +62,7 @@ class Penalty:
         legal = {"estimator": ESTIMATORS, "anchor": ANCHORS, "placement": PLACEMENTS}
         legal |= {"support": SUPPORTS, "baseline": BASELINES}
         for key, names in legal.items():
-            if getattr(self, key) not in names:
+            if getattr(self, key) not in tuple(names):
                 raise unknown_name(key, getattr(self, key), names)
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"k must be an integer >= 1, got {self.k!r}")

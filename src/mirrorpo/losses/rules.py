@@ -70,7 +70,7 @@ class Rule:
         levels = (*LEVELS, *MASK_LEVELS) if self.act == "mask" else LEVELS
         legal = {"act": ACTS, "anchor": ANCHORS, "level": levels, "side": SIDES, "of": SUBJECTS}
         for key, names in legal.items():
-            if getattr(self, key) not in names:
+            if getattr(self, key) not in tuple(names):  # a list is no key of a table
                 raise unknown_name(key, getattr(self, key), names)
         region = f"region {self.region.name!r}"
         if self.anchor == "uniform":
