@@ -152,7 +152,9 @@ def _launch(
         kernel[(products.shape[0],)](
             products, tokens, head.bias, *buffers, head.factor, cap_in, cap_out,
             tuple(other.arguments for other in others), TERMS=len(others), CAPPED=head.softcap is not None,
-            V=vocabulary, B=min(block, triton.next_power_of_2(vocabulary)), num_warps=WARPS, **flags,
+            V=vocabulary, B=min(block, triton.next_power_of_2(vocabulary)), num_warps=WARPS,
+            enable_fp_fusion=True,  # the default changes with Triton's version
+            **flags,
         )  # fmt: skip
 
 
