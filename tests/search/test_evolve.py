@@ -185,7 +185,7 @@ def test_differences_without_spread_are_as_uncertain_as_their_evaluation() -> No
         (["model.path=nowhere/at/all"], "model.path 'nowhere/at/all'"),
         (["objective.divergence={name: neural, path: missing.json}"], "path 'missing.json' cannot be read"),
         (["--resume"], "holds no run"),
-        (["--ray", "10.255.255.1:bad"], "--ray 10.255.255.1:bad: no cluster there"),
+        (["--ray", "10.255.255.1:bad"], "--ray 10.255.255.1:bad: must be local, auto, HOST:PORT"),
         (["--workers", "0"], "'--workers'"),
     ],
 )

@@ -207,17 +207,18 @@ class Pool:
     async def _two(self, job: dict[str, Any], judge: dict[str, Any]) -> tuple[Outcome, Outcome]:
         left, right = socket.socketpair()
         wall = self.limits.wall_seconds
-        candidate = asyncio.ensure_future(self._copy(job, wall, left))
-        judging = asyncio.ensure_future(self._copy(judge, wall + _JUDGE_GRACE_SECONDS, right))
-        try:
-            verdict = await judging
-            if verdict.answer is not None and verdict.answer.get("status") != "gone":
-                return Outcome(), verdict
-            return await candidate, verdict
-        finally:
-            for task in (candidate, judging):
-                task.cancel()
-            await asyncio.gather(candidate, judging, return_exceptions=True)
+        with left, right:  # a copy closes its end, unless it never came to begin
+            candidate = asyncio.ensure_future(self._copy(job, wall, left))
+            judging = asyncio.ensure_future(self._copy(judge, wall + _JUDGE_GRACE_SECONDS, right))
+            try:
+                verdict = await judging
+                if verdict.answer is not None and verdict.answer.get("status") != "gone":
+                    return Outcome(), verdict
+                return await candidate, verdict
+            finally:
+                for task in (candidate, judging):
+                    task.cancel()
+                await asyncio.gather(candidate, judging, return_exceptions=True)
 
     async def _copy(self, job: dict[str, Any], wall_seconds: float, rpc: socket.socket | None) -> Outcome:
         """One copy: hands over the job, takes the answer, sees to its end."""
