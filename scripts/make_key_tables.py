@@ -19,7 +19,9 @@ from pydantic_core import PydanticUndefined
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "docs" / "recipe.md", ROOT / "docs" / "howto" / "own_data.md")
-_BLOCK = re.compile(r"(<!-- keys (?P<module>[\w.]+):(?P<name>\w+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- keys (?P<module>[\w.]+):(?P<name>\w+)(?: (?P<group>\w+))? -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL
+)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -63,10 +65,10 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
         yield f"{prefix}{name}", _legal(field.annotation), _default(field), meaning
 
 
-def table(model: type[BaseModel]) -> str:
-    """The Markdown of one model."""
+def table(model: type[BaseModel], group: str | None = None) -> str:
+    """The Markdown of one model, whose keys stand in a group of the recipe, or at its top."""
     lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
-    prefix = "task." if "name" in model.model_fields else ""
+    prefix = f"{group}." if group else ""
     lines += [f"| `{key}` | {legal} | {default} | {meaning} |" for key, legal, default, meaning in rows(model, prefix)]
     return "\n".join(lines) + "\n"
 
@@ -76,7 +78,7 @@ def filled(text: str) -> str:
 
     def block(found: re.Match[str]) -> str:
         model = getattr(importlib.import_module(found["module"]), found["name"])
-        return f"{found[1]}{table(model)}{found[5]}"
+        return f"{found[1]}{table(model, found['group'])}<!-- end -->"
 
     return _BLOCK.sub(block, text)
 
