@@ -11,12 +11,12 @@ What is searched, coefficient included, in log coordinates:
 - mixtures of three named generators, h = a KL + b ProbL2 + c Itakura-Saito (a, b, c > 0);
 - neural mirror maps: 380 parameters and a coefficient.
 
-Each method may spend BUDGET evaluations on validation problems (the same for all, common random numbers), and its best is
+Each method may spend BUDGET evaluations on validation problems (common to all: the same random numbers); its best is
 measured on test problems that no method saw:
 
-- random, random map: weights log-uniform in the box; maps of `MirrorMap.random`, coefficient log-uniform in its box;
-- evolved, evolved map: the antithetic evolution strategy of `mirrorpo evolve`, from the middle of the box, or from a random map
-  with the coefficient in the middle of its box;
+- random, random map: weights log-uniform in the box; `MirrorMap.random`, coefficient log-uniform in its box;
+- evolved, evolved map: the antithetic evolution strategy of `mirrorpo evolve`, from the middle of the box, or from a
+  random map with the coefficient in the middle of its box;
 - learned: gradient ascent by central differences of validation fitness (six evaluations a step);
 - learned exactly, learned map: gradient ascent by the hypergradient of the whole training, which is implicit
   differentiation of the optimum here, with `mirrorpo.search.learning.hypergradient`; an evaluation and its gradient
@@ -27,9 +27,10 @@ measured on test problems that no method saw:
 A repetition draws new reference policies, rewards and noise. The result is the mean paired difference of each method to
 random, to the random map and to best KL over REPETITIONS repetitions, with its 95 % interval (studentised bootstrap).
 
-Registered before its first run: this text, BUDGET, REPETITIONS, SEED, NOISES and the boxes. The first noise is that of an
-earlier search without maps (commit 9d532d6), where no penalty at all did as well as any; the second was chosen on problems
-of other seeds so that the best KL beats both the reference and no penalty there. Runtime: a few minutes on one core.
+Registered before its first run: this text, BUDGET, REPETITIONS, SEED, NOISES and the boxes. The first noise is that of
+an earlier search without maps (commit 9d532d6), where no penalty at all did as well as any; the second was chosen on
+problems of other seeds so that the best KL beats both the reference and no penalty there. Runtime: a few minutes on one
+core.
 
 Usage: python scripts/fair_search.py [--out docs/results/evolve/fair_search.json] [--repetitions N]
 """

@@ -35,14 +35,23 @@ def score(d: Divergence, logx: Tensor, logz: Tensor) -> Tensor:
     return d.term(logx, logz)[1] * logx.neg().exp()
 
 
+def _copy(saved: Tensor) -> Tensor:
+    return saved.detach().clone()
+
+
+def _as_it_is(copied: Tensor) -> Tensor:
+    return copied
+
+
 def score_and_slope(d: Divergence, logx: Tensor, logz: Tensor) -> tuple[Tensor, Tensor]:
     """g(x, z) and its derivative in log x; as ``score``."""
     logx, logz = torch.broadcast_tensors(logx.detach(), logz.detach())
     # h'(x) - h'(z) has a slope that does not depend on z. It is taken away from x = z, where a table has an absolute
     # value in its formula.
     beside = logx - 1.0 if isinstance(d, BregmanDivergence) else logz
-    # The formulas work in place, which autograd allows where it may keep a copy.
-    with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+    # The formulas work in place, so autograd keeps copies. Not allow_mutation_on_saved_tensors: it tells tensors apart by
+    # their address, which a later tensor may reuse, and then differentiates with the wrong one.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_copy, _as_it_is):
         at = logx.clone().requires_grad_()
         g = score(d, at, beside)
         slope = torch.zeros_like(at)
