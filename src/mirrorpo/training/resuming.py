@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -50,19 +50,18 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.
 class _Restore(TrainerCallback):
     """transformers sets its sums to zero after it has loaded a checkpoint: this is the first seam after that."""
 
-    def __init__(self, trainer: ResumableTrainer) -> None:
+    def __init__(self, trainer: Resumable) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.restore()
 
 
-class ResumableTrainer(GRPOTrainer):
-    """``trl.GRPOTrainer`` whose checkpoints are complete, verified and hold tensors and plain data alone."""
+class Resumable(Trainer if TYPE_CHECKING else object):
+    """Checkpoints of one of TRL's trainers that are complete, verified and hold tensors and plain data alone."""
 
-    args: GRPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model: nn.Module  # pyright: ignore[reportIncompatibleVariableOverride]
-    _sampler: Any = None
+    _metrics: dict[str, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._writing: Path | None = None
@@ -180,12 +179,8 @@ class ResumableTrainer(GRPOTrainer):
             (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
 
     def _progress(self) -> dict[str, Any]:
-        due = self._step % ((self.args.steps_per_generation or 1) * self.num_iterations)
         return {
-            "step": self._step,
-            "buffer": self._buffered_inputs if due else None,  # else the next step generates anew
             "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
-            "step_time": self._current_train_step_time,
             "loss": self._tr_loss,
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
@@ -193,20 +188,12 @@ class ResumableTrainer(GRPOTrainer):
 
     # Reading
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        self._sampler = super()._get_train_sampler(dataset)
-        return self._sampler
-
     def restore(self) -> None:
-        """Takes up counters, buffer and sums where the checkpoint left them, and the order of the data."""
+        """Takes up counters and sums where the checkpoint left them."""
         checkpoint, self._resumed = self._resumed, None
         if checkpoint is None:
             return
         self._restore_more(checkpoint)
-        if self._sampler is not None and self._sampler.shuffle:
-            # Its generator is seeded once: the order of a later epoch comes after those of all earlier ones.
-            for _ in range(int(self.state.epoch or 0)):
-                torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
         kept = read_progress(checkpoint, self.accelerator.process_index, self.args.device)
         if kept is not None:
             self._take_up(kept)
@@ -215,15 +202,46 @@ class ResumableTrainer(GRPOTrainer):
         """For subclasses: reads what ``_save_more`` wrote."""
 
     def _take_up(self, kept: dict[str, Any]) -> None:
-        self._step = kept["step"]
-        self._buffered_inputs = kept["buffer"]
         for mode, values in kept["metrics"].items():
             self._metrics[mode].clear()
             self._metrics[mode].update(values)
-        self._current_train_step_time = kept["step_time"]
         self._tr_loss = kept["loss"]
         self._total_loss_scalar = kept["total_loss"]
         self._globalstep_last_logged = kept["last_logged"]
+
+
+class ResumableTrainer(Resumable, GRPOTrainer):
+    """``trl.GRPOTrainer`` that resumes in the middle of a rollout batch, and in the order of its data."""
+
+    args: GRPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    _sampler: Any = None
+
+    def _progress(self) -> dict[str, Any]:
+        due = self._step % ((self.args.steps_per_generation or 1) * self.num_iterations)
+        return {
+            **super()._progress(),
+            "step": self._step,
+            "buffer": self._buffered_inputs if due else None,  # else the next step generates anew
+            "step_time": self._current_train_step_time,
+        }
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def restore(self) -> None:
+        """Takes up counters, buffer and sums where the checkpoint left them, and the order of the data."""
+        if self._resumed is not None and self._sampler is not None and self._sampler.shuffle:
+            # Its generator is seeded once: the order of a later epoch comes after those of all earlier ones.
+            for _ in range(int(self.state.epoch or 0)):
+                torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
+        super().restore()
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
+        super()._take_up(kept)
+        self._step = kept["step"]
+        self._buffered_inputs = kept["buffer"]
+        self._current_train_step_time = kept["step_time"]
 
 
 def holds_optimizer(checkpoint: Path) -> bool:
@@ -324,6 +342,7 @@ def load_state(folder: Path, state: PenaltyState, averaged_reference: nn.Module 
 
 __all__ = [
     "PenaltyState",
+    "Resumable",
     "ResumableTrainer",
     "holds_optimizer",
     "load_state",
