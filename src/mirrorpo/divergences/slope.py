@@ -49,8 +49,8 @@ def score_and_slope(d: Divergence, logx: Tensor, logz: Tensor) -> tuple[Tensor, 
     # h'(x) - h'(z) has a slope that does not depend on z. It is taken away from x = z, where a table has an absolute
     # value in its formula.
     beside = logx - 1.0 if isinstance(d, BregmanDivergence) else logz
-    # The formulas work in place, so autograd keeps copies. Not allow_mutation_on_saved_tensors: it tells tensors apart by
-    # their address, which a later tensor may reuse, and then differentiates with the wrong one.
+    # The formulas work in place, so autograd keeps copies. Not allow_mutation_on_saved_tensors: it tells tensors apart
+    # by their address, which a later tensor may reuse, and then differentiates with the wrong one.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_copy, _as_it_is):
         at = logx.clone().requires_grad_()
         g = score(d, at, beside)
