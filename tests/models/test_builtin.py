@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mirrorpo.models import BUILTIN_MODELS, builtin_path, resolve_model
+from mirrorpo.models import BUILTIN_MODELS, builtin_path, for_vllm, resolve_model
 
 FOLDER = builtin_path("tiny")
 MAX_WEIGHTS_BYTES = 2_500_000
@@ -203,3 +203,48 @@ def test_no_file_names_a_folder_of_the_machine_it_was_built_on() -> None:
         content = file.read_bytes()
         for folder in (Path.home(), Path.cwd()):
             assert len(folder.parts) < 2 or str(folder).encode() not in content
+
+
+# A copy with wider heads, for vLLM
+
+
+@pytest.fixture
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return Path(for_vllm(str(FOLDER)))
+
+
+def test_the_copy_with_wider_heads_is_the_same_function(wide: Path) -> None:
+    ids = torch.randint(0, 256, (2, 200), generator=torch.Generator().manual_seed(0))
+    copy = AutoModelForCausalLM.from_pretrained(wide)
+    with torch.no_grad():
+        ours, theirs = (one(input_ids=ids).logits.log_softmax(-1) for one in (model(), copy))
+    assert copy.config.head_dim == 32
+    # Frequencies are rounded to float32 in another order: angles differ by some 1e-7 of a position.
+    assert (ours.exp() - theirs.exp()).abs().max() < 2e-6
+    assert (ours - theirs).abs().max() < 5e-5
+
+
+def test_training_leaves_the_padding_of_the_wider_heads_at_zero(wide: Path) -> None:
+    copy = AutoModelForCausalLM.from_pretrained(wide)
+    ids = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
+    copy(input_ids=ids, labels=ids).loss.backward()
+    parts = set()
+    for name, p in copy.named_parameters():
+        part = name.split(".")[-2]
+        if p.shape != model().get_parameter(name).shape:
+            assert p.grad is not None
+            zero = (p == 0).flatten()
+            assert zero.sum() >= p.numel() // 4  # 8 of 32 in every head
+            assert (p.grad.flatten()[zero] == 0).all()
+            parts.add(part)
+    assert parts == {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
+
+
+def test_other_models_and_a_copy_that_is_there_are_left_as_they_are(wide: Path) -> None:
+    made = (wide / "model.safetensors").stat().st_mtime_ns
+    assert for_vllm(str(FOLDER)) == str(wide)
+    assert (wide / "model.safetensors").stat().st_mtime_ns == made
+    assert [one.name for one in wide.parent.iterdir()] == [wide.name]
+    for path in ("Qwen/Qwen3-0.6B", str(wide), "nowhere"):
+        assert for_vllm(path) == path

@@ -1,7 +1,7 @@
 """The sampler's mismatch is corrected as TRL defines it: recorded log-probabilities, TRL's trainer and ours, one loss.
 
-vLLM itself needs a GPU. What it hands to TRL, completions with the log-probabilities under which it drew them, is
-recorded here and played back through TRL's own code to both trainers.
+What vLLM hands to TRL, completions with the log-probabilities under which it drew them, is recorded here and played
+back through TRL's own code to both trainers. vLLM itself runs in tests/real/test_real_vllm.py.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from trl.generation import vllm_generation
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
-from mirrorpo.training import MirrorConfig, MirrorTrainer
+from mirrorpo.training import MirrorConfig, MirrorTrainer, rollouts
 from mirrorpo.training.nonfinite import NonFiniteError
-from mirrorpo.training.rollouts import check_logprobs_mode, other_precision, truncation
+from mirrorpo.training.rollouts import check_logprobs_mode, other_precision, truncation, vllm_as_trained
 from mirrorpo.training.setup import trainer_config
 from trl_pair import PAIRS, dataset, loss_and_gradient, settings, trainer
 
@@ -232,9 +233,28 @@ def test_an_engine_that_reports_other_probabilities_than_it_draws_from_is_refuse
 
 
 def test_a_sampler_in_another_precision_is_said() -> None:
-    engine = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.bfloat16))
-    assert other_precision(engine, torch.bfloat16) is None
-    assert other_precision(SimpleNamespace(), torch.float32) is None
-    line = other_precision(engine, torch.float32)
+    assert other_precision("torch.bfloat16", torch.bfloat16) is None
+    line = other_precision("torch.bfloat16", torch.float32)
     assert line is not None
     assert line.startswith("vLLM draws in bfloat16, the model is trained in float32")
+    assert "--dtype float32" in line
+
+
+@pytest.mark.parametrize(("mixed", "said"), [("no", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_a_vllm_in_this_process_computes_in_the_precision_of_the_trainer(
+    mixed: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(rollouts, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(vllm_generation, "LLM", lambda **settings: started.append(settings), raising=False)
+    whole = vllm_generation.LLM  # pyright: ignore[reportPrivateImportUsage]
+    accelerator = SimpleNamespace(
+        mixed_precision=mixed, unwrap_model=lambda model: model, device=SimpleNamespace(type="cuda")
+    )
+    built = SimpleNamespace(
+        accelerator=accelerator, model=SimpleNamespace(dtype=torch.float32), use_vllm=True, vllm_mode="colocate"
+    )
+    with vllm_as_trained(built):
+        vllm_generation.LLM(model="x")  # pyright: ignore[reportPrivateImportUsage]
+    assert started == [{"model": "x", "dtype": said}]
+    assert vllm_generation.LLM is whole  # pyright: ignore[reportPrivateImportUsage]

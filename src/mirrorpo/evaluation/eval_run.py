@@ -24,7 +24,7 @@ from mirrorpo.config.train import Recipe
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.sampling import Engine, TransformersEngine, VllmEngine, prompt_ids, sample_batches
 from mirrorpo.evaluation.summary import Evaluation, Sample
-from mirrorpo.models import resolve_model
+from mirrorpo.models import for_vllm, resolve_model
 from mirrorpo.models.folder import loading
 from mirrorpo.models.generation import CannotGenerateError, check_generates, end_tokens
 from mirrorpo.models.threads import fit_threads, suggest_bfloat16
@@ -218,7 +218,7 @@ def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine
     if engine == "vllm":
         if (Path(path) / "adapter_config.json").is_file():
             raise InputError(f"--engine vllm: {path} holds an adapter; merge it into its model, or use transformers")
-        return VllmEngine(path, recipe.model.dtype, context, recipe.eval.seed)
+        return VllmEngine(for_vllm(path), recipe.model.dtype, context, recipe.eval.seed)
     options = loading(recipe.model.trust_remote_code)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype, **options)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.utils import logging
+from trl.generation import vllm_generation
+from trl.import_utils import is_vllm_available
 
 from mirrorpo.models.decoding import complete, decoding_weights, pick, reason_for_generate
 from mirrorpo.training.distributed import UNSHARDED
@@ -131,14 +136,52 @@ def check_sampler(trainer: Any) -> None:
         trainer: the main process's ``MirrorTrainer``, with its engine.
     """
     lines = [truncation(trainer.args)]
-    if trainer.use_vllm and trainer.vllm_mode == "colocate":
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        lines.append(other_precision(trainer.vllm_generation.llm.llm_engine, model.dtype))
+    if trainer.use_vllm and trainer.vllm_mode == "server":  # in this process mode and precision are set, not asked
+        settings = trainer.vllm_generation.vllm_client.get_server_info()["model_config"]
+        if "sampler" in trainer.policy_objective.needs:
+            check_logprobs_mode(settings["logprobs_mode"])
+        lines.append(other_precision(settings["dtype"], precision(trainer)))
     for line in filter(None, lines):
         logger.warning(line)
-    served = trainer.use_vllm and trainer.vllm_mode == "server"  # in this process TRL sets the mode itself
-    if served and "sampler" in trainer.policy_objective.needs:
-        check_logprobs_mode(trainer.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
+
+
+@contextmanager
+def vllm_as_trained(trainer: Any) -> Iterator[None]:
+    """vLLM, where TRL starts it in this process, computes in the trainer's precision: by itself it rounds float32.
+
+    Args:
+        trainer: before its model is there; it is asked when vLLM starts.
+    """
+    if not is_vllm_available():  # TRL's own line says so
+        yield
+        return
+    whole = vllm_generation.LLM
+
+    def llm(**settings: Any) -> Any:
+        return whole(**settings, dtype=str(precision(trainer)).removeprefix("torch."))
+
+    vllm_generation.LLM = llm  # pyright: ignore[reportPrivateImportUsage]  TRL has no setting for it
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = whole
+    if trainer.use_vllm and trainer.vllm_mode == "colocate" and trainer.accelerator.device.type == "cpu":
+        trainer.vllm_generation.sync_weights = partial(_sync_on_cpu, trainer.vllm_generation)
+
+
+def _sync_on_cpu(generation: Any) -> None:
+    """The trainer's weights in a vLLM on the CPU, which packs them when they are loaded: all are loaded anew."""
+    runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
+    runner.reload_weights(generation._iter_named_params())
+    head = runner.get_model().lm_head  # packed apart, also where it shares the embedding's weights
+    head.quant_method.process_weights_after_loading(head)
+    generation.llm.reset_prefix_cache()
+
+
+def precision(trainer: Any) -> torch.dtype:
+    """What the trainer's matrix products are computed in."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return _AUTOCAST.get(trainer.accelerator.mixed_precision, model.dtype)
 
 
 def truncation(args: Any) -> str | None:
@@ -172,16 +215,16 @@ def check_logprobs_mode(mode: str) -> None:
         )
 
 
-def other_precision(engine: Any, trainer: torch.dtype) -> str | None:
-    """One line where vLLM draws in another precision than the trainer: it reads float32 models in 16 bits."""
-    sampler = getattr(getattr(engine, "model_config", None), "dtype", trainer)
-    if sampler == trainer:
-        return None
+def other_precision(sampler: str, trainer: torch.dtype) -> str | None:
+    """One line where vLLM's server draws in another precision than the trainer: by itself it rounds float32."""
     names = [str(dtype).removeprefix("torch.") for dtype in (sampler, trainer)]
+    if names[0] == names[1]:
+        return None
     return (
         f"vLLM draws in {names[0]}, the model is trained in {names[1]}: sampler and trainer differ by more "
-        "than kernels do; the correction of vLLM, or a region around the sampler, accounts for it"
+        f"than kernels do; start the server with --dtype {names[1]}, or let its correction, or a region around the "
+        "sampler, account for it"
     )
 
 
-__all__ = ["Rollouts", "check_logprobs_mode", "check_sampler", "other_precision", "truncation"]
+__all__ = ["Rollouts", "check_logprobs_mode", "check_sampler", "other_precision", "truncation", "vllm_as_trained"]

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from mirrorpo.config.train import TeacherSpec, check_teacher
 from mirrorpo.losses.advantages import advantages as group_advantages
 from mirrorpo.losses.objective import Objective, Output
-from mirrorpo.models import resolve_model
+from mirrorpo.models import for_vllm, resolve_model
 from mirrorpo.models.generation import bare_generation, causal_part
 from mirrorpo.models.thresholds import count_positions, forget_lengths
 from mirrorpo.training.config import MirrorConfig, teacher_from
@@ -35,7 +35,7 @@ from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of,
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, load_state, resumed_lines, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
-from mirrorpo.training.rollouts import Rollouts, check_sampler
+from mirrorpo.training.rollouts import Rollouts, check_sampler, vllm_as_trained
 from mirrorpo.training.scoring import FORWARD_KEYS, PackedPath, Scored, Scorer, gather_ids
 from mirrorpo.training.teacher import Teacher, TeacherError, behind, needs_logps
 from mirrorpo.training.trl_loss import add_trl_names
@@ -98,7 +98,9 @@ class MirrorTrainer(ResumableTrainer):
             args.resolved_objective(), args, drawn_here=not args.use_vllm and "rollout_func" not in kwargs
         )
         self._paper = paper_of(self.policy_objective)
-        model = resolve_model(model) if isinstance(model, str) else model
+        if isinstance(model, str):
+            model = resolve_model(model)
+            model = for_vllm(model) if args.use_vllm and args.vllm_mode == "colocate" else model
         self._rewards_per_func: Tensor | None = None
         self._rows: list[dict[str, Any]] = []
         self._background: list[BackgroundReward] = []
@@ -117,7 +119,8 @@ class MirrorTrainer(ResumableTrainer):
             logger.warning("teacher has no effect: objective %r has no penalty toward it", self.policy_objective.name)
             spec = None
         check_equal(trainer_settings(args, self.policy_objective))
-        super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
+        with vllm_as_trained(self):
+            super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
         self._check_reference()
         if self.accelerator.is_main_process:
             check_sampler(self)
