@@ -1,4 +1,4 @@
-"""Settings of a framework that run an objective file: ``python -m mirrorpo.integrations verl|prime-rl|slime FILE``.
+"""Settings of a framework that run an objective file: ``python -m mirrorpo.integrations verl|prime-rl|slime|skyrl FILE``.
 
 Prints them, one a line; exit status 2 and one line on stderr for what the framework cannot express.
 """
@@ -10,12 +10,13 @@ import sys
 
 from mirrorpo.config.objective_file import read_objective
 from mirrorpo.errors import InputError
-from mirrorpo.integrations import prime_rl, slime, verl_settings
+from mirrorpo.integrations import prime_rl, skyrl, slime, verl_settings
 
 FRAMEWORKS = {
     "verl": lambda source, objective: "\n".join(verl_settings.overrides(source, objective)),
     "prime-rl": prime_rl.settings,
     "slime": slime.settings,
+    "skyrl": skyrl.settings,
 }
 
 

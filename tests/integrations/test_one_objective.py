@@ -1,8 +1,9 @@
-"""One objective file, one batch, four frameworks: the same loss and the same gradient of the model's parameters."""
+"""One objective file, one batch, five frameworks: the same loss and the same gradient of the model's parameters."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 import prime_rl_call
+import skyrl_call
 import slime_call
 from framework_batch import assert_same
 from mirrorpo.config.objective_file import read_objective
-from mirrorpo.integrations import prime_rl, slime
+from mirrorpo.integrations import prime_rl, skyrl, slime
 from mirrorpo.integrations.__main__ import main
 from mirrorpo.training import MirrorConfig, MirrorTrainer
 from trl_pair import MAX_COMPLETION, batch, fill, loss_and_gradient, settings, trainer
@@ -134,6 +136,36 @@ def of_slime(
     return finished(built, loss)
 
 
+def of_skyrl(
+    built: MirrorTrainer, file: str, inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, Tensor]:
+    skyrl_call.install(monkeypatch)
+    objective = built.policy_objective
+    name = f"mirrorpo:{file}"
+    penalised = bool(objective.penalties)
+    algorithm = skyrl_call.AlgorithmConfig(
+        policy_loss_type=name,
+        loss_reduction=skyrl.REACH.aggregations[objective.aggregation].partition("=")[2],
+        grpo_norm_by_std=objective.advantage == "grpo",
+        use_kl_loss=penalised,
+        kl_estimator_type=name if penalised else "k3",
+        kl_loss_coef=1.0,
+        max_seq_len=MAX_COMPLETION,
+    )
+    asynchronous = SimpleNamespace(enabled=False)
+    skyrl.prepare(SimpleNamespace(trainer=SimpleNamespace(algorithm=algorithm, fully_async=asynchronous)))
+    logp, _ = policy(built, inputs)
+    loss, _ = skyrl_call.step(
+        algorithm,
+        logp=logp,
+        logp_old=inputs["old_per_token_logps"],
+        logp_ref=inputs.get("ref_per_token_logps"),
+        advantages=inputs["advantages"].unsqueeze(1).expand_as(logp),
+        mask=inputs["completion_mask"],
+    )
+    return finished(built, loss)
+
+
 @pytest.mark.parametrize("case", FILES)
 def test_one_objective_file_gives_the_same_loss_and_gradient_in_every_framework(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,7 +180,12 @@ def test_one_objective_file_gives_the_same_loss_and_gradient_in_every_framework(
     of_trl = loss_and_gradient(built, inputs)
     assert_same(of_verl(built, str(file), inputs), of_trl)
     assert_same(of_slime(built, str(file), inputs, monkeypatch), of_trl)
-    if read_objective(str(file)).aggregation == "token_mean":
+    per_token = read_objective(str(file)).aggregation == "token_mean"
+    if per_token:
         assert_same(of_prime_rl(built, str(file), inputs), of_trl)
     else:  # said before anything starts, with what it can
         assert main(["prime-rl", str(file)]) == 2
+    if per_token and built.policy_objective.penalties:
+        assert main(["skyrl", str(file)]) == 2
+    else:
+        assert_same(of_skyrl(built, str(file), inputs, monkeypatch), of_trl)
