@@ -1,8 +1,8 @@
 """A stand-in that calls a registered policy loss as SkyRL does (NovaSky-AI/SkyRL, commit a9564572).
 
 As in ``skyrl/train/trainer.py``, ``skyrl/backends/skyrl_train/workers/worker.py`` and ``utils/ppo_utils.py``: the
-advantages are multiplied by the weights of ``loss_reduction`` over the whole mini-batch, the loss of each micro-batch is
-a sum, the KL term an average of the sequences' means. No code of SkyRL.
+advantages are multiplied by the weights of ``loss_reduction`` over the whole mini-batch, the loss of each micro-batch
+is a sum, the KL term an average of the sequences' means. No code of SkyRL.
 """
 
 from __future__ import annotations

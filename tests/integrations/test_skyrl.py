@@ -129,10 +129,16 @@ def test_skyrl_keeps_its_own_kl_names() -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"preset": "dapo", "divergence": "js", "coefficient": 1.0}, "aggregation 'token_mean' with a penalty in the loss"),
+        (
+            {"preset": "dapo", "divergence": "js", "coefficient": 1.0},
+            "aggregation 'token_mean' with a penalty in the loss",
+        ),
         ({"preset": "dapo", "surrogate": "regression"}, "surrogate 'regression'.*in proportion"),
         ({"preset": "dr_grpo", "region": {"name": "top_k", "radius": 1.0}}, "cannot express region 'top_k'"),
-        ({"preset": "grpo", "placement": "advantage"}, "cannot express placement 'advantage'.*Legal: placement loss, rew"),
+        (
+            {"preset": "grpo", "placement": "advantage"},
+            "cannot express placement 'advantage'.*Legal: placement loss, rew",
+        ),
         ({"preset": "grpo", "estimator": "exact"}, "cannot express estimator 'exact'"),
         ({"preset": "opd"}, "cannot express penalty 'reverse_kl' with anchor 'teacher'.*Legal: reference"),
         ({"preset": "dapo", "advantage": "none"}, "cannot express advantage|advantage"),
@@ -181,7 +187,9 @@ def test_asynchronous_training_needs_the_sampler_as_behaviour() -> None:
         asynchronous = SimpleNamespace(enabled=True)
         skyrl.prepare(SimpleNamespace(trainer=SimpleNamespace(algorithm=algorithm, fully_async=asynchronous)))
 
-    with pytest.raises(InputError, match="needs the old policy, which SkyRL's fully asynchronous training does not keep"):
+    with pytest.raises(
+        InputError, match="needs the old policy, which SkyRL's fully asynchronous training does not keep"
+    ):
         prepared("{preset: dapo}")
     prepared("{preset: dapo, behaviour: sampler}")
 

@@ -2,8 +2,8 @@
 
 ``python tests/real/verl_engine.py`` in an environment that has verl with its own requirements and the core of mirrorpo
 (``scripts/test_install.py verl`` makes one). What is verl's: the Ray worker group, ``TrainingWorker``, the FSDP2 engine
-with gradient accumulation, clipping and AdamW, ``ppo_loss``, and the entry point that loads us. verl has no CPU platform:
-``PlatformCPU`` registers one through its own registry, in the same way as an accelerator that it does not know.
+with gradient accumulation, clipping and AdamW, ``ppo_loss``, and the entry point that loads us. verl has no CPU
+platform: ``PlatformCPU`` registers one through its own registry, as for an accelerator that it does not know.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ if __name__ == "__main__":  # as verl imports it, here and in every worker
         "VERL_ENGINE_DEVICE": "cuda",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])),
         "HF_HUB_OFFLINE": "1",
-        "RAY_raylet_start_wait_time_s": "120",
+        "RAY_raylet_start_wait_time_s": "120",  # a busy machine
+        "RAY_agent_register_timeout_ms": "120000",
     }
     import_module("verl_engine").main()
     sys.exit()
 
-import torch
-from verl.plugin.platform.platform_base import PlatformBase
-from verl.plugin.platform.platform_manager import PlatformRegistry
+import torch  # noqa: E402
+from verl.plugin.platform.platform_base import PlatformBase  # noqa: E402
+from verl.plugin.platform.platform_manager import PlatformRegistry  # noqa: E402
 
 
 @PlatformRegistry.register(platform="cpu")
@@ -106,7 +107,12 @@ def worker_class() -> Any:
         @register(dispatch_mode=Dispatch.ONE_TO_ALL)
         def parameters(self) -> dict[str, torch.Tensor]:
             found = {name: p.full_tensor().detach().clone() for name, p in self.engine.module.named_parameters()}
-            return {**found, "sharded": torch.tensor(float(all(p.to_local().numel() < p.numel() for p in self.engine.module.parameters())))}
+            return {
+                **found,
+                "sharded": torch.tensor(
+                    float(all(p.to_local().numel() < p.numel() for p in self.engine.module.parameters()))
+                ),
+            }
 
         @register(dispatch_mode=Dispatch.ONE_TO_ALL)
         def loaded(self) -> str:
@@ -258,7 +264,7 @@ def main() -> None:
     assert moved > LR, moved
     assert apart < TOLERANCE, (apart, norms, wanted)
     assert norm < TOLERANCE, (norms, wanted)
-    print(
+    sys.stdout.write(
         f"verl's FSDP2 engine on {RANKS} Ray workers: {steps} steps, parameters moved {moved:.1e}, apart from one "
-        f"process {apart:.1e}, gradient norms {norm:.1e}; {time.monotonic() - begun:.0f} s"
+        f"process {apart:.1e}, gradient norms {norm:.1e}; {time.monotonic() - begun:.0f} s\n"
     )

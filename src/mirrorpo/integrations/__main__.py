@@ -1,4 +1,4 @@
-"""Settings of a framework that run an objective file: ``python -m mirrorpo.integrations verl|prime-rl|slime|skyrl FILE``.
+"""Settings of a framework that run an objective file: ``python -m mirrorpo.integrations FRAMEWORK FILE``.
 
 Prints them, one a line; exit status 2 and one line on stderr for what the framework cannot express.
 """

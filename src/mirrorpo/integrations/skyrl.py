@@ -5,15 +5,15 @@
     python -m skyrl.train.entrypoints.main_base trainer.override_entrypoint=mirrorpo.integrations.skyrl
         trainer.algorithm.policy_loss_type=mirrorpo:objective.yaml ...
 
-``python -m mirrorpo.integrations skyrl FILE`` writes all settings. ``main`` registers the objective, checks the settings
-and starts SkyRL's own run. The workers get the objective as text, from SkyRL's registry; they need no file.
+``python -m mirrorpo.integrations skyrl FILE`` writes all settings. ``main`` registers the objective, checks the
+settings and starts SkyRL's own run. The workers get the objective as text from SkyRL's registry; they need no file.
 
-The call (NovaSky-AI/SkyRL, ``skyrl/backends/skyrl_train/workers/worker.py`` and ``utils/ppo_utils.py``, read at commit
-a9564572): ``loss, metrics = function(log_probs, old_log_probs, advantages, config=, loss_mask=, rollout_logprobs=)``, all
-(B, T). The loss is the SUM over the tokens of the mask: SkyRL has multiplied the advantages by the weight that makes it
-the average of ``loss_reduction``, so only surrogates in proportion to the advantage can be carried. The reference's
-log-probabilities go to ``compute_approx_kl`` alone, whose result is averaged over each sequence and over the sequences;
-it has no registry, so that function is replaced wherever SkyRL has imported it.
+The call (NovaSky-AI/SkyRL, ``workers/worker.py`` and ``utils/ppo_utils.py`` in ``skyrl/backends/skyrl_train``, read
+at commit a9564572): ``function(log_probs, old_log_probs, advantages, config=, loss_mask=, rollout_logprobs=)``, all
+(B, T), gives ``(loss, metrics)``. The loss is the SUM over the tokens of the mask: SkyRL has multiplied the advantages
+by the weight that makes it the average of ``loss_reduction``, so only surrogates in proportion to the advantage can be
+carried. The reference's log-probabilities go to ``compute_approx_kl`` alone, whose result is averaged over each
+sequence and over the sequences; it has no registry: that function is replaced wherever SkyRL has imported it.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ _UTILS = "skyrl.backends.skyrl_train.utils.ppo_utils"
 _LOSS_PARAMETERS = ["log_probs", "old_log_probs", "advantages", "config", "loss_mask", "rollout_logprobs"]
 _KL_PARAMETERS = ["log_probs", "log_probs_base", "loss_mask", "kl_estimator_type"]
 
-# The policy loss, called first, leaves for the KL term of the same forward pass what SkyRL does not hand it: the old and
-# the engine's log-probabilities, and max_seq_len. A weak reference, so that no graph outlives its step.
+# The policy loss, called first, leaves for the KL term of the same forward pass what SkyRL does not hand it: the old
+# and the engine's log-probabilities, and max_seq_len. A weak reference, so that no graph outlives its step.
 _seen: tuple[weakref.ref[Tensor], Tensor | None, Tensor | None, int | None] | None = None
 
 
