@@ -60,6 +60,7 @@ def step_of(objective: dict[str, Any], model: str, teacher: str, folder: Path, s
         use_cpu=True,
         activation_checkpointing=False,
         save_strategy="no",
+        gradient_share_every=0,  # measured once in 100 steps, by two sweeps: no part of an ordinary one
         objective=objective,
         teacher={"path": teacher} if learns else None,
     )
