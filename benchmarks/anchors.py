@@ -1,11 +1,14 @@
-"""What do a mask, a second penalty and a teacher cost? Ratios of whole policy steps, packed, in turns (5 min).
+"""What do a mask, a second penalty and a teacher cost? Ratios of whole policy steps, packed, in turns (10 min).
 
-A step is forward, loss and backward; with a teacher, its forward pass too: at rollout time for ``score``, in the loss
-for ``exact``. Processor time of one thread, so that other work on the machine does not count.
+A step is forward, loss and backward; with a teacher or a reference as anchor its forward pass too: at rollout time for
+``score``, in the loss for ``exact``. Processor time of one thread, so that other work on the machine counts little. The
+ratios are medians over rounds with bootstrap intervals. A mask and a second penalty cost less than such ratios can
+show, so the seconds that they add are also measured by themselves, without model and head, and put over a step's.
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 import warnings
@@ -15,13 +18,15 @@ from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import mirrorpo
+from mirrorpo.kernels import Head, objective_from_hidden
+from mirrorpo.kernels.head import chunk_rows
 from mirrorpo.models import builtin_path
-from mirrorpo.training import MirrorConfig, MirrorTrainer
-from policy_model import Shape, micro_batch, save_model
-from timing import interleaved, parser, ratios, show
+from mirrorpo.training import MirrorTrainer
+from policy_model import Shape, build, micro_batch, save_model
+from timing import in_turns, paired, parser, show
 
 CLIP = {"name": "ratio", "epsilon_low": 0.2, "epsilon_high": 0.28}
 MASK = {"name": "kl3", "radius": 0.5, "act": "mask", "anchor": "reference"}
@@ -33,8 +38,8 @@ def penalised(*penalties: dict[str, Any], mask: bool = False) -> dict[str, Any]:
     return {"preset": "dapo", "regions": [CLIP, *([MASK] if mask else [])], "penalties": list(penalties)}
 
 
-def toward_teacher(estimator: str) -> dict[str, Any]:
-    penalty = {"divergence": "reverse_kl", "coefficient": 1.0, "anchor": "teacher", "estimator": estimator}
+def toward(anchor: str, estimator: str) -> dict[str, Any]:
+    penalty = {"divergence": "reverse_kl", "coefficient": 1.0, "anchor": anchor, "estimator": estimator}
     return {"preset": "opd", "penalties": [penalty]}
 
 
@@ -42,46 +47,105 @@ OBJECTIVES = {
     "one penalty": penalised(FIRST),
     "and a mask": penalised(FIRST, mask=True),
     "and a second penalty": penalised(FIRST, SECOND),
-    "teacher, score": toward_teacher("score"),
-    "teacher, exact": toward_teacher("exact"),
+    "teacher, score": toward("teacher", "score"),
+    "teacher, exact": toward("teacher", "exact"),
+    "reference, score": toward("reference", "score"),
+    "reference, exact": toward("reference", "exact"),
 }
-BASES = {"and a mask": "one penalty", "and a second penalty": "one penalty", "teacher, exact": "teacher, score"}
+BASES = {
+    "and a mask": "one penalty",
+    "and a second penalty": "one penalty",
+    "teacher, exact": "teacher, score",
+    "teacher, score": "reference, score",
+    "reference, exact": "reference, score",
+}
 
 
 def step_of(objective: dict[str, Any], model: str, teacher: str, folder: Path, shape: Shape) -> Callable[[], Any]:
-    learns = objective["preset"] == "opd"
-    args = MirrorConfig(
-        str(folder),
-        per_device_train_batch_size=shape.group * shape.groups,
-        num_generations=shape.group,
-        max_completion_length=shape.longest,
-        report_to="none",
-        bf16=False,
-        use_cpu=True,
-        activation_checkpointing=False,
-        save_strategy="no",
-        gradient_share_every=0,  # measured once in 100 steps, by two sweeps: no part of an ordinary one
-        objective=objective,
-        teacher={"path": teacher} if learns else None,
-    )
-    trainer: Any = MirrorTrainer(
+    """The anchor's scores, as at rollout time, where the objective reads them, then forward, loss and backward."""
+    anchor = objective["penalties"][0].get("anchor")
+    trainer = build(
+        MirrorTrainer,
         model,
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=args,
-        train_dataset=Dataset.from_list([{"prompt": "1"}] * 16),
-        processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+        folder,
+        shape,
+        use_cpu=True,
+        objective=objective,
+        gradient_share_every=0,  # measured once in 100 steps, by two sweeps: no part of an ordinary one
+        teacher={"path": teacher} if anchor == "teacher" else None,
     )
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.model.train()
     inputs = micro_batch(shape)
     inputs["ref_per_token_logps"] = inputs["old_per_token_logps"] - 0.1
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+
+    def scored() -> dict[str, torch.Tensor]:
+        if anchor == "teacher":
+            return trainer._teacher_scores([], dict(inputs))
+        if anchor == "reference" and not trainer.policy_objective.needs_logits:
+            given = (trainer.ref_model, ids, attention, shape.longest)
+            with torch.no_grad():  # as TRL does at rollout time
+                found = trainer._get_per_token_logps_and_entropies(*given, batch_size=shape.group * shape.groups)
+            return {"ref_per_token_logps": found[0]}
+        return {}
 
     def step() -> None:
         trainer.model.zero_grad()
-        scored = trainer._teacher_scores([], dict(inputs)) if learns else {}
-        trainer._compute_loss(trainer.model, {**inputs, **scored}).backward()
+        trainer._compute_loss(trainer.model, {**inputs, **scored()}).backward()
 
     return step
+
+
+def token_part(objective: dict[str, Any], shape: Shape) -> Callable[[], Any]:
+    """What the objective costs beside the head: in the chunks of the vocabulary, with a head of next to nothing."""
+    made = mirrorpo.objective_from(objective)
+    inputs = micro_batch(shape)
+    mask = inputs["completion_mask"]
+    tokens = int(mask.sum())
+    chunk = chunk_rows(tokens, shape.vocabulary, mask.device, None)
+    head = Head(torch.zeros(2, 1, requires_grad=True))
+    old = inputs["old_per_token_logps"]
+
+    def part() -> None:
+        hidden, zeros = torch.zeros(tokens, 1, requires_grad=True), torch.zeros(tokens, dtype=torch.long)
+        out, _, _ = objective_from_hidden(
+            made, hidden, head, zeros, mask=mask, advantages=inputs["advantages"], logp_old=old, logp_ref=old - 0.1,
+            num_tokens=inputs["num_items_in_batch"], chunk=chunk,
+        )  # fmt: skip
+        out.loss.backward()
+
+    return part
+
+
+def models(folder: Path, vocabulary: int, hidden: int) -> tuple[str, str]:
+    """Folders of a policy and of a teacher of the same size with other weights."""
+    model, teacher = save_model(folder, vocabulary, hidden, 6), str(folder / "teacher")
+    wise = AutoModelForCausalLM.from_pretrained(model)
+    for parameter in wise.parameters():
+        parameter.data.mul_(1.1)
+    wise.save_pretrained(teacher)
+    for path in (model, teacher):
+        AutoTokenizer.from_pretrained(str(builtin_path("tiny"))).save_pretrained(path)
+    return model, teacher
+
+
+def measure(folder: Path, shape: Shape, rounds: int) -> dict[str, float]:
+    """Ratios of whole steps with their intervals, then each addition's share of a step from its own seconds."""
+    model, teacher = models(folder, shape.vocabulary, 256)
+    steps = {name: step_of(o, model, teacher, folder, shape) for name, o in OBJECTIVES.items()}
+    times = in_turns(steps, rounds, warmup=1, clock=time.process_time)
+    found: dict[str, float] = {}
+    for name, base in BASES.items():
+        middle, low, high = paired(times, name, base)
+        label = f"{name} / {base}"
+        found |= {label: middle, f"{label}, 95 % from": low, f"{label}, 95 % to": high}
+    names = ("one penalty", "and a mask", "and a second penalty")
+    parts = in_turns({n: token_part(OBJECTIVES[n], shape) for n in names}, 20 * rounds, clock=time.process_time)
+    step = statistics.median(times["one penalty"])
+    for name in names[1:]:
+        more = statistics.median(a - b for a, b in zip(parts[name], parts["one penalty"], strict=True))
+        found[f"{name}: its own seconds over a step's"] = more / step
+    return found
 
 
 def main() -> None:
@@ -92,19 +156,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as name:
         for vocabulary in (1_000, 32_000):
-            folder = Path(name) / str(vocabulary)
-            shape = Shape(vocabulary=vocabulary)
-            model = save_model(folder, vocabulary, 256, 6)
-            teacher = str(folder / "teacher")
-            wise = AutoModelForCausalLM.from_pretrained(model)
-            for parameter in wise.parameters():
-                parameter.data.mul_(1.1)
-            wise.save_pretrained(teacher)
-            for path in (model, teacher):
-                AutoTokenizer.from_pretrained(str(builtin_path("tiny"))).save_pretrained(path)
-            steps = {name: step_of(o, model, teacher, folder, shape) for name, o in OBJECTIVES.items()}
-            medians = interleaved(steps, rounds=3 if args.quick else 9, warmup=1, clock=time.process_time)
-            found = {f"{name} / {base}": ratios(medians, base)[name] for name, base in BASES.items()}
+            found = measure(Path(name) / str(vocabulary), Shape(vocabulary=vocabulary), 3 if args.quick else 15)
             show(f"whole policy step, vocabulary {vocabulary:,}", found, "x", args.json)
 
 

@@ -79,7 +79,7 @@ def build(kind: type, model: str, folder: Path, shape: Shape, **more: Any) -> An
     if kind is GRPOTrainer:
         args: Any = GRPOConfig(**common, loss_type="dr_grpo", scale_rewards="none", beta=0.0)
     else:
-        args = MirrorConfig(**common, objective="dr_grpo")
+        args = MirrorConfig(**{"objective": "dr_grpo"} | common)
     trainer = kind(
         model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),

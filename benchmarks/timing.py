@@ -29,6 +29,16 @@ def interleaved(
     Returns:
         Name to median seconds.
     """
+    return {name: statistics.median(spent) for name, spent in in_turns(contenders, rounds, warmup, clock).items()}
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """The seconds of every round, by name; arguments as in ``interleaved``."""
     names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warmup + rounds):
@@ -41,7 +51,16 @@ def interleaved(
             spent = clock() - start
             if number >= warmup:
                 times[name].append(spent)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def paired(times: Mapping[str, list[float]], name: str, base: str) -> tuple[float, float, float]:
+    """The median over rounds of one contender's seconds over another's, and its 95 % bootstrap interval over rounds."""
+    random = torch.Generator().manual_seed(0)
+    found = torch.tensor(times[name]) / torch.tensor(times[base])
+    drawn = torch.randint(len(found), (4_000, len(found)), generator=random)
+    low, high = found[drawn].median(dim=1).values.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return statistics.median(found.tolist()), low, high
 
 
 def ratios(medians: Mapping[str, float], base: str) -> dict[str, float]:

@@ -24,6 +24,13 @@ TABLES = (
     "estimators",
     "surrogates",
     "anchors",
+    "behaviours",
+    "acts",
+    "levels",
+    "sides",
+    "placements",
+    "supports",
+    "baselines",
     "advantages",
     "aggregations",
     "tasks",
@@ -128,6 +135,7 @@ def build() -> dict[str, Rows]:
         "estimators": _estimators(),
         "surrogates": _surrogates(),
         "anchors": _anchors(),
+        **_choices(),
         "advantages": _advantages(),
         "aggregations": _aggregations(),
         "tasks": _tasks(),
@@ -248,6 +256,25 @@ def _anchors() -> Rows:
     ]
 
 
+def _choices() -> dict[str, Rows]:
+    """What the keys of a region and of a penalty take; each name needs its sentence below."""
+    from mirrorpo.divergences import SUPPORTS
+    from mirrorpo.losses.anchors import BEHAVIOURS
+    from mirrorpo.losses.penalties import BASELINES, PLACEMENTS
+    from mirrorpo.losses.rules import ACTS, LEVELS, MASK_LEVELS, SIDES
+
+    names = {
+        "behaviours": BEHAVIOURS,
+        "acts": ACTS,
+        "levels": (*LEVELS, *MASK_LEVELS),
+        "sides": SIDES,
+        "placements": PLACEMENTS,
+        "supports": SUPPORTS,
+        "baselines": BASELINES,
+    }
+    return {what: [{"name": name, "what": _CHOICES[what][name]} for name in chosen] for what, chosen in names.items()}
+
+
 def _advantages() -> Rows:
     from mirrorpo.losses.advantages import ADVANTAGES
 
@@ -266,6 +293,45 @@ def _tasks() -> Rows:
     return [{"name": name, "what": entry.summary} for name, entry in TASKS.items()]
 
 
+_CHOICES = {
+    "behaviours": {
+        "old": "tokens count as drawn from the policy at the start of the batch, scored by the trainer (default)",
+        "sampler": "tokens count as drawn from what the inference engine reported",
+    },
+    "acts": {
+        "clip": "the policy gradient stops where the advantage pushes further out; at most one (default)",
+        "mask": "the policy term is dropped on either side of the region; any number",
+        "soft": "no bound: the loss gains |A| / (2 radius) times the divergence; SPO, DRPO",
+        "truncate": "the policy term is multiplied by old / anchor, clamped into the region; at most one",
+    },
+    "levels": {
+        "token": "the ratio of each token (default)",
+        "sequence": "exp of the mean log-ratio of the completion",
+        "product": "exp of the sum of its log-ratios: the ratio of whole completions",
+        "mean_divergence": "of a mask: the mean of the completion's divergences, against the radius",
+        "sum_divergence": "of a mask: their sum",
+        "max_divergence": "of a mask: the largest of them",
+    },
+    "sides": {
+        "both": "whatever the advantage (default)",
+        "positive": "where the advantage is positive",
+        "negative": "where it is negative; DeepSeek's sequence mask",
+    },
+    "placements": {
+        "loss": "the estimate times its coefficient is added to the loss (default)",
+        "reward": "the completion's sum is taken from its reward, before advantages; sampled or weighted",
+        "advantage": "coefficient * g is taken from the token's advantage: the trust region applies to it; score",
+    },
+    "supports": {
+        "anchor": "of top_k: the K likeliest tokens of the anchor (default)",
+        "policy": "of top_k: the K likeliest tokens of the policy",
+        "union": "of top_k: both",
+    },
+    "baselines": {
+        "none": "of score: nothing is taken from the weight g (default)",
+        "exact": "of score: sum_v p_v g_v is taken from g: the same gradient with less noise; needs logits",
+    },
+}
 _ADVANTAGES = {
     "grpo": "(r - mean) / (standard deviation + eps) of the group; GRPO, arXiv 2402.03300",
     "dr_grpo": "r - mean of the group; Dr. GRPO, arXiv 2503.20783",

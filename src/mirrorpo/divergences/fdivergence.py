@@ -155,14 +155,24 @@ class RatioDivergence(Divergence):
     def _in_float32(self, logx: Tensor, logz: Tensor) -> Term | None:
         if not self.float32_sums:
             return None
-        # As `term`, with the log-ratio clamped where float32 ends.
-        delta = self._hold(logx - logz, MAX_LOG_WEIGHT)
-        x = torch.maximum(logx, logz + delta).exp_()
+        # As `term`, with the log-ratio clamped where float32 ends; a look that makes no host wait spares three passes.
+        delta = logx - logz
+        bound = MAX_LOG_WEIGHT / max(1.0, self.growth)
+        if delta.device.type == "cpu" and delta.numel() and all(abs(end) <= bound for end in _ends(delta)):
+            x = logx.exp()
+        else:
+            delta = delta.clamp_(-bound, bound)
+            x = torch.maximum(logx, logz + delta).exp_()
         value, _, score = self.form(delta)
-        return value * x, x.mul_(score)
+        return value.mul_(x), x.mul_(score)
 
     def constraint(self, log_ratio: Tensor, logz: Tensor) -> Tensor:
         return log_ratio.exp() * self.form(log_ratio)[0]
+
+
+def _ends(x: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(x)
+    return low.item(), high.item()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -160,6 +161,11 @@ class Chunk:
     scales_anchors: ClassVar[bool] = False
     log_sum: Tensor = field(init=False)
 
+    @cached_property
+    def spares(self) -> tuple[Tensor, Tensor]:
+        block = self.z[self._blocks()[0]]
+        return torch.empty_like(block), torch.empty_like(block)
+
     def run(self, found: Found, slopes: Slopes | None) -> None:
         dtype = product_dtype(self.hidden, self.head.weight)
         project_(self.z, self.hidden, self.head.weight, dtype)
@@ -201,6 +207,10 @@ class Chunk:
     def _blocks(self) -> list[slice]:
         return list(slices(self.z.shape[0], block_rows(self.z.shape[1], self.z.device)))
 
+    def _spare(self, block: Tensor, number: int) -> Tensor:
+        """Room for what is made of a block; on a CPU the same for all, where new memory costs as much as an exp."""
+        return self.spares[number][: block.shape[0]] if block.device.type == "cpu" else torch.empty_like(block)
+
     def _at(self, block: slice) -> slice:
         return slice(self.part.start + block.start, self.part.start + block.stop)
 
@@ -210,12 +220,12 @@ class Chunk:
         for block in self._blocks():
             z = self.head.transform_(self.z[block])
             largest = z.amax(-1, keepdim=True)
-            e = z.sub_(largest).exp()
+            e = torch.exp(z.sub_(largest), out=self._spare(z, 0))
             total = e.sum(-1, keepdim=True)
             log_total = total.log()
             at, of_token = self._at(block), z.gather(-1, self.tokens[block].unsqueeze(-1))
             found.logp[at] = of_token.sub_(log_total).squeeze(-1)
-            weighted = torch.mul(e, z).sum(-1, keepdim=True).div_(total)
+            weighted = torch.mul(e, z, out=self._spare(z, 1)).sum(-1, keepdim=True).div_(total)
             found.entropy[at] = (log_total - weighted).clamp_(min=0.0).squeeze(-1)
             if self.logs:
                 z.sub_(log_total)
@@ -226,7 +236,7 @@ class Chunk:
     def _measure(self, found: Found, numbers: list[int]) -> None:
         """The values of the terms of these numbers, without their gradients."""
         for block in self._blocks() if numbers else []:
-            p = self.z[block].exp()
+            p = torch.exp(self.z[block], out=self._spare(self.z[block], 0))
             for number in numbers:
                 self._term(number, self.terms[number], block, p, found)
 
@@ -257,7 +267,7 @@ class Chunk:
             entropy_weight = entropy_weight * self.head.factor
         for block in self._blocks():
             z = self.z[block]
-            p = z.exp() if self.logs else z
+            p = torch.exp(z, out=self._spare(z, 0)) if self.logs else z
             share, dense, sparse = slope[block].neg(), None, []
             for number, term, weight in weighted:
                 measured = self._term(number, term, block, p, found)
@@ -272,7 +282,7 @@ class Chunk:
                 # H = -sum p log p: dH/dz = -p (log p + H)
                 coefficient = entropy_weight[block]
                 share.sub_(coefficient * found.entropy[self._at(block)])
-                part = torch.mul(p, z).mul_(coefficient.neg().unsqueeze(-1))
+                part = torch.mul(p, z, out=self._spare(z, 1)).mul_(coefficient.neg().unsqueeze(-1))
                 dense = part if dense is None else dense.add_(part)
             p.mul_(share.unsqueeze(-1))
             if dense is not None:
