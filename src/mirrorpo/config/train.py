@@ -307,6 +307,34 @@ class TeacherSpec(Settings):
         return self
 
 
+class PreferenceSpec(Settings):
+    """Training on preference pairs in place of rewards: DPO with any divergence."""
+
+    divergence: str | dict[str, Any] = Field(
+        default="reverse_kl", description="a name of `mirrorpo list divergences`, or a mapping with name and options"
+    )
+    beta: float = Field(default=0.1, gt=0.0, le=1e6, description="the divergence's coefficient")
+    pairs: str | None = Field(
+        default=None, min_length=1, description="JSON lines with prompt, chosen, rejected; empty: the task's own pairs"
+    )
+
+    @model_validator(mode="after")
+    def _rewards(self, info: ValidationInfo) -> PreferenceSpec:
+        if info.context != KEYS_ALONE:
+            from mirrorpo.losses.preference import ImplicitReward  # loads torch
+
+            ImplicitReward.of(self.divergence)
+        return self
+
+
+# Keys of train that a preference training reads; prompts_per_step counts pairs.
+_WITH_PAIRS = {
+    *("steps", "prompts_per_step", "micro_batch_size", "learning_rate", "schedule", "warmup_ratio", "weight_decay"),
+    *("adam_beta2", "adam_epsilon", "max_grad_norm", "max_completion_length", "save_every", "keep", "seed"),
+    *("precision", "gradient_checkpointing", "report_to", "run_name", "trl"),
+}
+
+
 def check_teacher(objective: Objective, teacher: TeacherSpec | None) -> None:
     """Raises ``ValueError`` for an objective that needs a teacher and has none, or one that sends too little.
 
@@ -337,8 +365,26 @@ class Recipe(Settings):
     objective: ObjectiveSpec = Field(default_factory=lambda: ObjectiveSpec.model_construct(preset="dr_grpo"))
     reference: ReferenceSpec = ReferenceSpec()
     teacher: TeacherSpec | None = None
+    preference: PreferenceSpec | None = None
     train: TrainSpec = TrainSpec()
     eval: EvalSpec = EvalSpec()
+
+    @model_validator(mode="after")
+    def _of_pairs_alone(self) -> Recipe:
+        if self.preference is None:
+            return self
+        if (self.objective.spec(), self.reference, self.teacher) != ({"preset": "dr_grpo"}, ReferenceSpec(), None):
+            raise ValueError(
+                "objective, reference and teacher have no effect with preference: its divergence and beta are the "
+                "objective, and the reference is the model before training"
+            )
+        for name, key in TrainSpec.model_fields.items():
+            if name not in _WITH_PAIRS and getattr(self.train, name) != key.default:
+                raise ValueError(f"train.{name} has no effect with preference: no completion is drawn in training")
+        update, micro = self.train.prompts_per_step, self.train.micro_batch_size
+        if micro is not None and update % micro:
+            raise ValueError(f"train.micro_batch_size must divide the {update} pairs of prompts_per_step, got {micro}")
+        return self
 
     @model_validator(mode="after")
     def _reference_exists(self, info: ValidationInfo) -> Recipe:

@@ -154,6 +154,26 @@ class Arithmetic:
             return Grade(reward=1.0, reason="match")
         return Grade(reward=0.0, reason="mismatch")
 
+    def pair(self, row: Row, number: int) -> tuple[str, str]:
+        """A right derivation of a problem and one with a wrong product, wrong by 1 to 9.
+
+        Args:
+            row: a row of `rows`; only ``prompt`` is read.
+            number: of the pair; it decides the error.
+
+        Raises:
+            ValueError: the difficulty is "easy", whose problems have one step.
+
+        Example:
+            >>> Arithmetic().pair({"prompt": "12+7*3=?"}, 0)
+            ('7*3=21;12+21=33#### 33', '7*3=22;12+22=34#### 34')
+        """
+        if self.difficulty == "easy":
+            raise ValueError(
+                "difficulty is 'easy', whose problems have one step; legal: medium, hard"
+            )
+        return _derivation(row["prompt"], 0), _derivation(row["prompt"], 1 + number % 9)
+
 
 def is_test_problem(text: str) -> bool:
     """Tell whether a problem belongs to the test split, from a digest of its text alone.
@@ -169,6 +189,17 @@ def is_test_problem(text: str) -> bool:
         False
     """
     return hashlib.sha256(text.encode()).digest()[0] % _ONE_IN == 0
+
+
+def _derivation(problem: str, error: int) -> str:
+    """The two steps of a problem and its answer; the product is off by ``error``."""
+    left, sign, right = re.split(r"([+-])", problem.removesuffix("=?"))
+    factors = left if "*" in left else right
+    one, other = map(int, factors.split("*"))
+    product = one * other + error
+    left, right = (str(product) if side == factors else side for side in (left, right))
+    answer = int(left) + int(right) * (1 if sign == "+" else -1)
+    return f"{factors}={product};{left}{sign}{right}={answer}{_MARKER} {answer}"
 
 
 def _problem(difficulty: str, seed: int, index: int) -> tuple[str, int]:

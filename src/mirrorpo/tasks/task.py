@@ -53,6 +53,15 @@ class BatchTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class PairedTask(Task, Protocol):
+    """A task that can also say what is preferred, for training on preferences."""
+
+    def pair(self, row: Row, number: int) -> tuple[str, str]:
+        """A good and a bad completion of a problem; ``number`` is the place of the pair, and may vary what is bad."""
+        ...
+
+
 def grade_all(task: Task, completions: Sequence[str], rows: Sequence[Row]) -> list[Grade]:
     """The verdicts on completions of the given rows, in their order; at once where the task can.
 
@@ -144,4 +153,4 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-__all__ = ["BatchTask", "Grade", "Row", "Settings", "Split", "Task", "grade_all"]
+__all__ = ["BatchTask", "Grade", "PairedTask", "Row", "Settings", "Split", "Task", "grade_all"]

@@ -41,11 +41,9 @@ from mirrorpo.wording import duration, say
 
 logger = logging.get_logger(__name__)
 
-
-# Names under which TRL logs the same number a second time.
+# Names under which TRL logs the same number a second time, and its metrics of preference pairs, which begin like these.
 _TWICE = ("rewards/", "clip_ratio/", "train_", "num_tokens", "epoch", "total_flos")
-
-
+_OF_PAIRS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 COMPLETIONS_FILE = "completions.jsonl"
 
 
@@ -104,7 +102,7 @@ class MetricsWriter(TrainerCallback):
             return
         line: dict[str, float | int | None] = {"step": state.global_step // self.updates_per_step}
         for name, value in logs.items():
-            if name.startswith(_TWICE) or not isinstance(value, int | float):
+            if (name.startswith(_TWICE) and name not in _OF_PAIRS) or not isinstance(value, int | float):
                 continue
             line[name] = value if math.isfinite(value) else None
         now = time.monotonic()
@@ -223,6 +221,8 @@ def numbers_of(line: dict[str, float | int | None]) -> str:
     parts = []
     if line.get("reward") is not None:
         parts.append(f"reward {line['reward']:.3f}")
+    if line.get("rewards/margins") is not None:
+        parts.append(f"loss {line['loss']:.3f}  margin {line['rewards/margins']:.3f}")
     names = [name for name in line if name.startswith("divergence/")]
     if names and line[names[0]] is not None:
         parts.append(f"{names[0].split('/')[1]} {line[names[0]]:.4f}")

@@ -61,6 +61,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     Raises:
         InputError: what would stop the run before its first step.
     """
+    if recipe.preference is not None:
+        raise InputError("--plan: says what a training on rewards would do; this recipe has the group preference")
     task = build_task(recipe)
     rows, test_rows = task.rows("train"), task.rows("test")[: recipe.eval.problems]
     check_prompts(recipe, rows)

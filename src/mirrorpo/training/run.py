@@ -135,6 +135,10 @@ def train(
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was written.
     """
     check_processes(recipe)
+    if recipe.preference is not None:
+        from mirrorpo.training.preference_trainer import Preferences
+
+        extension = Preferences()
     prepared = together(lambda: prepare(recipe) if extension is None else extension.prepared(prepare(recipe)))
     console = console if is_main() else Console(quiet=True)
     folder = together(
@@ -200,7 +204,8 @@ def _run(
     if spec.log_completions_every:
         every = spec.log_completions_every * writer.updates_per_step
         trainer.add_callback(CompletionsWriter(folder.path / COMPLETIONS_FILE, trainer, every, writer.updates_per_step))
-    trainer.watch.say = lambda line: say(console, line)
+    if prepared.recipe.preference is None:
+        trainer.watch.say = lambda line: say(console, line)
     checkpoint = gather(_resume_point(folder, console, writer.updates_per_step) if is_main() else None)[0]
     before = gather(_read_before(folder))[0]
     if before is None:
@@ -289,8 +294,8 @@ def summarise(prepared: Prepared, trainer: MirrorTrainer, before: Any, after: An
     recipe = prepared.recipe
     summary: dict[str, Any] = {
         "task": prepared.task.name,
-        "objective": recipe.objective.preset,
-        "objective_line": trainer.policy_objective.describe(),
+        "objective": recipe.objective.preset if recipe.preference is None else "preference",
+        "objective_line": trainer.objective_line(),
         "reference": trainer.reference_description(),
         "model": recipe.model.path,
         "seed": recipe.train.seed,

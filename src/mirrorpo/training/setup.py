@@ -158,7 +158,7 @@ def prepare(recipe: Recipe) -> Prepared:
         if reason is not None:
             raise InputError(f"train.kernels: 'triton' cannot run here: {reason}. Legal: torch, auto")
     check_trackers(recipe)
-    if recipe.train.trl:
+    if recipe.train.trl and recipe.preference is None:
         trainer_config(recipe, Path("."), world_size())
     tokenizer = tokenizer_of(recipe, [*train_rows, *test_rows])
     model = check_model(recipe)

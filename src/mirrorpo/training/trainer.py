@@ -143,6 +143,10 @@ class MirrorTrainer(ResumableTrainer):
                 "%s; reference: %s%s", self.policy_objective.describe(), self.reference_description(), teacher
             )
 
+    def objective_line(self) -> str:
+        """What is optimised, in one line."""
+        return self.policy_objective.describe()
+
     def reference_description(self) -> str:
         """Where the penalty is measured from, in a few words."""
         if not self.policy_objective.needs_reference:
