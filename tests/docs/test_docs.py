@@ -16,10 +16,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+import mirrorpo
 from mirrorpo.divergences import DIVERGENCES, ESTIMATORS
 from mirrorpo.losses.advantages import ADVANTAGES
 from mirrorpo.losses.aggregation import AGGREGATIONS
@@ -181,13 +183,39 @@ def test_training_ends_where_the_page_of_fixed_points_says(load: Load) -> None:
     torch.testing.assert_close(logits.softmax(-1)[0], sampled, rtol=0, atol=5e-3)
 
 
-def test_the_fair_search_is_published_as_it_came_out() -> None:
+def test_the_fair_search_is_published_as_it_came_out(load: Load) -> None:
     page = (ROOT / "docs" / "evolution.md").read_text(encoding="utf-8")
     found = json.loads((ROOT / "docs" / "results" / "evolve" / "fair_search.json").read_text(encoding="utf-8"))
-    for name, line in found["methods"].items():
-        values = [row[name] for row in found["rows"]]
-        assert line["reward"] == pytest.approx(sum(values) / len(values))
-        assert f"| {name} | {line['reward']:.3f} |" in page
+    script = load("scripts/fair_search.py")
+    for part in found["noises"].values():
+        assert script.table(part) in page
+        for name, line in part["methods"].items():
+            values = [row[name] for row in part["rows"]]
+            assert line["reward"] == pytest.approx(sum(values) / len(values))
+
+
+def test_the_fair_search_ends_at_the_optimum_and_follows_its_exact_gradient(load: Load) -> None:
+    script = load("scripts/fair_search.py")
+    problem = script.Problem(3, 0.5)
+
+    def fitness(d: Any, coefficient: float = 1.0) -> float:
+        p = mirrorpo.optimum(d, problem.q, problem.seen, coefficient)
+        return (p * problem.true).sum(-1).mean().item()
+
+    weights = torch.tensor([-2.0, -1.0, -3.0], dtype=torch.float64)
+    started = script.start_map(3)
+    cases = [
+        (script.mixture_slope, weights, lambda logs: (script.mixture(logs),), 0.01, (2,)),
+        (script.map_slope, started, script.mapped, 0.01, (88,)),  # a unit's height
+    ]
+    for slope, at, made, step, places in cases:
+        value, gradient = slope(problem, at)
+        assert value == pytest.approx(fitness(*made(at)), abs=1e-5)
+        for i in places:
+            up, down = at.clone(), at.clone()
+            up[i], down[i] = up[i] + step, down[i] - step
+            expected = (fitness(*made(up)) - fitness(*made(down))) / (2.0 * step)
+            assert gradient[i].item() == pytest.approx(expected, rel=5e-3, abs=1e-7)
 
 
 def test_every_figure_is_drawn_by_the_script(load: Load, tmp_path: Path) -> None:

@@ -169,9 +169,7 @@ class Arithmetic:
             ('7*3=21;12+21=33#### 33', '7*3=22;12+22=34#### 34')
         """
         if self.difficulty == "easy":
-            raise ValueError(
-                "difficulty is 'easy', whose problems have one step; legal: medium, hard"
-            )
+            raise ValueError("difficulty is 'easy', whose problems have one step; legal: medium, hard")
         return _derivation(row["prompt"], 0), _derivation(row["prompt"], 1 + number % 9)
 
 
