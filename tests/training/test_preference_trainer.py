@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 import mirrorpo
+from mirrorpo.config.shipped import find_recipe
+from mirrorpo.config.train import Recipe, load_recipe, recipe_from
+from mirrorpo.errors import InputError
 from mirrorpo.models import builtin_path
+from mirrorpo.tasks import Arithmetic
 from mirrorpo.training import MirrorDPOConfig, MirrorDPOTrainer
 from mirrorpo.training.preference_trainer import DPO_SEAMS
+from mirrorpo.training.resuming import Resumable
+from mirrorpo.training.run import train
 
 TINY = str(builtin_path("tiny"))
 PAIRS = Dataset.from_list(
@@ -149,7 +157,7 @@ def test_training_and_evaluation_run_and_the_margin_grows(tmp_path: Path) -> Non
 
 
 def test_the_overridden_methods_of_trl_have_the_signatures_that_are_overridden() -> None:
-    ours = {name for name in vars(MirrorDPOTrainer) if name.startswith("_") and not name.startswith("__")}
+    ours = {name for kind in (MirrorDPOTrainer, Resumable) for name in vars(kind) if name[0] == "_" != name[1]}
     assert {name for name in ours if inspect.isfunction(getattr(DPOTrainer, name, None))} == set(DPO_SEAMS)
     for name, expected in DPO_SEAMS.items():
         assert list(inspect.signature(getattr(DPOTrainer, name)).parameters)[1:] == list(expected)
@@ -196,3 +204,119 @@ def test_the_trainer_says_what_its_divergence_cannot_do(tmp_path: Path) -> None:
 def test_a_config_of_trl_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="args must be a MirrorDPOConfig, got DPOConfig"):
         MirrorDPOTrainer(TINY, args=DPOConfig(str(tmp_path), **SETTINGS), train_dataset=PAIRS)
+
+
+# A recipe with the group preference
+
+
+def recipe(*overrides: str) -> Recipe:
+    data: dict[str, Any] = {
+        "task": {"name": "arithmetic", "train_size": 24, "test_size": 8},
+        "preference": {"divergence": "jeffreys"},
+        "train": {"steps": 4, "prompts_per_step": 8, "micro_batch_size": 4, "learning_rate": 1e-3, "save_every": 1},
+        "eval": {"problems": 8},
+    }
+    data["train"]["max_completion_length"] = 16
+    return recipe_from(data, overrides, "r")
+
+
+def run(out: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
+    return train(recipe(*overrides), out, resume=resume, console=Console(quiet=True), command="mirrorpo train r")
+
+
+def test_a_killed_preference_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps see every pair once; the fourth, in the second epoch, is made by the resumed run."""
+    whole = run(tmp_path / "a")
+    assert (whole["pairs"], whole["objective"]) == (24, "preference")
+    assert whole["objective_line"] == "preference loss: divergence jeffreys, beta 0.1"
+    assert whole["reference"] == "a frozen copy of the policy's start"
+    compute_loss = MirrorDPOTrainer.compute_loss
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return compute_loss(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MirrorDPOTrainer, "compute_loss", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "b")
+    run(tmp_path / "b", resume=True)
+    model = "model/model.safetensors"
+    assert (tmp_path / "a" / model).read_bytes() == (tmp_path / "b" / model).read_bytes()
+    texts = [(tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8") for name in "ab"]
+    rows = [[json.loads(line) for line in text.splitlines()] for text in texts]
+    without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in part] for part in rows]
+    assert without_time[0] == without_time[1]
+    assert rows[0][0]["rewards/margins"] == pytest.approx(0.0, abs=1e-6)  # the policy is its reference
+    assert rows[0][-1]["rewards/margins"] > 0.0
+    page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    assert "Pairs ranked right" in page
+    assert not list((tmp_path / "a").rglob("*.bin"))
+
+
+def test_the_pairs_of_a_task_are_right_and_wrong_derivations_of_its_training_problems() -> None:
+    for difficulty in ("medium", "hard"):
+        task = Arithmetic(difficulty=difficulty, train_size=200)
+        for number, row in enumerate(task.rows("train")):
+            chosen, rejected = task.pair(row, number)
+            assert (task.grade(chosen, row).reward, task.grade(rejected, row).reward) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="difficulty is 'easy'"):
+        Arithmetic(difficulty="easy").pair({"prompt": "1+2=?"}, 0)
+
+
+def test_the_shipped_recipe_is_whole_and_its_pairs_are_seen_once() -> None:
+    shipped = load_recipe(find_recipe("preferences"))
+    assert shipped.preference is not None
+    assert shipped.task.train_size == shipped.train.steps * shipped.train.prompts_per_step  # pyright: ignore
+
+
+PAIR = {"prompt": "2*3+4=?", "chosen": "2*3=6;6+4=10#### 10", "rejected": "#### 9"}
+TESTED = Arithmetic(test_size=8).rows("test")[0]["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([PAIR], "train.prompts_per_step: 8 pairs a step, but there are 1"),
+        ([PAIR] * 8 + [{**PAIR, "prompt": TESTED}], "preference.pairs: 1 of its prompts are test problems"),
+        ([{**PAIR, "rejected": PAIR["chosen"]}], "line 1: chosen and rejected are the same text"),
+        ([{**PAIR, "rejected": " "}], "line 1: field 'rejected' must be a text that is not empty"),
+        ([{"prompt": "1", "chosen": "2"}], "line 1: no field 'rejected'"),
+        ([{**PAIR, "chosen": None}], "line 1: field 'chosen' must be a text that is not empty, got None"),
+    ],
+)
+def test_a_file_of_pairs_that_cannot_be_used_is_refused_in_one_line(rows: list, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "out", f"preference.pairs={path}")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["preference.divergence=k2"], "'k2' is not"),
+        (["preference.divergence=kl_divergence"], "unknown divergence 'kl_divergence'"),
+        (["preference.beta=0"], "preference.beta"),
+        (["objective.preset=dapo"], "objective, reference and teacher have no effect with preference"),
+        (["reference.kind=synced"], "objective, reference and teacher have no effect with preference"),
+        (["train.group_size=8"], "train.group_size has no effect with preference"),
+        (["train.use_vllm=true"], "train.use_vllm has no effect with preference"),
+        (["train.micro_batch_size=3"], "micro_batch_size"),
+        (["task={name: words}"], "preference.pairs: task words has no pairs of its own"),
+        (["task.difficulty=easy"], "difficulty is 'easy'"),
+        (["train.trl={loss_type: ipo}"], "has no effect"),
+        (["train.trl={nonsense: 1}"], "train.trl"),
+    ],
+)
+def test_a_key_without_effect_on_pairs_is_refused_in_one_line(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "out", *overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

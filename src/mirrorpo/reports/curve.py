@@ -83,6 +83,12 @@ def _figure(summary: Summary, metrics: Metrics) -> Figure:
         ("clipped tokens", {"clip/low/frac": "low side", "clip/high/frac": "high side"}),
         ("completion length, tokens", {"completions/mean_length": ""}),
     )
+    if "rewards/margins" in metrics.columns:
+        rows = (
+            ("loss", {"loss": ""}),
+            ("margin", {"rewards/margins": ""}),
+            ("log-probabilities", {"logps/chosen": "preferred", "logps/rejected": "other"}),
+        )
     for n, (title, keys) in enumerate(rows):
         axes = figure.add_subplot(grid[n, 1])
         _draw_row(axes, title, keys, metrics, share=n == 1, may_be_log=n == 0)
@@ -103,8 +109,9 @@ def _heading(figure: Figure, summary: Summary) -> None:
 
 def _draw_reward(axes: Axes, summary: Summary, metrics: Metrics) -> None:
     _dress(axes, "", metrics)
-    reward = metrics.columns.get("reward", ())
-    _draw_values(axes, metrics, reward, 0, "mean reward of a step")
+    reward = metrics.columns.get("reward", metrics.columns.get("rewards/accuracies", ()))
+    label = "mean reward of a step" if "reward" in metrics.columns else "pairs ranked right"
+    _draw_values(axes, metrics, reward, 0, label)
     first, last = (metrics.steps[0], metrics.steps[-1]) if metrics.steps else (0, 1)
     width = max(1.0, last - first)
     drawn = [value for value in reward if value is not None]
@@ -332,6 +339,7 @@ def draw_learning(
     left.axvline(anchor, color=_GRID)
     left.legend(fontsize=7.5, frameon=False)
     times, kappa, leash = by_token
+    times = times.where(times >= len(history), 0.0)  # of a token that is seen less than once a step a mean says little
     _bars(middle, "Mean kappa by token", kappa / times.clamp(min=1.0), times, names)
     _bars(right, "Wants a looser leash (> 0)", leash, times, names)
     FigureCanvasAgg(figure)

@@ -47,6 +47,24 @@ _FIRST = (
         keys={"reward": "mean", "reward_std": "standard deviation"},
     ),
 )
+_OF_PAIRS = (
+    _Plan(
+        title="Margin",
+        says="Between the rewards beta s(y) of the preferred and of the other completion of a pair.",
+        keys={"rewards/margins": ""},
+    ),
+    _Plan(
+        title="Pairs ranked right",
+        says="Share of pairs whose preferred completion has the larger reward.",
+        keys={"rewards/accuracies": ""},
+        share=True,
+    ),
+    _Plan(
+        title="Log-probabilities",
+        says="Of whole completions. A margin may also come from both falling.",
+        keys={"logps/chosen": "preferred", "logps/rejected": "other"},
+    ),
+)
 _THEN = (
     _Plan(
         title="Clip share",
@@ -120,6 +138,9 @@ def plan_panels(metrics: Metrics) -> tuple[list[Panel], list[Panel], list[str]]:
     )
     absent: list[str] = []
     main = _panels((*_FIRST, divergence, *_THEN), metrics, absent)
+    if "rewards/margins" in metrics.columns:  # trained on pairs: there are no rollouts
+        absent = []
+        main = _panels(_OF_PAIRS, metrics, absent) + main
     more = _panels(_MORE, metrics, absent)
     return main, more, absent
 

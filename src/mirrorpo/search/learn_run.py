@@ -365,7 +365,9 @@ class Learning:
         if trainer.history:
             from mirrorpo.reports.curve import draw_learning
 
-            names = [trainer.processing_class.decode([i]) for i in range(trainer.by_token.shape[1])]  # pyright: ignore
+            tokenizer: Any = trainer.processing_class
+            names = [tokenizer.decode([i]) for i in range(trainer.by_token.shape[1])]
+            names = [tokenizer.convert_ids_to_tokens(i) if "\ufffd" in name else name for i, name in enumerate(names)]
             draw_learning(folder.path / PICTURE_FILE, trainer.history, GRID, ANCHOR, trainer.by_token, names)
 
 

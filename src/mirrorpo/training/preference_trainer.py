@@ -45,7 +45,12 @@ from mirrorpo.training.resuming import Resumable
 from mirrorpo.training.setup import Prepared, lora_config
 
 # The private methods of TRL's trainer that are overridden, with their parameters; a test compares them with TRL's.
-DPO_SEAMS = {"_compute_loss": ("model", "inputs", "return_outputs")}
+DPO_SEAMS = {
+    "_compute_loss": ("model", "inputs", "return_outputs"),
+    "_get_output_dir": ("trial",),
+    "_push_from_checkpoint": ("checkpoint_folder",),
+    "_save_checkpoint": ("model", "trial"),
+}
 # TRL's settings that have no effect on this loss, with the value that says nothing and what to use instead.
 _WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "f_divergence_type": ("reverse_kl", "divergence names the divergence"),
