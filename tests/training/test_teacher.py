@@ -193,11 +193,13 @@ def serving(folder: str, behaviour: dict[str, Any]) -> Iterator[str]:
     def scored(row: list[int], k: int) -> list[Any]:
         with torch.no_grad():
             logps = model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
-        positions: list[Any] = [None]
+        positions: list[Any] = [behaviour.get("first")]
         for t, token in enumerate(row[1:]):
             top = logps[t].topk(min(behaviour.get("entries", k), VOCABULARY))
             said = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)) | {token: logps[t, token].item()}
             said = {number: behaviour.get("says", value) for number, value in said.items()}
+            if "certain" in behaviour:
+                said = {number: behaviour["certain"] if number == token else -40.0 for number in said}
             said = {number + behaviour.get("renames", 0): value for number, value in said.items()}
             positions.append({str(number): {"logprob": value, "rank": 1} for number, value in said.items()})
         return positions
@@ -207,12 +209,17 @@ def serving(folder: str, behaviour: dict[str, Any]) -> Iterator[str]:
             """Nothing."""
 
         def answer(self, body: Any, status: int = 200) -> None:
+            text = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
+            self.send_header("Content-Length", str(len(text) + behaviour.get("owes", 0)))
             self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+            self.wfile.write(text)
 
         def do_GET(self) -> None:
-            self.answer({"data": [{"id": "wise"}]})
+            if behaviour.get("key") not in (None, self.headers["Authorization"]):
+                self.answer({"error": "Unauthorized"}, 401)
+            else:
+                self.answer({"data": [{"id": "wise", "max_model_len": behaviour.get("context")}]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -225,7 +232,10 @@ def serving(folder: str, behaviour: dict[str, Any]) -> Iterator[str]:
                 self.answer({"tokens": [number + behaviour.get("shift", 0) for number in ids]})
             else:
                 rows = [scored(row, body["prompt_logprobs"]) for row in body["prompt"]]
-                self.answer({"choices": [{"prompt_logprobs": row} for row in rows]})
+                choices = [{"index": i, "prompt_logprobs": row} for i, row in enumerate(rows)]
+                if behaviour.get("as_they_end"):
+                    choices.reverse()
+                self.answer(behaviour.get("instead", {"choices": choices, "error": None}))
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -289,11 +299,23 @@ def test_a_server_that_cannot_teach_is_refused_at_the_start(teacher: str, tmp_pa
     [
         ({"says": math.nan}, "it sends nan as a log-probability"),
         ({"says": 0.7}, "it sends 0.7 as a log-probability"),
-        ({"says": None}, "float"),  # what is no number in JSON
+        ({"says": None}, "it sends None as a log-probability"),  # what is no number in JSON
+        ({"says": "NaN"}, "it sends NaN as a log-probability"),
+        # as vLLM does with --logprobs-mode raw_logits
+        ({"says": -0.1}, "it sends no log-probabilities: their probabilities add up to 1[89]"),
+        ({"instead": b"<html>502 Bad Gateway</html>"}, "answer to /v1/completions is not a JSON object: '<html>502"),
+        ({"instead": [1, 2]}, "is not a JSON object"),
+        ({"instead": {"error": {"message": "engine is dead"}}}, "it says: .*engine is dead"),
+        ({"instead": {"choices": [{"prompt_logprobs": None}]}}, "sends no prompt_logprobs"),
+        ({"owes": 9}, r"its answer breaks off \(IncompleteRead\)"),
+        ({"key": "Bearer secret"}, "status 401: .*Unauthorized.*; its key is read from VLLM_API_KEY"),
         ({"renames": 400}, r"it does not send the log-probability of token \d+"),
         ({"sleeps": 0.5}, "timed out|no answer in time"),
     ],
-    ids=["NaN", "above 0", "null", "other tokens", "slow"],
+    ids=[
+        *("NaN", "above 0", "null", "a text", "logits", "a proxy's page", "a list", "an error with status 200"),
+        *("an engine without them", "half an answer", "a key", "other tokens", "slow"),
+    ],
 )
 def test_an_answer_that_is_none_is_refused_in_one_line(behaviour: dict[str, Any], message: str, teacher: str) -> None:
     with serving(teacher, behaviour) as url, pytest.raises(InputError, match=message) as caught:
@@ -303,9 +325,42 @@ def test_an_answer_that_is_none_is_refused_in_one_line(behaviour: dict[str, Any]
 
 
 def test_a_log_probability_that_rounding_put_above_zero_counts_as_zero(teacher: str) -> None:
-    with serving(teacher, {"says": 5e-4}) as url:
+    with serving(teacher, {"certain": 5e-4}) as url:
         said = Server(spec(url), VOCABULARY).score(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long), 2)
     assert said.logp.tolist() == [[0.0, 0.0]]
+
+
+def test_answers_belong_to_their_sequences_in_whatever_order_and_the_first_token_may_have_any_entry(
+    teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.tensor([[5, 6, 7], [7, 6, 5]])
+    found = []
+    for behaviour in ({}, {"as_they_end": True, "first": {"5": {"logprob": None}}, "key": "Bearer secret"}):
+        monkeypatch.setenv("VLLM_API_KEY", "secret")
+        with serving(teacher, behaviour) as url:
+            found.append(Server(spec(url), VOCABULARY).score(ids, torch.ones_like(ids), 2).logp)
+    assert found[0].tolist() == found[1].tolist()
+    assert found[0][0].tolist() != found[0][1].tolist()
+
+
+def test_a_token_that_the_teacher_gives_no_probability_counts_as_the_server_says_it(teacher: str) -> None:
+    with serving(teacher, {"certain": -9999.0}) as url:  # what vLLM writes for -inf, which JSON has no number for
+        said = Server(spec(url), VOCABULARY).score(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long), 2)
+    assert said.logp.tolist() == [[-9999.0, -9999.0]]
+    assert said.entries.isfinite().all()
+
+
+def test_a_recipe_whose_sequences_the_server_does_not_take_is_refused_before_anything_is_written(teacher: str) -> None:
+    with serving(teacher, {"context": 64}) as url:
+        recipe = recipe_from(
+            {"task": {"name": "arithmetic"}, "objective": "opd", "teacher": {"url": url, "prefix": "Think."}}
+        )
+        with pytest.raises(InputError, match=r"takes 64 tokens, .* is \d+: start it with --max-model-len"):
+            prepare(recipe)
+        server = Server(spec(url), VOCABULARY)
+        server.check_length(63)
+        with pytest.raises(InputError, match="takes 64 tokens"):
+            server.check_length(64)
 
 
 def test_a_server_that_fails_for_a_while_is_waited_for(teacher: str) -> None:

@@ -162,10 +162,11 @@ def prepare(recipe: Recipe) -> Prepared:
         trainer_config(recipe, Path("."), world_size())
     tokenizer = tokenizer_of(recipe, [*train_rows, *test_rows])
     model = check_model(recipe)
-    if recipe.teacher is not None and "teacher" in recipe.objective.build().needs:
-        check_teacher(recipe.teacher, recipe.model.path, model, tokenizer)
     lengths, notes = prompt_lengths(recipe, tokenizer, train_rows)
     longest = max(lengths)
+    if recipe.teacher is not None and "teacher" in recipe.objective.build().needs:
+        whole = longest + recipe.train.max_completion_length
+        check_teacher(recipe.teacher, recipe.model.path, model, tokenizer, whole)
     notes += check_context(recipe, longest, context_of(model.config, model))
     noise = {key: value for key, value in noise_of(model.config).items() if key in model.config.to_dict()}
     if noise:
@@ -185,14 +186,15 @@ def prepare(recipe: Recipe) -> Prepared:
     )
 
 
-def check_teacher(spec: TeacherSpec, policy: str, model: Any, tokenizer: Any) -> None:
-    """Raises ``InputError`` for a teacher that is not there, is the policy, or reads other tokens."""
+def check_teacher(spec: TeacherSpec, policy: str, model: Any, tokenizer: Any, longest: int) -> None:
+    """Raises ``InputError`` for a teacher that is not there, is the policy, reads other tokens or too few of them."""
     from mirrorpo.training.teacher import check_teacher_model, server_of
 
     if spec.path is not None:
         check_teacher_model(spec, policy, tokenizer, len(model.get_output_embeddings().weight))
     elif spec.url is not None:
-        server_of(spec, model, tokenizer)
+        prefix = [] if spec.prefix is None else tokenizer(spec.prefix, add_special_tokens=False)["input_ids"]
+        server_of(spec, model, tokenizer).check_length(longest + len(prefix))
 
 
 def check_model(recipe: Recipe) -> Any:

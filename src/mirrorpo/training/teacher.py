@@ -9,7 +9,10 @@ no server the policy teaches itself what it would say if it had read the prefix.
 
 from __future__ import annotations
 
+import http.client
 import json
+import math
+import os
 import time
 import urllib.error
 import urllib.request
@@ -35,6 +38,8 @@ from mirrorpo.training.scoring import gather_ids, read_by_teacher
 
 # Sequences in a request, and requests at once.
 _SEQUENCES, _REQUESTS = 16, 4
+# What rounding in 16 bits may add to the mass of K entries.
+_MASS = 0.05
 # Pauses between attempts, in seconds.
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 _SAMPLE = "Question: 12 + 30 = 42?\nYes, na\u00efve fa\u00e7ade \u2014 \u4f60\u597d"
@@ -49,7 +54,8 @@ class _RefusedError(OSError):
     """
 
     def __init__(self, code: int, text: str) -> None:
-        super().__init__(f"status {code}: {text[:160]}")
+        hint = "; its key is read from VLLM_API_KEY" if code == 401 else ""
+        super().__init__(f"status {code}: {text[:160]}{hint}")
         self.final = code < 500 and code != 429
 
 
@@ -194,10 +200,11 @@ class Server:
         self.url = spec.url.rstrip("/").removesuffix("/v1")
         self.top_k, self.seconds, self.vocabulary, self._pause = spec.top_k, spec.seconds, vocabulary, pause
         try:
-            listed = [str(model["id"]) for model in self._ask("/v1/models")["data"]]
+            listed = {str(model["id"]): model for model in self._ask("/v1/models")["data"]}
             if not listed or (spec.model is not None and spec.model not in listed):
                 raise ValueError(f"it has no model {spec.model or ''}, only {', '.join(listed) or 'none'}")
-            self.model = spec.model or listed[0]
+            self.model = spec.model or next(iter(listed))
+            self._context = listed[self.model].get("max_model_len")
             self._score([[0, 1, 2]])
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"teacher.url {spec.url!r}: {_reason(error)}") from None
@@ -217,6 +224,14 @@ class Server:
             raise InputError(
                 f"teacher.url {self.url!r} has another tokenizer than the policy: token {at} of a sample text is "
                 f"{theirs[at : at + 1]} there and {ours[at : at + 1]} here"
+            )
+
+    def check_length(self, longest: int) -> None:
+        """Raises ``InputError`` where a prompt and its completion have more tokens than the server takes."""
+        if self._context is not None and longest >= self._context:  # it draws one token more
+            raise InputError(
+                f"teacher.url {self.url!r} takes {self._context} tokens, the longest prompt with its completion and "
+                f"one more token is {longest + 1}: start it with --max-model-len {longest + 1}"
             )
 
     def score(self, ids: Tensor, attention: Tensor, keep: int) -> Reported:
@@ -268,13 +283,16 @@ class Server:
         choices = self._ask("/v1/completions", body)["choices"]
         if len(choices) != len(rows):
             raise ValueError(f"it sent {len(choices)} answers to {len(rows)} sequences")
+        choices = sorted(choices, key=lambda choice: choice.get("index", 0))
         return [self._positions(choice, row) for choice, row in zip(choices, rows, strict=True)]
 
     def _positions(self, choice: Any, row: list[int]) -> list[dict[int, float]]:
         positions = choice.get("prompt_logprobs")
         if not isinstance(positions, list) or len(positions) != len(row):
             raise ValueError("it sends no prompt_logprobs, one entry for each token of the prompt")
-        read = [{int(token): _log_probability(said) for token, said in (each or {}).items()} for each in positions]
+        read: list[dict[int, float]] = [{}]  # whatever stands at the first token, which nothing comes before
+        for each in positions[1:]:
+            read.append({int(token): _log_probability(said) for token, said in (each or {}).items()})
         wanted = min(self.top_k, self.vocabulary)
         for token, known in list(zip(row, read, strict=True))[1:]:
             if len(known) < wanted:
@@ -283,22 +301,38 @@ class Server:
                 raise ValueError(f"it does not send the log-probability of token {token}")
             if not all(0 <= number < self.vocabulary for number in known):
                 raise ValueError(f"it has tokens beyond the policy's vocabulary of {self.vocabulary}")
+            if (mass := math.fsum(map(math.exp, known.values()))) > 1.0 + _MASS:
+                raise ValueError(f"it sends no log-probabilities: their probabilities add up to {mass:.4g}")
         return read
 
     def _ask(self, route: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + route, data, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("VLLM_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self.url + route, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=self.seconds) as answer:
-                return json.loads(answer.read())
+                said = answer.read()
         except urllib.error.HTTPError as error:
             with error:
                 raise _RefusedError(error.code, " ".join(error.read().decode(errors="replace").split())) from None
+        except http.client.HTTPException as error:  # it went away in the middle of its answer
+            raise OSError(f"its answer breaks off ({type(error).__name__})") from None
+        try:
+            found = json.loads(said)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"its answer to {route} is not a JSON object: {said[:60].decode(errors='replace')!r}")
+        if found.get("error"):
+            raise ValueError(f"it says: {str(found['error'])[:160]}")
+        return found
 
 
 def _log_probability(said: Any) -> float:
-    value = float(said["logprob"])
-    if not value <= LOGP_TOLERANCE:
+    value = said["logprob"]
+    if not isinstance(value, (int, float)) or not value <= LOGP_TOLERANCE:
         raise ValueError(f"it sends {value} as a log-probability")
     return min(value, 0.0)
 
