@@ -41,7 +41,8 @@ test-install: $(STAMP)  ## the wheel in fresh environments: the core alone, besi
 test-newest: $(STAMP)  ## the trainer's tests with the newest TRL and transformers, in an environment of their own
 	$(BIN)/python scripts/test_newest.py
 
-test-real: $(STAMP)  ## the adapters inside other projects' code: PRIME_RL names a checkout; tests without theirs are skipped
+test-real: $(STAMP)  ## inside other projects' code: verl in its own environment; PRIME_RL, SLIME, SKYRL name checkouts
+	$(BIN)/python scripts/test_install.py verl
 	$(BIN)/python -m pytest -rs tests/real
 
 catalogue: $(STAMP)  ## write the generated docs again: tables of names, of bias and of fixed points, the page with sliders

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HELPERS = ("run.py", "gpu.py", "timing.py", "memory.py", "policy_model.py")
+HELPERS = ("run.py", "gpu.py", "ten_steps.py", "timing.py", "memory.py", "policy_model.py")
 
 
 def main() -> None:

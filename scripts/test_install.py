@@ -2,7 +2,8 @@
 
 ``core``   ``pip install mirrorpo``: objectives, regions, kernels, the adapters' command; no transformers, no TRL.
 ``verl``   ``pip install mirrorpo verl==0.9.1`` with every requirement of verl resolved by pip: verl's policy loss runs
-           ours. Nothing is left out: all of them install on a CPU.
+           ours, and its own Ray workers and FSDP2 engine take two steps with it (tests/real/verl_engine.py). Nothing is
+           left out: all of them install on a CPU.
 ``train``  ``pip install 'mirrorpo[train]'`` in an empty folder: list, train a shipped recipe by name, eval, report,
            doctor.
 
@@ -135,7 +136,10 @@ def verl(there: Environment, wheel: Path) -> str:
     torch = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
     there.pip(str(wheel), "verl==0.9.1", torch)
     there.call("python", "-m", "pip", "check")
-    return there.run(VERL).strip().splitlines()[-1]
+    said = there.run(VERL).strip().splitlines()[-1]
+    there.pip("uvicorn", "fastapi")  # verl's workers import them; its inference engines bring them
+    steps = there.call("python", str(ROOT / "tests" / "real" / "verl_engine.py")).strip().splitlines()
+    return f"{said}; {next(line for line in steps if line.startswith('verl'))}"
 
 
 def train(there: Environment, wheel: Path) -> str:

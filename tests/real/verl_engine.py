@@ -32,7 +32,8 @@ if __name__ == "__main__":  # as verl imports it, here and in every worker
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])),
         "HF_HUB_OFFLINE": "1",
         "RAY_raylet_start_wait_time_s": "120",  # a busy machine
-        "RAY_agent_register_timeout_ms": "120000",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_worker_niceness": "0",
     }
     import_module("verl_engine").main()
     sys.exit()
@@ -227,6 +228,8 @@ def through_verl(path: str, steps: int) -> tuple[dict[str, torch.Tensor], list[f
         kl_loss_coef=1.0,
         kl_loss_type=NAME,
     )
+    # The agent of the dashboard, which a busy machine cannot start in the 15 s that Ray allows, leaves its parts out.
+    ray._private.utils.get_dashboard_dependency_error = lambda: ImportError("no dashboard")
     ray.init(num_cpus=RANKS, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
     pool = RayResourcePool([RANKS], use_gpu=False, max_colocate_count=1)
     worker = RayClassWithInitArgs(ray.remote(worker_class()), config=settings)
