@@ -85,7 +85,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "training.agreement": ("training.model_adapter",),
     "training.backbone": ("training.model_adapter",),
     "training.budget": ("training.model_adapter",),
-    "training.callbacks": ("training.monitors",),
+    "training.callbacks": ("training.monitors", "training.records"),
     "training.control": ("training.resuming",),
     "training.fast": ("training.scoring",),
     "training.folder": ("runs.folder",),

@@ -13,7 +13,10 @@ import torch
 from transformers.trainer_pt_utils import safe_globals
 
 # Fields of metrics.jsonl, summary.json, before.json and the records that are times.
-TIMES = ("seconds", "step_time", "tokens_per_second", "generation_seconds", "worker_seconds")
+TIMES = (
+    "seconds", "step_time", "tokens_per_second", "generation_seconds", "reward_seconds", "scoring_seconds",
+    "worker_seconds",
+)  # fmt: skip
 # Fields that say how a run was started, and how often its workers died.
 _ASIDE = (*TIMES, "command", "commit", "worker_deaths")
 _NOT_COMPARED = (

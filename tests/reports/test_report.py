@@ -279,7 +279,7 @@ def test_a_resumed_run_keeps_the_later_of_two_lines_for_a_step(tmp_path: Path) -
     assert reward["data-values"] == "0.1,0.9,0.9,0.9"
 
 
-@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "samples.jsonl", "recipe.yaml"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "recipe.yaml"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (write_run(tmp_path) / name).unlink()
     with pytest.raises(FileNotFoundError, match=name.replace(".", r"\.")):

@@ -372,7 +372,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-TIMES = ("seconds", "step_time", "generation_seconds", "tokens_per_second", "command")
+TIMES = (
+    "seconds", "step_time", "generation_seconds", "reward_seconds", "scoring_seconds", "tokens_per_second", "command",
+)  # fmt: skip
 
 
 def numbers_of(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from test_cli import refused
 
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
-from mirrorpo.training.monitors import trim_metrics
+from mirrorpo.training.records import trim_metrics
 from mirrorpo.training.run import train
 from mirrorpo.training.setup import prepare, trainer_config
 

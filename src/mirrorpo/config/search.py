@@ -74,6 +74,15 @@ class EvolveRecipe(Recipe):
     evolution: EvolutionSpec = EvolutionSpec()
 
     @model_validator(mode="after")
+    def _evaluates_at_the_end(self) -> EvolveRecipe:
+        if self.eval.every:
+            raise ValueError(
+                "eval.every has no effect in a search, which evaluates each map behind its training: legal is 0, got "
+                f"{self.eval.every}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _evolvable(self, info: ValidationInfo) -> EvolveRecipe:
         if info.context == KEYS_ALONE:
             return self

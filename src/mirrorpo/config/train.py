@@ -151,9 +151,12 @@ class VllmSpec(Settings):
 
 
 class EvalSpec(Settings):
-    """The evaluation before and after."""
+    """The evaluation before and after, and every so many steps."""
 
     problems: int = Field(default=512, ge=0, description="unseen problems; 0: no evaluation")
+    every: int = Field(
+        default=0, ge=0, le=10_000_000, description="steps between evaluations; 0: only before and after training"
+    )
     samples: int = Field(default=1, ge=1, le=100_000, description="completions per problem")
     temperature: float = Field(default=1.0, ge=0.0, le=10.0, description="0: greedy")
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -397,6 +400,17 @@ class Recipe(Settings):
             )
         if self.model.lora is not None:
             raise ValueError("reference.kind must be 'kept' with model.lora: the reference is the adapter switched off")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_fall_due(self) -> Recipe:
+        every, steps = self.eval.every, self.train.steps
+        if every and not self.eval.problems:
+            raise ValueError(f"eval.every has no effect with eval.problems 0: legal is 0, got {every}")
+        if every > steps:
+            raise ValueError(
+                f"eval.every has no effect: the run has {steps} steps (train.steps). Legal: 0 to {steps}, got {every}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -63,6 +63,10 @@ def evaluate_recipe(
     Raises:
         InputError: the model, the task or the folder cannot be used, or vLLM is wanted and not installed.
     """
+    if recipe.eval.every:
+        raise InputError(
+            f"eval.every has no effect in an evaluation, which has no steps: legal is 0, got {recipe.eval.every}"
+        )
     recipe = _as_begun(recipe, out) if resume and out is not None else recipe
     task, rows, tokenizer, ids = _problems(recipe)
     sampler, per_problem = sampler_of(recipe), recipe.eval.samples
@@ -101,7 +105,7 @@ def evaluate_recipe(
 
 def _settings(recipe: Recipe, engine: str, problems: int) -> dict[str, Any]:
     """What decides the samples."""
-    spec = recipe.eval.model_dump(mode="json")
+    spec = recipe.eval.model_dump(mode="json", exclude={"every"})  # an evaluation of its own has no steps
     return {
         "format": "mirrorpo evaluation",
         "version": 1,

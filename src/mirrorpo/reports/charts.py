@@ -325,12 +325,13 @@ def draw_panel(panel: Panel, steps: Sequence[int], *, limit: int = MAX_POINTS, a
 </figure>""")
 
 
-def draw_before_after(before: Evaluation, after: Evaluation) -> Markup:
+def draw_before_after(before: Evaluation, after: Evaluation, name_after: str = "After") -> Markup:
     """Draw two accuracies with their intervals on one axis from 0 to 100 %.
 
     Args:
         before: the evaluation of the untrained policy.
         after: that of the trained one; either accuracy may be None.
+        name_after: what the second is called.
 
     Returns:
         The figure.
@@ -343,18 +344,18 @@ def draw_before_after(before: Evaluation, after: Evaluation) -> Markup:
     row, gap = 48, 18  # the row's height is that of .names in report.css
     height = 2 * row
     names, marks = [], []
-    for n, (name, evaluation) in enumerate((("Before", before), ("After", after))):
+    for n, (kind, name, evaluation) in enumerate((("before", "Before", before), ("after", name_after, after))):
         middle = n * row + row // 2
         value = "not measured" if evaluation.accuracy is None else percent(evaluation.accuracy)
         interval = f"<small>{interval_words(evaluation.interval)}</small>" if evaluation.interval else ""
-        names.append(f'<div class="{name.lower()}"><span>{name}</span> <strong>{value}</strong> {interval}</div>')
+        names.append(f'<div class="{kind}"><span>{name}</span> <strong>{value}</strong> {interval}</div>')
         if evaluation.interval is not None:
             low, high = (f"{100 * end:.2f}%" for end in evaluation.interval)
-            marks.append(f'<line class="whisker {name.lower()}" x1="{low}" x2="{high}" y1="{middle}" y2="{middle}"/>')
+            marks.append(f'<line class="whisker {kind}" x1="{low}" x2="{high}" y1="{middle}" y2="{middle}"/>')
         if evaluation.accuracy is not None:
             at = f"{100 * evaluation.accuracy:.2f}%"
             ends = f'y1="{middle - 13}" y2="{middle + 13}"'
-            marks.append(f'<line class="value {name.lower()}" x1="{at}" x2="{at}" {ends}/>')
+            marks.append(f'<line class="value {kind}" x1="{at}" x2="{at}" {ends}/>')
     grid = "".join(
         f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="{height}"/>'
         f'<text x="{x}%" y="{height + gap}" text-anchor="middle">{x}%</text>'

@@ -52,7 +52,7 @@ def conclude_run(summary: Summary, metrics: Metrics) -> Conclusion:
         'Accuracy was not measured'
     """
     tone, noise = _noise(summary.before, summary.after)
-    sentences = (noise, _length(summary), _reward(metrics), _signal(metrics), _effort(summary, metrics))
+    sentences = (noise, _length(summary), *training_so_far(metrics), _effort(summary, metrics))
     return Conclusion(
         headline=accuracy_line(summary.before, summary.after, summary.problems) + ".",
         sentences=tuple(sentence for sentence in sentences if sentence),
@@ -114,6 +114,11 @@ def _length(summary: Summary) -> str:
         return f"Completions stayed at {after:.1f} tokens on average."
     verb = "grew" if after > before else "shrank"
     return f"Completions {verb} from {before:.1f} to {after:.1f} tokens on average."
+
+
+def training_so_far(metrics: Metrics) -> tuple[str, str]:
+    """How the reward went, and what kept it from going anywhere; empty where there is nothing to say."""
+    return _reward(metrics), _signal(metrics)
 
 
 def _reward(metrics: Metrics) -> str:

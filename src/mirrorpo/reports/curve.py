@@ -1,7 +1,9 @@
 """Pictures made for the width of a README: ``curve.png`` of a run and ``evolution.png`` of a search.
 
-Of a run, left: the mean reward of every step, and the accuracy on unseen problems before and after with its interval,
-all on one axis from 0 to 1. Right: how far the policy moved, how often the trust region stopped it, how long it writes.
+Of a run, left: the mean reward of every step, and under it the accuracy on unseen problems before and after, and at the
+steps of ``eval.every``, with its intervals. They have axes of their own: rollouts are drawn at the training's
+temperature, for other problems, and an evaluation may be greedy. Right: how far the policy moved, how often the trust
+region stopped it, how long it writes.
 Of a search: fitness over generations, and the shape of h'.
 Figures are built from objects: no pyplot, so nothing global changes and any thread may draw.
 """
@@ -25,7 +27,8 @@ from mirrorpo.files import write_bytes_atomic
 from mirrorpo.reports.charts import Values, step_scale, value_scale
 from mirrorpo.reports.conclusions import accuracy_line
 from mirrorpo.reports.run_page import divergences
-from mirrorpo.runs.reader import Metrics, Summary, read_metrics, read_summary
+from mirrorpo.runs.reader import Evaluation, Metrics, Summary, read_metrics, read_summary
+from mirrorpo.runs.unfinished import is_finished, read_evaluations, read_settings, read_unfinished
 from mirrorpo.wording import duration, plural
 
 _SIZE = (9.0, 4.5)  # inches; at 200 dots an inch twice the width of a README, so sharp on dense screens
@@ -56,10 +59,20 @@ def write_curve(run_dir: Path) -> Path:
         >>> import tempfile
         >>> write_curve(Path(tempfile.mkdtemp()))  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        FileNotFoundError: summary.json: no such file in the run folder ...
+        FileNotFoundError: recipe.yaml: no such file in the run folder ...
     """
     run_dir = Path(run_dir)
-    figure = _figure(read_summary(run_dir), read_metrics(run_dir))
+    try:
+        metrics = read_metrics(run_dir)
+    except FileNotFoundError:
+        if is_finished(run_dir):
+            raise
+        metrics = Metrics(steps=(), columns={}, num_not_finite=0, torn=False)
+    finished = is_finished(run_dir)
+    summary = read_summary(run_dir) if finished else read_unfinished(run_dir, metrics)[0]
+    points = [(point.step, point.evaluation) for point in read_evaluations(run_dir)]
+    points = [(0, summary.before), *points, *([(summary.steps, summary.after)] if finished else [])]
+    figure = _figure(summary, metrics, points, read_settings(run_dir).sampling, finished)
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
@@ -68,13 +81,24 @@ def write_curve(run_dir: Path) -> Path:
     return target
 
 
-def _figure(summary: Summary, metrics: Metrics) -> Figure:
+Points = Sequence[tuple[int, Evaluation]]
+
+
+def _figure(summary: Summary, metrics: Metrics, points: Points, sampling: str, finished: bool) -> Figure:
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
     grid = figure.add_gridspec(
         3, 2, width_ratios=(1.15, 1), left=0.062, right=0.972, top=0.79, bottom=0.105, wspace=0.16, hspace=0.5
     )
-    _heading(figure, summary)
-    _draw_reward(figure.add_subplot(grid[:, 0]), summary, metrics)
+    _heading(figure, summary, finished)
+    left = grid[:, 0].subgridspec(2, 1, hspace=0.34)
+    upper = figure.add_subplot(left[0])
+    of_pairs = "reward" not in metrics.columns and "rewards/accuracies" in metrics.columns
+    title, key = ("pairs ranked right", "rewards/accuracies") if of_pairs else ("mean reward of a step", "reward")
+    _draw_row(upper, title, {key: ""}, metrics, share=of_pairs, may_be_log=False)
+    upper.tick_params(labelbottom=False)
+    lower = figure.add_subplot(left[1])
+    _draw_accuracy(lower, metrics, points, sampling)
+    upper.set_xlim(lower.get_xlim())
     names = divergences(metrics)
     shown = dict(list(names.items())[:_MAX_NAMED])
     more = len(names) - len(shown)
@@ -93,56 +117,44 @@ def _figure(summary: Summary, metrics: Metrics) -> Figure:
         axes = figure.add_subplot(grid[n, 1])
         _draw_row(axes, title, keys, metrics, share=n == 1, may_be_log=n == 0)
         axes.tick_params(labelbottom=n == len(rows) - 1)
-    for axes in (figure.axes[0], figure.axes[-1]):
+    for axes in (lower, figure.axes[-1]):
         axes.set_xlabel("step", fontsize=8.5, color=_SOFT)
     return figure
 
 
-def _heading(figure: Figure, summary: Summary) -> None:
+def _heading(figure: Figure, summary: Summary, finished: bool) -> None:
     title = _ascii(f"{summary.objective} on {summary.task}", 72)
     effort = f"{plural(summary.steps, 'step')}, {duration(max(0.0, summary.seconds))}, seed {summary.seed}"
-    outcome = accuracy_line(summary.before, summary.after, summary.problems)
+    outcome = accuracy_line(summary.before, summary.after, summary.problems) if finished else "Unfinished"
     left = 0.02
     figure.text(left, 0.945, title, fontsize=14, fontweight="bold", color=_INK, va="center", parse_math=False)
     figure.text(left, 0.885, f"{outcome} · {effort}", fontsize=9.5, color=_SOFT, va="center", parse_math=False)
 
 
-def _draw_reward(axes: Axes, summary: Summary, metrics: Metrics) -> None:
-    _dress(axes, "", metrics)
-    reward = metrics.columns.get("reward", metrics.columns.get("rewards/accuracies", ()))
-    label = "mean reward of a step" if "reward" in metrics.columns else "pairs ranked right"
-    _draw_values(axes, metrics, reward, 0, label)
-    first, last = (metrics.steps[0], metrics.steps[-1]) if metrics.steps else (0, 1)
-    width = max(1.0, last - first)
-    drawn = [value for value in reward if value is not None]
-    label = "accuracy, unseen problems"
-    for side, evaluation in ((-1, summary.before), (1, summary.after)):
-        if evaluation.accuracy is None:
-            continue
-        drawn.append(evaluation.accuracy)
-        at = (first if side < 0 else last) + 0.04 * side * width
-        low, high = evaluation.interval or (evaluation.accuracy, evaluation.accuracy)
-        axes.vlines(at, low, high, color=_ACCURACY, linewidth=3, alpha=0.5, zorder=3)
-        axes.plot([at], [evaluation.accuracy], "o", color=_ACCURACY, markersize=6, zorder=4, label=label)
-        label = "_"  # one entry in the legend is enough
+def _draw_accuracy(axes: Axes, metrics: Metrics, points: Points, sampling: str) -> None:
+    """Each evaluation with its interval, by the step it follows; the ends with their numbers."""
+    _dress(axes, f"accuracy, unseen problems{f' ({sampling})' if sampling else ''}", metrics)
+    found = [(step, one.accuracy, one.interval) for step, one in points if one.accuracy is not None]
+    if not found:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=_SOFT)
+        axes.set_yticks([])
+        return
+    for step, accuracy, interval in found:
+        low, high = interval or (accuracy, accuracy)
+        axes.vlines(step, low, high, color=_ACCURACY, linewidth=3, alpha=0.4, zorder=3, clip_on=False)
+    steps, values = [step for step, _, _ in found], [accuracy for _, accuracy, _ in found]
+    axes.plot(steps, values, "o-", color=_ACCURACY, markersize=5, linewidth=1.2, zorder=4, clip_on=False)
+    last = max(steps[-1], *(metrics.steps or (0,)), 1)
+    axes.set_xlim(-0.16 * last, 1.16 * last)
+    for side, step, value in ((-1, steps[0], values[0]), (1, steps[-1], values[-1]))[: len(found)]:
         # Beside the marker, outside the curve: nothing can lie under the letters.
         axes.annotate(
-            f"{'before' if side < 0 else 'after'}\n{100 * evaluation.accuracy:.1f} %",
-            (at, evaluation.accuracy),
-            xytext=(7 * side, 0),
-            textcoords="offset points",
-            ha="right" if side < 0 else "left",
-            va="center",
-            fontsize=9,
-            color=_ACCURACY,
+            f"{100 * value:.1f} %", (step, value), xytext=(7 * side, 0), textcoords="offset points",
+            ha="right" if side < 0 else "left", va="center", fontsize=9, color=_ACCURACY,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-        )
-    if not drawn:
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=_SOFT)
-    low, high = min((0.0, *drawn)), max((1.0, *drawn))
-    axes.set_ylim(low, high + 0.02 * (high - low))
-    axes.set_xlim(first - 0.24 * width, last + 0.22 * width)
-    _legend(axes, "lower left", (-0.01, 1.0))
+        )  # fmt: skip
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_yticks([0.0, 0.5, 1.0], labels=["0", "50%", "100%"])
 
 
 def _draw_row(axes: Axes, title: str, keys: dict[str, str], metrics: Metrics, *, share: bool, may_be_log: bool) -> None:

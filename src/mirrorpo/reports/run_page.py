@@ -1,13 +1,15 @@
 """The page of a run, ``report.html``: one HTML file that needs nothing else.
 
-A table says which metrics are drawn together, under which title, in the order of the page; a metric that it does not
-know is listed in the page's last table all the same.
+Of a run that is not finished it says so first, and loads itself again while a process works on it. A table says which
+metrics are drawn together, under which title, in the order of the page; a metric that it does not know is listed in the
+page's last table all the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,31 @@ from markupsafe import Markup
 
 from mirrorpo.files import write_text_atomic
 from mirrorpo.reports.charts import MAX_POINTS, Curve, Panel, draw_before_after, draw_panel
-from mirrorpo.reports.conclusions import conclude_run
+from mirrorpo.reports.conclusions import Conclusion, conclude_run, training_so_far
 from mirrorpo.reports.templates import cut, part, render
+from mirrorpo.rewards.verdict import VERDICTS
 from mirrorpo.runs.reader import (
     Evaluation,
     Metrics,
     Sample,
     Summary,
+    read_before,
     read_metrics,
     read_recipe,
     read_samples,
     read_summary,
+    sample_of,
 )
+from mirrorpo.runs.unfinished import (
+    Point,
+    Progress,
+    Settings,
+    is_finished,
+    read_evaluations,
+    read_settings,
+    read_unfinished,
+)
+from mirrorpo.wording import duration, interval_words, number, percent, plural
 
 _DIVERGENCE = ("divergence/", "/mean")
 
@@ -74,6 +89,12 @@ _THEN = (
     ),
     _Plan(title="Completion length", says="Mean tokens of a rollout.", keys={"completions/mean_length": ""}),
     _Plan(
+        title="Truncated completions",
+        says="Rollouts that reached max_completion_length before an end. Many of them: answers are cut off.",
+        keys={"completions/clipped_ratio": ""},
+        share=True,
+    ),
+    _Plan(
         title="Entropy",
         says="Of the next-token distribution, in nats. Near zero, exploration is over.",
         keys={"entropy": ""},
@@ -90,6 +111,13 @@ _MORE = (
     ),
     _Plan(title="Learning rate", says="As scheduled.", keys={"learning_rate": ""}),
     _Plan(title="Seconds a step", says="Rollouts, rewards and updates together.", keys={"seconds": ""}),
+    _Plan(title="Tokens per second", says="Drawn while completions are generated.", keys={"tokens_per_second": ""}),
+    _Plan(
+        title="Verdicts",
+        says="Shares of a step's rollouts.",
+        keys={f"answers/{verdict}": verdict for verdict in VERDICTS},
+        share=True,
+    ),
 )
 
 
@@ -170,12 +198,29 @@ _OPEN = 4  # problems that are visible without a click
 _BUDGET = 250_000  # characters of HTML for all samples: hostile text can be twenty times as long as its source
 
 
-def write_report(run_dir: Path) -> Path:
+_REFRESH = 15  # seconds after which the page of a running run loads itself again
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What a folder holds. ``progress`` is None of a finished run."""
+
+    summary: Summary
+    progress: Progress | None
+    metrics: Metrics
+    points: tuple[Point, ...]
+    samples: tuple[Sample, ...]
+    settings: Settings
+    recipe: str
+
+
+def write_report(run_dir: Path, *, ended: bool = False) -> Path:
     """Write `report.html` into a run folder.
 
     Args:
         run_dir: a folder with `summary.json`, `metrics.jsonl` and `recipe.yaml`, and with `samples.jsonl` if the run
-            was evaluated.
+            was evaluated; of a run that is not finished, a folder with `recipe.yaml` and whatever else is there.
+        ended: the run ends here, though its process still holds the folder.
 
     Returns:
         The path of the page.
@@ -188,9 +233,16 @@ def write_report(run_dir: Path) -> Path:
         >>> import tempfile
         >>> write_report(Path(tempfile.mkdtemp()))  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        FileNotFoundError: summary.json: no such file in the run folder ...
+        FileNotFoundError: recipe.yaml: no such file in the run folder ...
     """
     run_dir = Path(run_dir)
+    found = _finished(run_dir) if is_finished(run_dir) else _unfinished(run_dir, ended)
+    target = run_dir / "report.html"
+    write_text_atomic(target, _page(found))
+    return target
+
+
+def _finished(run_dir: Path) -> _Run:
     summary = read_summary(run_dir)
     try:
         samples = read_samples(run_dir)
@@ -198,45 +250,189 @@ def write_report(run_dir: Path) -> Path:
         if _evaluated(summary):
             raise
         samples = ()
-    target = run_dir / "report.html"
-    write_text_atomic(target, _page(summary, read_metrics(run_dir), samples, read_recipe(run_dir)))
-    return target
+    return _Run(
+        summary=summary,
+        progress=None,
+        metrics=read_metrics(run_dir),
+        points=read_evaluations(run_dir),
+        samples=samples,
+        settings=read_settings(run_dir),
+        recipe=read_recipe(run_dir),
+    )
+
+
+def _unfinished(run_dir: Path, ended: bool) -> _Run:
+    try:
+        metrics = read_metrics(run_dir)
+    except FileNotFoundError:  # it has not come to the end of a step
+        metrics = Metrics(steps=(), columns={}, num_not_finite=0, torn=False)
+    summary, progress = read_unfinished(run_dir, metrics)
+    points, before = read_evaluations(run_dir), read_before(run_dir)
+    first = () if before is None else before["samples"]
+    return _Run(
+        summary=summary,
+        progress=replace(progress, running=False) if ended else progress,
+        metrics=metrics,
+        points=points,
+        samples=(
+            *(sample_of({**sample, "when": "before"}, str(run_dir / "before.json")) for sample in first),
+            *(points[-1].samples if points else ()),
+        ),
+        settings=read_settings(run_dir),
+        recipe=read_recipe(run_dir),
+    )
 
 
 def _evaluated(summary: Summary) -> bool:
     return summary.before.accuracy is not None or summary.after.accuracy is not None
 
 
-def _page(summary: Summary, metrics: Metrics, samples: tuple[Sample, ...], recipe: str) -> str:
-    kept, recipe_note = cut(recipe, _RECIPE_LIMIT)
+def _page(run: _Run) -> str:
+    summary, progress, metrics = run.summary, run.progress, run.metrics
+    kept, recipe_note = cut(run.recipe, _RECIPE_LIMIT)
     versions = {**summary.versions, "mirrorpo": summary.versions.get("mirrorpo", summary.mirrorpo_version)}
+    steps = summary.steps if progress is None else progress.steps
+    now = f"Step {run.points[-1].step:,}" if progress is not None and run.points else "After"
+    conclusion = (
+        conclude_run(summary, metrics) if progress is None else _conclude_unfinished(summary, progress, metrics, now)
+    )
     return render(
         "run",
         version=summary.mirrorpo_version,
-        title=f"{summary.objective} on {summary.task}",
+        title=f"{summary.objective} on {summary.task}" + ("" if progress is None else ", unfinished"),
+        refresh=_REFRESH if progress is not None and progress.running else 0,
         summary=summary,
+        unfinished=progress is not None,
         overview=[
             ("Model", summary.model),
             ("Seed", str(summary.seed)),
-            ("Steps", f"{summary.steps:,}"),
+            ("Steps", "" if steps is None else f"{steps:,}"),
             ("Commit", summary.commit),
         ],
-        conclusion=conclude_run(summary, metrics),
-        before_after=draw_before_after(summary.before, summary.after) if _evaluated(summary) else "",
+        conclusion=conclusion,
+        before_after=draw_before_after(summary.before, summary.after, now) if _evaluated(summary) else "",
+        now=now,
         recipe=kept,
         recipe_note=recipe_note,
         versions=[*versions.items(), ("commit", summary.commit or "not recorded")],
-        **_curves(metrics),
+        phases=_phases(metrics, run.points),
+        rollout_step=None if progress is None else progress.rollout_step,
+        rollouts=() if progress is None else _rollouts(progress.rollouts),
+        **_curves(metrics, _accuracy(run)),
         **_verdicts(summary.before, summary.after),
-        **_samples(samples),
+        **_samples(run.samples, now),
         **_metric_rows(metrics),
     )
 
 
-def _curves(metrics: Metrics) -> dict[str, Any]:
+def _conclude_unfinished(summary: Summary, progress: Progress, metrics: Metrics, now: str) -> Conclusion:
+    """Put into words how far a run has come, and where it ended if nobody works on it any more.
+
+    Args:
+        summary: what was measured so far; its ``after`` is the last evaluation.
+        progress: how far it has come.
+        metrics: the steps so far.
+        now: what the last evaluation is called, such as "Step 12".
+    """
+    of = "" if progress.steps is None else f" of {progress.steps:,}"
+    headline = f"Unfinished: step {progress.step:,}{of}."
+    sentences = [_whereabouts(progress), _left(summary, progress), _accuracy_so_far(summary, now)]
+    sentences += training_so_far(metrics)
+    return Conclusion(headline=headline, sentences=tuple(filter(None, sentences)), tone="open")
+
+
+def _whereabouts(progress: Progress) -> str:
+    when = None if progress.written is None else datetime.fromtimestamp(progress.written, UTC)
+    written = "" if when is None else f"Last written {when:%Y-%m-%d %H:%M:%S} UTC"
+    if progress.running:
+        return f"{written or 'Running'}, while {progress.phase}. The page loads itself again while the run goes on."
+    why = progress.ended or "no process works on it any more, and it did not say why"
+    kept = "there is no checkpoint"
+    if progress.checkpoint is not None:
+        kept = f"the newest checkpoint is that of step {progress.checkpoint:,}"
+    return f"{written + '. ' if written else ''}It ended while {progress.phase}: {why}; {kept}."
+
+
+def _left(summary: Summary, progress: Progress) -> str:
+    if not progress.step:
+        return ""
+    pace = summary.seconds / progress.step
+    said = f"{plural(progress.step, 'step')} took {duration(summary.seconds)}, {number(pace)}\u00a0s a step"
+    if progress.running and progress.steps is not None and progress.steps > progress.step:
+        said += f"; about {duration((progress.steps - progress.step) * pace)} left, evaluations aside"
+    return f"{said}."
+
+
+def _accuracy_so_far(summary: Summary, now: str) -> str:
+    if summary.before.accuracy is None and summary.after.accuracy is None:
+        return "Accuracy was not measured yet."
+    parts = [
+        f"{percent(one.accuracy)}{f' ({interval_words(one.interval)})' if one.interval else ''} {when}"
+        for when, one in (("before training", summary.before), (f"at {now.lower()}", summary.after))
+        if one.accuracy is not None
+    ]
+    where = "" if summary.problems is None else f" on {plural(summary.problems, 'unseen problem')}"
+    return f"Accuracy{where}: {', '.join(parts)}."
+
+
+def _accuracy(run: _Run) -> Markup:
+    """The panel of ``eval.every``: accuracy at the start, between the steps and at the end; empty without it.
+
+    On axes of its own: evaluations may draw otherwise than rollouts do, and the reward is of other problems.
+    """
+    if not run.points:
+        return Markup("")
+    found = [(0, run.summary.before), *((point.step, point.evaluation) for point in run.points)]
+    if run.progress is None:
+        found.append((run.summary.steps, run.summary.after))
+    low = [None if one.interval is None else one.interval[0] for _, one in found]
+    high = [None if one.interval is None else one.interval[1] for _, one in found]
+    values = tuple(one.accuracy for _, one in found)
+    if all(value is None for value in values):
+        return Markup("")
+    problems = plural(run.points[-1].problems, "unseen problem")
+    how = f", {run.settings.sampling}" if run.settings.sampling else ""
+    curve = Curve(label="", values=values, band=(low, high))
+    says = f"On {problems}{how}; band: 95 % interval."
+    return draw_panel(Panel(title="Accuracy", says=says, curves=(curve,), share=True), [step for step, _ in found])
+
+
+# Name of a phase, the metrics whose seconds it is, those that are to be taken off.
+_PHASES = (
+    ("Generation of completions", ("generation_seconds",), ()),
+    ("Rewards", ("reward_seconds",), ()),
+    ("Scoring by old policy, reference and teacher", ("scoring_seconds",), ()),
+    ("Forward and backward passes", ("step_time",), ("generation_seconds", "reward_seconds", "scoring_seconds")),
+    ("Optimiser, checkpoints and the rest", ("seconds",), ("step_time",)),
+)
+
+
+def _phases(metrics: Metrics, points: tuple[Point, ...]) -> list[tuple[str, float, float]]:
+    """Each phase of the steps with its seconds and its share; empty for a run that did not record them."""
+
+    def total(names: Iterable[str]) -> float:
+        return sum(value or 0.0 for name in names for value in metrics.columns.get(name, ()))
+
+    if not total(["generation_seconds"]):
+        return []
+    rows = [(name, max(0.0, total(of) - total(without))) for name, of, without in _PHASES]
+    if evaluating := sum(point.seconds or 0.0 for point in points):
+        rows.append(("Evaluations between the steps", evaluating))
+    whole = sum(seconds for _, seconds in rows)
+    return [(name, seconds, seconds / whole) for name, seconds in rows]
+
+
+def _rollouts(samples: Iterable[Sample]) -> list[Markup]:
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt, []).append(sample)
+    return within_budget((part("rollouts_of", prompt, group) for prompt, group in groups.items()), _BUDGET)
+
+
+def _curves(metrics: Metrics, accuracy: Markup) -> dict[str, Any]:
     if not metrics.steps:
         notes = ["metrics.jsonl holds no steps: there is nothing to draw."]
-        return {"panels": "", "more_panels": "", "more_titles": "", "curve_notes": notes}
+        return {"panels": accuracy, "more_panels": "", "more_titles": "", "curve_notes": notes}
     main, more, absent = plan_panels(metrics)
     notes = []
     if len(metrics.steps) > MAX_POINTS:
@@ -251,7 +447,7 @@ def _curves(metrics: Metrics) -> dict[str, Any]:
     if absent:
         notes.append(f"Not recorded in this run: {', '.join(title.lower() for title in absent)}.")
     return {
-        "panels": Markup("").join(draw_panel(panel, metrics.steps) for panel in main),
+        "panels": accuracy + Markup("").join(draw_panel(panel, metrics.steps) for panel in main),
         "more_panels": Markup("").join(draw_panel(panel, metrics.steps) for panel in more),
         "more_titles": ", ".join(panel.title.lower() for panel in more),
         "curve_notes": notes,
@@ -274,15 +470,13 @@ def _count(evaluation: Evaluation, reason: str) -> tuple[int, float | None]:
     return count, count / total if total else None
 
 
-def _samples(samples: Iterable[Sample]) -> dict[str, Any]:
+def _samples(samples: Iterable[Sample], now: str) -> dict[str, Any]:
     """Samples of the same prompt side by side, as many problems as the budget allows."""
     problems: dict[tuple[str, str | None], list[Sample]] = {}
     for sample in samples:
         problems.setdefault((sample.prompt, sample.answer), []).append(sample)
-    articles = within_budget(
-        (part("pair_of_answers", prompt, answer, group, _PER_SIDE) for (prompt, answer), group in problems.items()),
-        _BUDGET,
-    )
+    pairs = (part("pair_of_answers", *problem, group, _PER_SIDE, now) for problem, group in problems.items())
+    articles = within_budget(pairs, _BUDGET)
     note = "" if problems else "No samples were recorded."
     if len(articles) < len(problems):
         note = f"{len(articles):,} of {len(problems):,} problems shown; samples.jsonl has them all."

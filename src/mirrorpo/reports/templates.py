@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mirrorpo.wording import number, percent, plural
+from mirrorpo.wording import duration, number, percent, plural
 
 _KEPT = "\n\t"  # not printable by Unicode's book, yet they are layout a reader wants to see as such
 _SCRIPTS = {"run": ("report",), "study": ("report", "study")}
@@ -124,8 +124,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {
-        "cut": cut, "number": number, "percent": percent, "plain": plain, "plural": plural, "sentence": sentence,
-        "shown": shown, "source_hash": source_hash,
+        "cut": cut, "duration": duration, "number": number, "percent": percent, "plain": plain, "plural": plural,
+        "sentence": sentence, "shown": shown, "source_hash": source_hash,
     }  # fmt: skip
     return found
 

@@ -37,6 +37,9 @@ class Evaluation:
     reasons: dict[str, int]
 
 
+NOT_EVALUATED = Evaluation(accuracy=None, interval=None, mean_length=None, reasons={})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """`summary.json`. None where an optional key is absent or null."""
@@ -109,14 +112,14 @@ def read_summary(run_dir: Path) -> Summary:
         objective_line=_optional_text(table, "objective_line", where),
         model=_optional_text(table, "model", where),
         seed=_whole(table, "seed", where),
-        steps=_count(table, "steps", where),
+        steps=count_at(table, "steps", where),
         seconds=_required_number(table, "seconds", where),
-        problems=None if table.get("problems") is None else _count(table, "problems", where),
+        problems=None if table.get("problems") is None else count_at(table, "problems", where),
         before=_evaluation(table, "before", where),
         after=_evaluation(table, "after", where),
         command=_optional_text(table, "command", where),
         commit=_optional_text(table, "commit", where),
-        versions={key: str(value)[:_VERSION_LETTERS] for key, value in _table(table, "versions", where).items()},
+        versions={key: str(value)[:_VERSION_LETTERS] for key, value in table_at(table, "versions", where).items()},
         mirrorpo_version=_text(table, "mirrorpo_version", where),
     )
 
@@ -146,14 +149,14 @@ def read_metrics(run_dir: Path) -> Metrics:
     """
     rows: list[tuple[int, dict[str, float | None]]] = []
     num_not_finite = 0
-    with _Lines(Path(run_dir), "metrics.jsonl") as lines:
+    with Lines(Path(run_dir), "metrics.jsonl") as lines:
         for where, table in lines:
             step = _whole(table, "step", where)
             row: dict[str, float | None] = {}
             for key, value in table.items():
                 if key == "step":
                     continue
-                row[key] = _number(value, key, where)
+                row[key] = number_of(value, key, where)
                 num_not_finite += row[key] is None and value is not None
             while rows and rows[-1][0] >= step:
                 rows.pop()
@@ -188,11 +191,11 @@ def read_samples(run_dir: Path) -> tuple[Sample, ...]:
         >>> read_samples(folder)[0].reward
         1.0
     """
-    with _Lines(Path(run_dir), "samples.jsonl") as lines:
-        return tuple(_sample(table, where) for where, table in lines)
+    with Lines(Path(run_dir), "samples.jsonl") as lines:
+        return tuple(sample_of(table, where) for where, table in lines)
 
 
-def _sample(table: dict[str, Any], where: str) -> Sample:
+def sample_of(table: dict[str, Any], where: str) -> Sample:
     when = _text(table, "when", where)
     if when not in ("before", "after"):
         raise ValueError(f"{where}: key 'when' must be 'before' or 'after', got {when!r:.60}")
@@ -201,9 +204,15 @@ def _sample(table: dict[str, Any], where: str) -> Sample:
         prompt=_text(table, "prompt", where),
         completion=_text(table, "completion", where),
         answer=_optional_text(table, "answer", where),
-        reward=_number(_required(table, "reward", where), "reward", where),
+        reward=number_of(_required(table, "reward", where), "reward", where),
         reason=_text(table, "reason", where),
     )
+
+
+def evaluation_of(numbers: dict[str, Any], when: str, where: str) -> Evaluation:
+    """The evaluation in the summary that `before.json` or a line of `evaluations.jsonl` holds."""
+    table = {f"{key}_{when}": numbers[key] for key in _EVALUATED if key in numbers}
+    return _evaluation({**table, f"accuracy_{when}_interval": numbers.get("accuracy_interval")}, when, where)
 
 
 def read_before(run_dir: Path) -> dict[str, Any] | None:
@@ -227,14 +236,13 @@ def read_before(run_dir: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(table, dict) or not isinstance(table.get("samples"), list):
         raise ValueError(f"{where}: must be a JSON object with the keys summary and samples")
-    numbers = _table(table, "summary", where)
-    _evaluation({f"{key}_before": numbers[key] for key in _EVALUATED if key in numbers} | {
-        "accuracy_before_interval": numbers.get("accuracy_interval")}, "before", where)  # fmt: skip
-    _count(numbers, "problems", where)
+    numbers = table_at(table, "summary", where)
+    evaluation_of(numbers, "before", where)
+    count_at(numbers, "problems", where)
     for n, sample in enumerate(table["samples"]):
         if not isinstance(sample, dict):
             raise ValueError(f"{where}, sample {n}: expected a JSON object, found {type(sample).__name__}")
-        _sample({**sample, "when": "before"}, f"{where}, sample {n}")
+        sample_of({**sample, "when": "before"}, f"{where}, sample {n}")
     return table
 
 
@@ -266,7 +274,7 @@ def recorded_steps(run_dir: Path) -> list[tuple[str, float]]:
                 table = json.loads(text)
                 if not line.endswith(b"\n") or _whole(table, "step", "") != len(kept) + 1:
                     break
-                kept.append((text.rstrip("\n"), _number(table.get("seconds"), "seconds", "") or 0.0))
+                kept.append((text.rstrip("\n"), number_of(table.get("seconds"), "seconds", "") or 0.0))
     except FileNotFoundError:
         pass
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -306,7 +314,7 @@ def reverse_kl(table: Any, where: str) -> float | None:
     """
     if not isinstance(table, dict) or "reverse_kl" not in table:
         raise ValueError(f"{where}: expected a JSON object with the number 'reverse_kl'")
-    return _number(table["reverse_kl"], "reverse_kl", where)
+    return number_of(table["reverse_kl"], "reverse_kl", where)
 
 
 class _NotPlain(ValueError):
@@ -359,14 +367,14 @@ def read_json(folder: Path, name: str) -> Any:
         raise ValueError(f"{folder / name}: not JSON: {error}") from None
 
 
-class _Lines:
+class Lines:
     """The JSON objects of a .jsonl file with "file, line n"; `torn` is known once they are all read."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._path, self._file = folder / name, _opened(folder, name)
         self.torn = False
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -413,7 +421,7 @@ def _optional_text(table: dict[str, Any], key: str, where: str) -> str | None:
     return None if table.get(key) is None else _text(table, key, where)
 
 
-def _number(value: Any, key: str, where: str) -> float | None:
+def number_of(value: Any, key: str, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -424,7 +432,7 @@ def _number(value: Any, key: str, where: str) -> float | None:
 
 
 def _required_number(table: dict[str, Any], key: str, where: str) -> float:
-    number = _number(_required(table, key, where), key, where)
+    number = number_of(_required(table, key, where), key, where)
     if number is None:
         raise ValueError(f"{where}: key {key!r} must be a finite number, got {table[key]!r:.60}")
     return number
@@ -437,14 +445,14 @@ def _whole(table: dict[str, Any], key: str, where: str) -> int:
     return int(number)
 
 
-def _count(table: dict[str, Any], key: str, where: str) -> int:
+def count_at(table: dict[str, Any], key: str, where: str) -> int:
     number = _whole(table, key, where)
     if number < 0:
         raise ValueError(f"{where}: key {key!r} must be at least 0, got {number}")
     return number
 
 
-def _table(table: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+def table_at(table: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     value = table.get(key)
     if value is None:
         return {}
@@ -455,16 +463,16 @@ def _table(table: dict[str, Any], key: str, where: str) -> dict[str, Any]:
 
 def _evaluation(table: dict[str, Any], when: str, where: str) -> Evaluation:
     accuracy_key = f"accuracy_{when}"
-    accuracy = _number(_required(table, accuracy_key, where), accuracy_key, where)
+    accuracy = number_of(_required(table, accuracy_key, where), accuracy_key, where)
     if accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"{where}: key {accuracy_key!r} must lie in [0, 1], got {accuracy}")
     length_key, reasons_key = f"mean_length_{when}", f"reasons_{when}"
-    reasons = _table(table, reasons_key, where)
+    reasons = table_at(table, reasons_key, where)
     return Evaluation(
         accuracy=accuracy,
         interval=_interval(table, f"{accuracy_key}_interval", where),
-        mean_length=_number(_required(table, length_key, where), length_key, where),
-        reasons={reason: _count(reasons, reason, f"{where}, {reasons_key}") for reason in reasons},
+        mean_length=number_of(_required(table, length_key, where), length_key, where),
+        reasons={reason: count_at(reasons, reason, f"{where}, {reasons_key}") for reason in reasons},
     )
 
 
@@ -474,7 +482,7 @@ def _interval(table: dict[str, Any], key: str, where: str) -> tuple[float, float
         return None
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"{where}: key {key!r} must be [low, high], got {value!r:.60}")
-    low, high = (_number(end, key, where) for end in value)
+    low, high = (number_of(end, key, where) for end in value)
     if low is None or high is None or not 0 <= low <= high <= 1:
         raise ValueError(f"{where}: key {key!r} must be 0 <= low <= high <= 1, got {value!r:.60}")
     return low, high

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, Tex
 from rich.progress import Progress as Bar
 
 from mirrorpo.config.study import Job, Study
-from mirrorpo.config.train import recipe_from
+from mirrorpo.config.train import Recipe, recipe_from
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError
 from mirrorpo.files import write_text_atomic
@@ -274,6 +274,10 @@ def open_pool(num_workers: int | None, num_threads: int | None, ray: str | None 
     return open_workers(num_workers or default_workers(), num_threads, _MAX_DEATHS, ray)
 
 
+def _evaluations_between(recipe: Recipe) -> int:
+    return (recipe.train.steps - 1) // recipe.eval.every if recipe.eval.every else 0
+
+
 def estimate(study: Study, pool: Any, console: Console, out: Path | None = None) -> dict[str, Any]:
     """How many runs, how long, how much disk: from two steps of the baseline in every worker at once.
 
@@ -292,7 +296,12 @@ def estimate(study: Study, pool: Any, console: Console, out: Path | None = None)
     jobs = study.jobs()
     say(console, f"timing {_TIMED_STEPS} steps of {study.baseline} in {pool.num_workers} workers ...")
     recipe = study.arms[study.baseline]
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": _TIMED_STEPS})})
+    short = recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(update={"steps": _TIMED_STEPS}),
+            "eval": recipe.eval.model_copy(update={"every": 0}),
+        }
+    )
     folder = _timing_folder(out)
     try:
         timed = [
@@ -318,7 +327,8 @@ def estimate(study: Study, pool: Any, console: Console, out: Path | None = None)
     step = sum(steps) / len(steps)
     around = max(0.0, sum(result["seconds"] for result in results) / len(results) - _TIMED_STEPS * step)
     start = max(0.0, wall - max(result["seconds"] for result in results))
-    total = sum(around + step * job.recipe.train.steps for job in jobs)
+    # Around the steps are two evaluations, hardly more: one between them takes at most half of that.
+    total = sum(around + step * job.recipe.train.steps + around / 2 * _evaluations_between(job.recipe) for job in jobs)
     disk = sum(size + lines * (job.recipe.train.steps - _TIMED_STEPS) for job in jobs)
     return {
         "runs": len(jobs),

@@ -1,18 +1,15 @@
-"""What a run tells: progress bar, metrics of every step, warnings of a run that does nothing, and the model card.
+"""What a run tells people: progress bar, warnings of a run that does nothing, and the model card.
 
 The callbacks here also stop a run on a signal, with a checkpoint.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -25,129 +22,19 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from mirrorpo.errors import Interrupted, RunError
-from mirrorpo.files import write_text_atomic
+from mirrorpo.errors import Interrupted
 from mirrorpo.interrupts import SIGNALS
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.models.generation import causal_part, say_what_is_ignored
 from mirrorpo.models.thresholds import say_padding
 from mirrorpo.progress import EVERY
-from mirrorpo.runs.folder import METRICS_FILE
-from mirrorpo.runs.reader import recorded_steps
 from mirrorpo.training.distributed import UNSHARDED, unsharded_notice
 from mirrorpo.training.model_adapter import say_noise
+from mirrorpo.training.records import MetricsWriter
 from mirrorpo.wording import duration, say
 
 logger = logging.get_logger(__name__)
-
-# Names under which TRL logs the same number a second time, and its metrics of preference pairs, which begin like these.
-_TWICE = ("rewards/", "clip_ratio/", "train_", "num_tokens", "epoch", "total_flos")
-_OF_PAIRS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-COMPLETIONS_FILE = "completions.jsonl"
-
-
-def _trim_completions(path: Path, last_step: int) -> None:
-    """Drops completions of later steps, and a torn last line: the resumed run writes them again."""
-    if path.is_symlink() or not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            step = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            break
-        if step <= last_step:
-            kept.append(f"{line}\n")
-    write_text_atomic(path, "".join(kept))
-
-
-def trim_metrics(run_dir: Path, last_step: int) -> float:
-    """Drops the lines after ``last_step`` (and a torn last line), so that a resumed run writes no step twice.
-
-    Returns:
-        The seconds that the kept steps took.
-
-    Raises:
-        RunError: lines up to ``last_step`` are missing.
-    """
-    _trim_completions(run_dir / COMPLETIONS_FILE, last_step)
-    path, lines = run_dir / METRICS_FILE, recorded_steps(run_dir)
-    if len(lines) < last_step:
-        raise RunError(f"{path}: is missing steps before the checkpoint at step {last_step}")
-    if path.exists():
-        write_text_atomic(path, "".join(f"{line}\n" for line, _ in lines[:last_step]))
-    return sum(seconds for _, seconds in lines[:last_step])
-
-
-class MetricsWriter(TrainerCallback):
-    """Appends one JSON line for every step (rollout batch) to ``metrics.jsonl``.
-
-    Args:
-        path: the file.
-        updates_per_step: optimiser steps that make one step.
-    """
-
-    def __init__(self, path: Path, updates_per_step: int) -> None:
-        self.path = path
-        self.updates_per_step = updates_per_step
-        self.last: dict[str, float | int | None] = {}
-        self._since = time.monotonic()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._since = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        line: dict[str, float | int | None] = {"step": state.global_step // self.updates_per_step}
-        for name, value in logs.items():
-            if (name.startswith(_TWICE) and name not in _OF_PAIRS) or not isinstance(value, int | float):
-                continue
-            line[name] = value if math.isfinite(value) else None
-        now = time.monotonic()
-        line["seconds"] = round(now - self._since, 4)
-        self._since = now
-        self.last = line
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            if control.should_save:  # a checkpoint must not outlive the lines that lead to it
-                file.flush()
-                os.fsync(file.fileno())
-
-
-class CompletionsWriter(TrainerCallback):
-    """Appends prompts, completions and rewards of some steps to ``completions.jsonl``, a line each.
-
-    Args:
-        path: the file.
-        trainer: keeps the last rollout batch.
-        every: optimiser steps between the steps that are kept.
-        updates_per_step: optimiser steps that make one step.
-    """
-
-    def __init__(self, path: Path, trainer: Any, every: int, updates_per_step: int) -> None:
-        self.path, self.trainer, self.every, self.updates_per_step = path, trainer, every, updates_per_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs or state.global_step % self.every:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            for row in _rollouts(self.trainer._logs):
-                line = {"step": state.global_step // self.updates_per_step, **row}
-                file.write(json.dumps(line, default=str) + "\n")
-
-
-def _rollouts(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """TRL's record of the last rollout batch as plain data; a completion without a reward or advantage has None."""
-    scored = zip(*kept["rewards"].values(), strict=True)
-    rewards = [{name: _finite(value) for name, value in zip(kept["rewards"], one, strict=True)} for one in scored]
-    rows = zip(kept["prompt"], kept["completion"], rewards, kept["advantages"], strict=True)
-    return [{"prompt": p, "completion": c, "rewards": r, "advantage": _finite(a)} for p, c, r, a in rows]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def say_at_start(accelerator: Any, model: nn.Module) -> None:
@@ -208,6 +95,11 @@ class ProgressBar(TrainerCallback):
             seconds = (self.steps - step) * (now - self.began) / max(1, step - self.first)
             left = f"  about {duration(seconds)} left" if step < self.steps else ""
             say(self.console, f"step {step}/{self.steps}  {numbers_of(line)}{left}")
+
+    def note(self, text: str) -> None:
+        """Shows a text in place of the numbers."""
+        if self.bar is not None:
+            self.progress.update(self.bar, numbers=text)
 
     def stop(self) -> None:
         """Ends the drawing; called on every way out of the run."""
@@ -489,12 +381,10 @@ def add_objective(card: Path, objective: Objective) -> None:
 
 __all__ = [
     "GracefulStop",
-    "MetricsWriter",
     "ProgressBar",
     "Watch",
     "add_objective",
     "numbers_of",
     "paper_of",
     "say_at_start",
-    "trim_metrics",
 ]

@@ -38,8 +38,17 @@ from mirrorpo.models import resolve_model
 from mirrorpo.models.folder import check_config
 from mirrorpo.models.thresholds import Context, context_of
 from mirrorpo.tasks import Row
-from mirrorpo.training.setup import build_task, check_context, check_model, check_prompts, prompt_lengths, tokenizer_of
+from mirrorpo.training.setup import (
+    build_task,
+    check_context,
+    check_evaluations,
+    check_model,
+    check_prompts,
+    prompt_lengths,
+    tokenizer_of,
+)
 from mirrorpo.user_code import NotImportedError
+from mirrorpo.wording import plural
 
 # Bytes of English text in a token of a large vocabulary, roughly; used only where the tokenizer cannot be loaded.
 _BYTES_A_TOKEN = 4
@@ -66,6 +75,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     task = build_task(recipe)
     rows, test_rows = task.rows("train"), task.rows("test")[: recipe.eval.problems]
     check_prompts(recipe, rows)
+    check_evaluations(recipe, test_rows)
     notes: list[str] = []
     lengths, exact = _prompt_lengths(recipe, rows, notes)
     train = recipe.train
@@ -84,7 +94,12 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "objective": recipe.objective.describe(),
         "reference": _reference(recipe),
         "sampling": {"temperature": train.temperature, "top_p": train.top_p, "engine": _engine(recipe)},
-        "evaluation": {"problems": len(test_rows), "samples": recipe.eval.samples, **_eval_sampling(recipe)},
+        "evaluation": {
+            "problems": len(test_rows),
+            "samples": recipe.eval.samples,
+            "times": 2 + (train.steps - 1) // recipe.eval.every if recipe.eval.every else 2,
+            **_eval_sampling(recipe),
+        },
     }
     result["model"], result["memory"] = _model(recipe, max(lengths), notes)
     result["notes"] = notes
@@ -161,7 +176,8 @@ def _engine(recipe: Recipe) -> str:
 def _eval_sampling(recipe: Recipe) -> dict[str, Any]:
     spec = recipe.eval
     length = spec.max_completion_length or recipe.train.max_completion_length
-    return {"temperature": spec.temperature, "top_p": spec.top_p, "max_completion_length": length}
+    how = {"temperature": spec.temperature, "top_p": spec.top_p, "max_completion_length": length}
+    return {"every": spec.every, **how}
 
 
 def _model(recipe: Recipe, longest: int, notes: list[str]) -> tuple[dict[str, Any], dict[str, int] | None]:
@@ -208,12 +224,18 @@ def render(data: dict[str, Any]) -> str:
         "objective": data["objective"],
         "reference": data["reference"],
         "sampling": f"temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}; {sampling['engine']}",
-        "evaluation": f"before and after, {evaluation['problems']:,} problems x {evaluation['samples']}, "
+        "evaluation": f"{_evaluations(evaluation)}, {evaluation['problems']:,} problems x {evaluation['samples']}, "
         + ("greedy" if evaluation["temperature"] == 0 else f"temperature {evaluation['temperature']:g}"),
         "model": _model_line(data["model"]),
     }
     text = [f"{name:<12}{line}" for name, line in lines.items()]
     return "\n".join([*text, *_memory_lines(data["memory"]), *(f"note        {note}" for note in data["notes"])])
+
+
+def _evaluations(evaluation: dict[str, Any]) -> str:
+    if not evaluation["every"]:
+        return "before and after"
+    return f"before, after and every {plural(evaluation['every'], 'step')}, {evaluation['times']} times"
 
 
 def _model_line(about: dict[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,7 @@ from mirrorpo.runs.folder import (
     versions,
 )
 from mirrorpo.runs.reader import read_before, recorded_steps
+from mirrorpo.runs.unfinished import PROGRESS_FILE
 from mirrorpo.training.checkpoints import (
     CheckpointError,
     all_checkpoints,
@@ -49,12 +52,13 @@ from mirrorpo.training.distributed import (
     uses_deepspeed,
     world_size,
 )
-from mirrorpo.training.monitors import (
+from mirrorpo.training.monitors import GracefulStop, ProgressBar
+from mirrorpo.training.records import (
     COMPLETIONS_FILE,
     CompletionsWriter,
-    GracefulStop,
+    Evaluations,
+    LiveReport,
     MetricsWriter,
-    ProgressBar,
     trim_metrics,
 )
 from mirrorpo.training.setup import Prepared, batch_shape, build_trainer, prepare, sampler_of, tracker_callbacks
@@ -67,13 +71,23 @@ if TYPE_CHECKING:
 NUM_SAMPLES_KEPT = 16
 
 
-def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str) -> Evaluation | None:
-    """Graded samples on the unseen problems, with a bar; None if the recipe asks for none. Processes share the work."""
+def run_evaluation(
+    prepared: Prepared, model: Any, console: Console, label: str, watch: Callable[[int], None] = lambda count: None
+) -> Evaluation | None:
+    """Graded samples on the unseen problems, with a bar; None if the recipe asks for none. Processes share the work.
+
+    ``watch`` is told of each batch: how many completions it had.
+    """
     spec, rows = prepared.recipe.eval, prepared.test_rows[rank() :: world_size()]
     if not prepared.test_rows:
         return None
     sampler = replace(sampler_of(prepared.recipe), seed=spec.seed + rank())
     with counted(console if is_main() else Console(quiet=True), label, len(rows) * spec.samples) as advance:
+
+        def count(done: int) -> None:
+            advance(done)
+            watch(done)
+
         mine = evaluate(
             model,
             prepared.tokenizer,
@@ -81,7 +95,7 @@ def run_evaluation(prepared: Prepared, model: Any, console: Console, label: str)
             rows,
             sampler,
             spec.samples,
-            progress=advance,
+            progress=count,
             chat_template=prepared.recipe.model.chat_template,
         )
     numbered = [replace(sample, problem=sample.problem * world_size() + rank()) for sample in mine.samples]
@@ -93,7 +107,9 @@ def _evaluation_record(evaluation: Evaluation | None) -> dict[str, Any] | None:
     if evaluation is None:
         return None
     kept = [asdict(s) for s in evaluation.samples if s.problem < NUM_SAMPLES_KEPT]
-    return {"summary": evaluation.summary(), "samples": kept}
+    numbers = evaluation.summary()
+    unknown = {key: None for key, value in numbers.items() if isinstance(value, float) and math.isnan(value)}
+    return {"summary": numbers | unknown, "samples": kept}  # nothing could be scored: JSON has no NaN
 
 
 class Extension(Protocol):
@@ -153,7 +169,7 @@ def train(
                     _draw(folder)
                 return folder.read_json(SUMMARY_FILE)
             with GracefulStop(lambda line: say(console, line), resume_command(command)) as stop:
-                return _run(prepared, folder, console, command, stop, extension)
+                return _Run(prepared, folder, console, command, stop, extension)()
     finally:
         folder.close()
 
@@ -182,54 +198,138 @@ def check_processes(recipe: Recipe) -> None:
     together(check)
 
 
-def _run(
-    prepared: Prepared,
-    folder: RunFolder,
-    console: Console,
-    command: str,
-    stop: GracefulStop,
-    extension: Extension | None,
-) -> dict[str, Any]:
-    started = time.monotonic()
-    spec = prepared.recipe.train
-    writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
-    bar = ProgressBar(console, spec.steps, writer)
-    callbacks = [writer, bar, stop, *(tracker_callbacks(prepared.recipe, folder.path) if is_main() else ())]
-    make = build_trainer if extension is None else extension.trainer
-    try:
-        trainer = make(prepared, folder.checkpoints, callbacks)
-    except InputError:
-        folder.take_back()
-        raise
-    if spec.log_completions_every:
-        every = spec.log_completions_every * writer.updates_per_step
-        trainer.add_callback(CompletionsWriter(folder.path / COMPLETIONS_FILE, trainer, every, writer.updates_per_step))
-    if prepared.recipe.preference is None:
-        trainer.watch.say = lambda line: say(console, line)
-    checkpoint = gather(_resume_point(folder, console, writer.updates_per_step) if is_main() else None)[0]
-    before = gather(_read_before(folder))[0]
-    if before is None:
-        before = _evaluation_record(run_evaluation(prepared, trainer.model, console, "evaluating before training"))
-        folder.write_json(BEFORE_FILE, before)
-    done = 0 if checkpoint is None else step_of(checkpoint) // writer.updates_per_step
-    seconds = trim_metrics(folder.path, done) if is_main() else 0.0
-    try:
-        if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
-            trainer.load_weights(checkpoint)  # all that is left is what comes after the last step
-        else:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    finally:
-        bar.stop()
-    stop.raise_if_stopped(trainer.state.global_step // writer.updates_per_step, spec.steps)
-    after = _evaluation_record(run_evaluation(prepared, trainer.model, console, "evaluating after training"))
-    save_model(trainer, folder.path)
-    summary = summarise(prepared, trainer, before, after, command)
-    if extension is not None:
-        extension.finish(trainer, folder, summary)
-    summary["seconds"] = round(seconds + time.monotonic() - started, 2)
-    if is_main():
-        _write_results(folder, summary, before, after)
-    return summary
+class _EndedBySignal(Exception):
+    """A signal arrived during an evaluation between two steps, which is repeated when the run goes on."""
+
+
+class _Run:
+    """A run in its folder: evaluation, training with its evaluations, evaluation, results.
+
+    Raises:
+        InputError: the trainer cannot be built; a folder made for it is gone.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: RunFolder,
+        console: Console,
+        command: str,
+        stop: GracefulStop,
+        extension: Extension | None,
+    ) -> None:
+        self.started = time.monotonic()
+        self.prepared, self.folder, self.console, self.stop = prepared, folder, console, stop
+        self.command, self.extension = command, extension
+        self.spec = spec = prepared.recipe.train
+        self.writer = writer = MetricsWriter(folder.metrics, spec.updates_per_batch * spec.passes_per_batch)
+        self.bar = ProgressBar(console, spec.steps, writer)
+        trackers = tracker_callbacks(prepared.recipe, folder.path) if is_main() else ()
+        make = build_trainer if extension is None else extension.trainer
+        try:
+            self.trainer = make(prepared, folder.checkpoints, [writer, self.bar, stop, *trackers])
+        except InputError:
+            folder.take_back()
+            raise
+        of_pairs = prepared.recipe.preference is not None
+        if not of_pairs:
+            self.trainer.watch.say = self._say
+        if spec.log_completions_every:
+            every = spec.log_completions_every * writer.updates_per_step
+            path = folder.path / COMPLETIONS_FILE
+            self.trainer.add_callback(CompletionsWriter(path, self.trainer, every, writer.updates_per_step))
+        every, per_step = prepared.recipe.eval.every, writer.updates_per_step
+        self.evaluations = Evaluations(folder.path, every, spec.steps, per_step, self._evaluate, self._evaluated)
+        self.trainer.add_callback(self.evaluations)
+        about = {"command": command, "commit": commit_of_package(), "objective_line": self.trainer.objective_line()}
+        self.live = LiveReport(folder.path, about, self._say, None if of_pairs else self.trainer, per_step)
+        self.trainer.add_callback(self.live)
+
+    def _say(self, line: str) -> None:
+        say(self.console, line)
+
+    def __call__(self) -> dict[str, Any]:
+        """Runs it; returns the summary."""
+        try:
+            return self._go()
+        except BaseException as error:  # whoever finds the folder reads there why it ended
+            self.live.write(ended=" ".join(str(error).split())[:500] or type(error).__name__)
+            raise
+
+    def _go(self) -> dict[str, Any]:
+        trainer, folder, per_step = self.trainer, self.folder, self.writer.updates_per_step
+        checkpoint = gather(_resume_point(folder, self.console, per_step) if is_main() else None)[0]
+        done = 0 if checkpoint is None else step_of(checkpoint) // per_step
+        before = gather(_read_before(folder))[0]
+        if before is None:
+            self.live.enter("evaluating before training")
+            before = self._evaluation("evaluating before training")
+            folder.write_json(BEFORE_FILE, before)
+        seconds = 0.0
+        if is_main():
+            seconds = trim_metrics(folder.path, done)
+            self.evaluations.trim(done)
+        try:
+            self.live.enter("training")
+            if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
+                trainer.load_weights(checkpoint)  # all that is left is what comes after the last step
+            else:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            self.bar.stop()
+        self.stop.raise_if_stopped(trainer.state.global_step // per_step, self.spec.steps)
+        self.live.enter("evaluating after training")
+        after = self._evaluation("evaluating after training")
+        save_model(trainer, folder.path)
+        summary = summarise(self.prepared, trainer, before, after, self.command)
+        if self.extension is not None:
+            self.extension.finish(trainer, folder, summary)
+        summary["seconds"] = round(seconds + time.monotonic() - self.started, 2)
+        if is_main():
+            _write_results(folder, summary, before, after)
+        return summary
+
+    def _evaluation(self, label: str) -> dict[str, Any] | None:
+        return _evaluation_record(run_evaluation(self.prepared, self.trainer.model, self.console, label))
+
+    def _evaluate(self, step: int) -> dict[str, Any] | None:
+        """Between two steps, under the bar of the training; None if a signal ended it."""
+        self.live.enter(f"evaluating at step {step}")
+        recipe, label, done = self.prepared.recipe, f"evaluating at step {step}", 0
+        total = len(self.prepared.test_rows[rank() :: world_size()]) * recipe.eval.samples
+
+        def watch(count: int) -> None:
+            nonlocal done
+            done += count
+            self.bar.note(f"evaluating {done}/{total}")
+            if self.stop.number is not None and world_size() == 1:  # the others would wait for this one's samples
+                raise _EndedBySignal
+
+        quiet = Console(quiet=True) if self.console.is_terminal else self.console  # there is a bar already
+        try:
+            return _evaluation_record(run_evaluation(self.prepared, self.trainer.model, quiet, label, watch))
+        except _EndedBySignal:
+            return None
+
+    def _evaluated(self, step: int, record: dict[str, Any] | None, seconds: float) -> None:
+        """What an evaluation between two steps has found goes to people and trackers; its time to no step."""
+        self.writer.leave_out(seconds)
+        trainer = self.trainer
+        if record is not None:
+            numbers = record["summary"]
+            if numbers["accuracy"] is not None:
+                low, high = numbers["accuracy_interval"]
+                self._say(
+                    f"step {step}/{self.spec.steps}  accuracy {numbers['accuracy']:.3f} [{low:.3f}, {high:.3f}] on "
+                    f"{numbers['problems']} unseen problems"
+                )
+            if self.prepared.recipe.train.report_to and is_main():
+                logs = {f"eval_{key}": numbers[key] for key in ("accuracy", "mean_length", "truncated")}
+                due = trainer.control.should_log  # the step's own log is still to come
+                trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, logs)
+                trainer.control.should_log = due
+        # A signal that came meanwhile is not kept waiting for another step.
+        self.stop.on_step_end(trainer.args, trainer.state, trainer.control)
 
 
 def _resume_point(folder: RunFolder, console: Console, updates_per_step: int) -> Path | None:
@@ -331,3 +431,4 @@ def _draw(folder: RunFolder) -> None:
 
     write_curve(folder.path)
     write_report(folder.path)
+    (folder.path / PROGRESS_FILE).unlink(missing_ok=True)  # the summary says more

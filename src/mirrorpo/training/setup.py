@@ -142,6 +142,15 @@ def check_prompts(recipe: Recipe, train_rows: Sequence[Row]) -> None:
         )
 
 
+def check_evaluations(recipe: Recipe, test_rows: Sequence[Row]) -> None:
+    """Raises ``InputError`` for evaluations between the steps of a task that has no problems for them."""
+    if recipe.eval.every and not test_rows:
+        raise InputError(
+            f"eval.every has no effect: task {recipe.task.name!r} has no unseen problems. Legal: 0, got "
+            f"{recipe.eval.every}"
+        )
+
+
 def prepare(recipe: Recipe) -> Prepared:
     """Everything that can go wrong before the first file is written.
 
@@ -151,6 +160,7 @@ def prepare(recipe: Recipe) -> Prepared:
     task = build_task(recipe)
     train_rows, test_rows = task.rows("train"), task.rows("test")[: recipe.eval.problems]
     check_prompts(recipe, train_rows)
+    check_evaluations(recipe, test_rows)
     if recipe.train.use_vllm:
         check_vllm("train.use_vllm")
     if recipe.train.kernels == "triton":

@@ -22,17 +22,11 @@ from mirrorpo.models.generation import bare_generation, causal_part
 from mirrorpo.models.thresholds import count_positions, forget_lengths
 from mirrorpo.training.config import MirrorConfig, teacher_from
 from mirrorpo.training.distributed import UNSHARDED, check_equal, quantiles_over_ranks, reduce_metrics, trainer_settings
-from mirrorpo.training.loss import (
-    LossComputer,
-    LossSettings,
-    Moment,
-    carried,
-    needs_padding,
-    regroup,
-)
+from mirrorpo.training.loss import LossComputer, LossSettings, Moment, carried, needs_padding, regroup
 from mirrorpo.training.model_adapter import budget_advice, check_reference
 from mirrorpo.training.monitors import ROUNDING, Watch, add_objective, paper_of, say_at_start
 from mirrorpo.training.nonfinite import NonFinite, NonFiniteError
+from mirrorpo.training.records import Stopwatch
 from mirrorpo.training.resuming import PenaltyState, ResumableTrainer, load_state, resumed_lines, save_state
 from mirrorpo.training.rewards import BackgroundReward, background, begin_rewards, guarded
 from mirrorpo.training.rollouts import Rollouts, check_sampler, vllm_as_trained
@@ -105,6 +99,7 @@ class MirrorTrainer(ResumableTrainer):
         self._rows: list[dict[str, Any]] = []
         self._background: list[BackgroundReward] = []
         self._step_total: Tensor | float = 0.0
+        self._clock = Stopwatch()
         self._flat = False  # no completion of the batch has an advantage
         self._step_distance = 0.0
         self.nonfinite = NonFinite(args.on_nonfinite, args.max_nonfinite)
@@ -290,13 +285,14 @@ class MirrorTrainer(ResumableTrainer):
 
     def _generate(self, prompts: list[Any]) -> Any:
         forget_lengths(self.model)
-        with bare_generation(self.accelerator.unwrap_model(self.model)):
+        with self._clock("generation"), bare_generation(self.accelerator.unwrap_model(self.model)):
             output = super()._generate(prompts)
         begin_rewards(self._background, self._rows, output[_COMPLETIONS])  # beside the forward passes that follow
         return output
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards = super()._calculate_rewards(*args, **kwargs)
+        with self._clock("reward"):
+            rewards = super()._calculate_rewards(*args, **kwargs)
         rewards = self.nonfinite.leave_out_rewards(rewards, self.reward_func_names, self.state.global_step + 1)
         self._rewards_per_func = rewards
         self._metrics["train" if self.model.training else "eval"]["unscored/frac"].append(
@@ -305,6 +301,17 @@ class MirrorTrainer(ResumableTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with self._clock("scoring"):
+            output = self._rollout_batch(inputs)
+        seconds, metrics = self._clock.take(), self._metrics["train" if self.model.training else "eval"]
+        for phase, took in seconds.items():
+            metrics[f"{phase}_seconds"].append(took)
+        drawn = int(output["completion_mask"].sum()) * self.accelerator.num_processes  # as many as here on each, about
+        metrics["tokens_per_second"].append(drawn / max(seconds["generation"], 1e-9))
+        return output
+
+    def _rollout_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch with the objective's advantages and what its anchors need."""
         self._rows = inputs
         output = super()._generate_and_score_completions(inputs)
         output.update({} if self.teacher is None else self._teacher_scores(inputs, output))
