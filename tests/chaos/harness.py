@@ -10,6 +10,7 @@ faults in between come from outside, by what is on record (``chaos.outside``).
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import resource
@@ -118,7 +119,10 @@ def _child(arguments: list[str], folder: Path, scratch: Path, fault: Fault) -> N
     import torch
 
     from mirrorpo.cli import main
+    from mirrorpo.training import records
     from mirrorpo.workers import local as workers
+
+    records._PAUSE = math.inf  # the page of a run is written at the start alone, not by the clock: places stay the same
 
     if fault.spawned:
         os.setsid()

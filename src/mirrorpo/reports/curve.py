@@ -28,7 +28,7 @@ from mirrorpo.reports.charts import Values, step_scale, value_scale
 from mirrorpo.reports.conclusions import accuracy_line
 from mirrorpo.reports.run_page import divergences
 from mirrorpo.runs.reader import Evaluation, Metrics, Summary, read_metrics, read_summary
-from mirrorpo.runs.unfinished import is_finished, read_evaluations, read_settings, read_unfinished
+from mirrorpo.runs.unfinished import is_finished, metrics_so_far, read_evaluations, read_settings, read_unfinished
 from mirrorpo.wording import duration, plural
 
 _SIZE = (9.0, 4.5)  # inches; at 200 dots an inch twice the width of a README, so sharp on dense screens
@@ -62,13 +62,8 @@ def write_curve(run_dir: Path) -> Path:
         FileNotFoundError: recipe.yaml: no such file in the run folder ...
     """
     run_dir = Path(run_dir)
-    try:
-        metrics = read_metrics(run_dir)
-    except FileNotFoundError:
-        if is_finished(run_dir):
-            raise
-        metrics = Metrics(steps=(), columns={}, num_not_finite=0, torn=False)
     finished = is_finished(run_dir)
+    metrics = read_metrics(run_dir) if finished else metrics_so_far(run_dir)
     summary = read_summary(run_dir) if finished else read_unfinished(run_dir, metrics)[0]
     points = [(point.step, point.evaluation) for point in read_evaluations(run_dir)]
     points = [(0, summary.before), *points, *([(summary.steps, summary.after)] if finished else [])]

@@ -37,6 +37,7 @@ from mirrorpo.runs.unfinished import (
     Progress,
     Settings,
     is_finished,
+    metrics_so_far,
     read_evaluations,
     read_settings,
     read_unfinished,
@@ -262,10 +263,7 @@ def _finished(run_dir: Path) -> _Run:
 
 
 def _unfinished(run_dir: Path, ended: bool) -> _Run:
-    try:
-        metrics = read_metrics(run_dir)
-    except FileNotFoundError:  # it has not come to the end of a step
-        metrics = Metrics(steps=(), columns={}, num_not_finite=0, torn=False)
+    metrics = metrics_so_far(run_dir)
     summary, progress = read_unfinished(run_dir, metrics)
     points, before = read_evaluations(run_dir), read_before(run_dir)
     first = () if before is None else before["samples"]

@@ -29,6 +29,7 @@ from mirrorpo.runs.reader import (
     number_of,
     read_before,
     read_json,
+    read_metrics,
     read_recipe,
     sample_of,
     table_at,
@@ -161,6 +162,13 @@ def read_settings(run_dir: Path) -> Settings:
 def is_finished(run_dir: Path) -> bool:
     """Whether there is a summary."""
     return os.path.lexists(Path(run_dir) / SUMMARY_FILE)
+
+
+def metrics_so_far(run_dir: Path) -> Metrics:
+    """The steps of an unfinished run; none before the end of its first one."""
+    if not (Path(run_dir) / METRICS_FILE).exists():
+        return Metrics(steps=(), columns={}, num_not_finite=0, torn=False)
+    return read_metrics(run_dir)
 
 
 def read_unfinished(run_dir: Path, metrics: Metrics) -> tuple[Summary, Progress]:
@@ -302,6 +310,7 @@ __all__ = [
     "Settings",
     "is_finished",
     "is_running",
+    "metrics_so_far",
     "read_evaluations",
     "read_settings",
     "read_unfinished",

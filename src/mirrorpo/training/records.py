@@ -25,7 +25,7 @@ from mirrorpo.runs.unfinished import EVALUATIONS_FILE, PROGRESS_FILE, read_evalu
 from mirrorpo.training.distributed import gather, is_main
 
 _SHARE = 0.01  # of the run's time, at most, for the page
-_PAUSE = 2.0  # seconds between two pages, at least: nobody reads faster
+_PAUSE = 5.0  # seconds between two pages, at least: nobody reads faster
 _CHECKING = "taking up what the folder holds"
 _PROMPTS, _COMPLETIONS = 4, 2  # of the last step on the page
 
