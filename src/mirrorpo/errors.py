@@ -141,6 +141,17 @@ def check_vllm(key: str) -> None:
         )
 
 
+def unimportable_vllm(error: ImportError) -> str | None:
+    """The line for an installed vLLM that TRL fails to import, which it does in every run; None for other modules."""
+    if (error.name or "").partition(".")[0] != "vllm":
+        return None
+    reason = " ".join(str(error).split())[:120]
+    return (
+        f"vLLM {vllm_version() or ''} is installed and TRL 1.16 cannot import it ({reason}): "
+        f"must be >={VLLM[0]},<{VLLM[1]}; pip install 'mirrorpo[vllm]', or uninstall it"
+    )
+
+
 __all__ = [
     "TRAIN",
     "InputError",
@@ -149,6 +160,7 @@ __all__ = [
     "check_vllm",
     "missing",
     "needs_train",
+    "unimportable_vllm",
     "unknown_name",
     "vllm_version",
 ]

@@ -113,6 +113,16 @@ def test_a_vllm_of_either_name_is_found_and_one_that_does_not_fit_is_refused_in_
         errors.check_vllm("train.use_vllm")
 
 
+def test_a_vllm_that_trl_cannot_import_is_named_also_where_it_is_not_used() -> None:
+    absent = ModuleNotFoundError("No module named 'vllm.distributed'", name="vllm.distributed")
+    line = errors.unimportable_vllm(absent)
+    assert line is not None
+    assert line.startswith("vLLM ")
+    assert "No module named 'vllm.distributed'): must be >=0.22,<0.31; pip install" in line
+    assert errors.unimportable_vllm(ModuleNotFoundError("No module named 'vllmx'", name="vllmx")) is None
+    assert errors.unimportable_vllm(ImportError("libcudart.so.13: cannot open shared object file")) is None
+
+
 # ---- torch and its devices
 
 

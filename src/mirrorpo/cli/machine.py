@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mirrorpo.errors import InputError, check_vllm, vllm_version
+from mirrorpo.errors import VLLM, InputError, check_vllm, vllm_version
 from mirrorpo.wording import printable
 
 # Package: (first tested, first not tested).
@@ -68,7 +68,7 @@ def _packages() -> list[Finding]:
 def _vllm() -> Finding:
     found = vllm_version()
     if found is None:
-        return _finding("vllm (extra)", "ok", "not installed")
+        return _finding("vllm (extra)", "ok", "not installed", f"fits: >={VLLM[0]},<{VLLM[1]}")
     try:
         check_vllm("vllm")
     except InputError as error:

@@ -41,7 +41,7 @@ def _run() -> None:
 
     from mirrorpo.cli import output
     from mirrorpo.cli.app import app
-    from mirrorpo.errors import InputError, Interrupted, RunError
+    from mirrorpo.errors import InputError, Interrupted, RunError, unimportable_vllm
     from mirrorpo.user_code import look_in
 
     # No code from the hub: a model's config may name a kernel in a stranger's repository.
@@ -72,6 +72,10 @@ def _run() -> None:
         sys.exit(1)
     except (SystemExit, GeneratorExit):
         raise
+    except ImportError as error:
+        if line := unimportable_vllm(error):
+            fail(f"error: {line}", 2)
+        _fail_unexpected(error, debug=output.chosen.debug)
     except BaseException as error:  # noqa: BLE001  (the last line of defence; Rust's panics are no Exception)
         _fail_unexpected(error, debug=output.chosen.debug)
 
