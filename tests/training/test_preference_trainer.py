@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mirrorpo.config.train import Recipe, load_recipe, recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.models import builtin_path
 from mirrorpo.tasks import Arithmetic
-from mirrorpo.training import MirrorDPOConfig, MirrorDPOTrainer
+from mirrorpo.training import MirrorDPOConfig, MirrorDPOTrainer, NonFiniteError, preference_trainer
 from mirrorpo.training.preference_trainer import DPO_SEAMS
 from mirrorpo.training.resuming import Resumable
 from mirrorpo.training.run import train
@@ -255,6 +256,18 @@ def test_a_killed_preference_training_goes_on_to_the_same_bits(tmp_path: Path, m
     assert not list((tmp_path / "a").rglob("*.bin"))
 
 
+def test_a_resumed_preference_training_keeps_its_loss(tmp_path: Path) -> None:
+    run(tmp_path, "train.steps=1", "eval.problems=0")
+    with pytest.raises(InputError, match=r"--resume: preference\.beta is 0\.5, the run in .* has 0\.1"):
+        run(tmp_path, "train.steps=1", "eval.problems=0", "preference.beta=0.5", resume=True)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preference_trainer, "loss_of", lambda *given: given[1].sum() * math.nan)
+    with pytest.raises(NonFiniteError, match="step 1: the loss is nan"):
+        run(tmp_path, "eval.problems=0")
+
+
 def test_the_pairs_of_a_task_are_right_and_wrong_derivations_of_its_training_problems() -> None:
     for difficulty in ("medium", "hard"):
         task = Arithmetic(difficulty=difficulty, train_size=200)
@@ -280,6 +293,7 @@ TESTED = Arithmetic(test_size=8).rows("test")[0]["prompt"]
     [
         ([PAIR], "train.prompts_per_step: 8 pairs a step, but there are 1"),
         ([PAIR] * 8 + [{**PAIR, "prompt": TESTED}], "preference.pairs: 1 of its prompts are test problems"),
+        ([{"prompt": "1+1=?", "chosen": "1+1=?2", "rejected": "1+1=?3"}], "line 1: chosen and rejected begin with the"),
         ([{**PAIR, "rejected": PAIR["chosen"]}], "line 1: chosen and rejected are the same text"),
         ([{**PAIR, "rejected": " "}], "line 1: field 'rejected' must be a text that is not empty"),
         ([{"prompt": "1", "chosen": "2"}], "line 1: no field 'rejected'"),

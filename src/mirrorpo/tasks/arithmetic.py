@@ -155,11 +155,13 @@ class Arithmetic:
         return Grade(reward=0.0, reason="mismatch")
 
     def pair(self, row: Row, number: int) -> tuple[str, str]:
-        """A right derivation of a problem and one with a wrong product, wrong by 1 to 9.
+        """A right derivation of a problem, and a wrong one.
+
+        Its product is off by 1 to 9, in every pair; in every second pair only the answer that follows from it is said.
 
         Args:
             row: a row of `rows`; only ``prompt`` is read.
-            number: of the pair; it decides the error.
+            number: of the pair; it decides what is wrong.
 
         Raises:
             ValueError: the difficulty is "easy", whose problems have one step.
@@ -167,10 +169,13 @@ class Arithmetic:
         Example:
             >>> Arithmetic().pair({"prompt": "12+7*3=?"}, 0)
             ('7*3=21;12+21=33#### 33', '7*3=22;12+22=34#### 34')
+            >>> Arithmetic().pair({"prompt": "12+7*3=?"}, 1)
+            ('7*3=21;12+21=33#### 33', '#### 35')
         """
         if self.difficulty == "easy":
             raise ValueError("difficulty is 'easy', whose problems have one step; legal: medium, hard")
-        return _derivation(row["prompt"], 0), _derivation(row["prompt"], 1 + number % 9)
+        wrong = _derivation(row["prompt"], 1 + number % 9)
+        return _derivation(row["prompt"], 0), wrong[wrong.index(_MARKER) :] if number % 2 else wrong
 
 
 def is_test_problem(text: str) -> bool:

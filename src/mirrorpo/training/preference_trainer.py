@@ -269,6 +269,11 @@ def _pairs_in(path: Path) -> list[Row]:
     for (number, one), (_, other) in zip(good, bad, strict=True):
         if one["answer"] == other["answer"]:
             raise InputError(f"preference.pairs: {path}: line {number}: chosen and rejected are the same text")
+        if one["answer"].startswith(one["prompt"]) and other["answer"].startswith(one["prompt"]):
+            raise InputError(
+                f"preference.pairs: {path}: line {number}: chosen and rejected begin with the prompt; give what "
+                "follows it alone"
+            )
         rows.append({"prompt": one["prompt"], "chosen": one["answer"], "rejected": other["answer"]})
     return rows
 
