@@ -74,6 +74,8 @@ def step_of(objective: dict[str, Any], model: str, teacher: str, folder: Path, s
         gradient_share_every=0,  # measured once in 100 steps, by two sweeps: no part of an ordinary one
         teacher={"path": teacher} if anchor == "teacher" else None,
     )
+    if trainer.ref_model is not None:  # away from the policy, as the teacher is: equal models have no gradient
+        scale(trainer.ref_model)
     inputs = micro_batch(shape)
     inputs["ref_per_token_logps"] = inputs["old_per_token_logps"] - 0.1
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
@@ -117,20 +119,24 @@ def token_part(objective: dict[str, Any], shape: Shape) -> Callable[[], Any]:
     return part
 
 
+def scale(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.1)
+
+
 def models(folder: Path, vocabulary: int, hidden: int) -> tuple[str, str]:
     """Folders of a policy and of a teacher of the same size with other weights."""
     model, teacher = save_model(folder, vocabulary, hidden, 6), str(folder / "teacher")
     wise = AutoModelForCausalLM.from_pretrained(model)
-    for parameter in wise.parameters():
-        parameter.data.mul_(1.1)
+    scale(wise)
     wise.save_pretrained(teacher)
     for path in (model, teacher):
         AutoTokenizer.from_pretrained(str(builtin_path("tiny"))).save_pretrained(path)
     return model, teacher
 
 
-def measure(folder: Path, shape: Shape, rounds: int) -> dict[str, float]:
-    """Ratios of whole steps with their intervals, then each addition's share of a step from its own seconds."""
+def measure(folder: Path, shape: Shape, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Ratios of whole steps with their intervals, and each addition's own seconds as a percentage of a step's."""
     model, teacher = models(folder, shape.vocabulary, 256)
     steps = {name: step_of(o, model, teacher, folder, shape) for name, o in OBJECTIVES.items()}
     times = in_turns(steps, rounds, warmup=1, clock=time.process_time)
@@ -142,10 +148,11 @@ def measure(folder: Path, shape: Shape, rounds: int) -> dict[str, float]:
     names = ("one penalty", "and a mask", "and a second penalty")
     parts = in_turns({n: token_part(OBJECTIVES[n], shape) for n in names}, 20 * rounds, clock=time.process_time)
     step = statistics.median(times["one penalty"])
+    shares = {}
     for name in names[1:]:
         more = statistics.median(a - b for a, b in zip(parts[name], parts["one penalty"], strict=True))
-        found[f"{name}: its own seconds over a step's"] = more / step
-    return found
+        shares[f"{name}, {1e3 * more:.2f} ms"] = 100 * more / step
+    return found, shares
 
 
 def main() -> None:
@@ -156,8 +163,9 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as name:
         for vocabulary in (1_000, 32_000):
-            found = measure(Path(name) / str(vocabulary), Shape(vocabulary=vocabulary), 3 if args.quick else 15)
+            found, shares = measure(Path(name) / str(vocabulary), Shape(vocabulary=vocabulary), 3 if args.quick else 15)
             show(f"whole policy step, vocabulary {vocabulary:,}", found, "x", args.json)
+            show("what it adds by itself, over the step", shares, "%", args.json)
 
 
 if __name__ == "__main__":

@@ -367,6 +367,21 @@ def test_a_token_that_the_sampler_could_not_score_is_outside_and_never_a_nan(pre
         torch.testing.assert_close(slope, clean)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("preset", ["dppo_tv", "dppo_kl", "icepop", "opsm"])
+@pytest.mark.parametrize("far", [-100.0, -1e4])
+def test_a_sampler_far_below_the_policy_is_no_infinity_times_zero(far: float, preset: str, dtype: torch.dtype) -> None:
+    # exp(-1 + 100) is infinite in float32, and a mask that multiplies it by 0 makes NaN of it.
+    d = {name: x.to(dtype) for name, x in (batch() | {"advantages": logits(B, seed=3)}).items()}
+    d["logp"] = d["logp"].detach().requires_grad_()
+    d["logp_sampler"] = d["logp_sampler"].clone()
+    d["logp_sampler"][0, 2] = far
+    out = mirrorpo.objective(preset, aggregation="token_mean")(**d)
+    assert out.loss.isfinite()
+    assert gradient(out.loss, d["logp"]).isfinite().all()
+    assert [name for name, value in out.metrics.items() if not value.isfinite()] == []
+
+
 def test_one_missing_token_does_not_decide_over_its_sequence() -> None:
     d = batch() | {"advantages": -torch.ones(B, dtype=torch.float64)}
     same = d | {"logp_sampler": d["logp"].detach().clone()}

@@ -301,7 +301,7 @@ class TeacherSpec(Settings):
     @model_validator(mode="after")
     def _is_one(self) -> TeacherSpec:
         if self.path is not None and self.url is not None:
-            raise ValueError("path and url are two teachers: give one of them")
+            raise ValueError("path and url are two teachers: give one of them (null takes away what a recipe has)")
         if self.path is None and self.url is None and self.prefix is None:
             raise ValueError("needs path, url, or a prefix (then the policy teaches itself)")
         for name in ("model", "seconds", "top_k"):

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from mirrorpo.divergences import divergence
+from mirrorpo.divergences.base import MAX_LOG_WEIGHT
 from mirrorpo.losses.surrogates import Tokens
 
 _REVERSE_KL = divergence("reverse_kl")
@@ -132,7 +133,7 @@ def batch_metrics(
     metrics["outside/positive/frac"] = mean(beyond & (tokens.advantage > 0))
     metrics["outside/negative/frac"] = mean(beyond & (tokens.advantage < 0))
     metrics |= {name: mean(where.expand_as(keep)) for name, where in fractions.items()}
-    ratio = token_log_ratio.detach().exp()
+    ratio = token_log_ratio.detach().clamp(max=MAX_LOG_WEIGHT).exp()  # a mean with an infinite entry says nothing
     metrics["ratio/mean"] = mean(ratio)
     metrics["ratio/max"] = torch.where(keep, ratio, 0.0).amax() if ratio.numel() else ratio.sum()
     metrics |= ratio_quantiles(ratio, keep)
