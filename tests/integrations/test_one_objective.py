@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import prime_rl_call
@@ -15,15 +18,15 @@ import skyrl_call
 import slime_call
 from framework_batch import assert_same
 from mirrorpo.config.objective_file import read_objective
-from mirrorpo.integrations import prime_rl, skyrl, slime
+from mirrorpo.integrations import prime_rl, skyrl, slime, verl_settings
 from mirrorpo.integrations.__main__ import main
 from mirrorpo.training import MirrorConfig, MirrorTrainer
 from trl_pair import MAX_COMPLETION, batch, fill, loss_and_gradient, settings, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
-    "the shipped example for all four": (ROOT / "examples/objectives/kl3_js_tokens.yaml").read_text(),
-    "the shipped example for three": (ROOT / "examples/objectives/kl3_prob_l2.yaml").read_text(),
+    "the shipped example with the mean over tokens": (ROOT / "examples/objectives/kl3_js_tokens.yaml").read_text(),
+    "the shipped example with a constant": (ROOT / "examples/objectives/kl3_prob_l2.yaml").read_text(),
     "k3 at the tokens": "preset: grpo\nadvantage: dr_grpo\naggregation: token_mean\nestimator: weighted\n",
     "per completion": "preset: grpo\ncoefficient: 0.5\nestimator: score\n",
     "GSPO": "preset: prob_l2_gspo\ncoefficient: 1.0\n",
@@ -189,3 +192,18 @@ def test_one_objective_file_gives_the_same_loss_and_gradient_in_every_framework(
         assert main(["skyrl", str(file)]) == 2
     else:
         assert_same(of_skyrl(built, str(file), inputs, monkeypatch), of_trl)
+
+
+@pytest.mark.parametrize("path", ["it's here.pt", 'a "b".pt', "back\\slash.pt", "ü.pt", "a: b # c.pt", "end\\"])
+def test_an_objective_with_quotes_arrives_on_the_command_line_as_it_was_given(path: str) -> None:
+    parsers = pytest.importorskip("hydra.core.override_parser.overrides_parser", reason="verl brings hydra")
+    spec = {"preset": "grpo", "divergence": {"name": "neural", "path": path}}
+    objective = read_objective("grpo")  # the file need not be there
+    for_verl = verl_settings.overrides(json.dumps(spec), objective)[0]
+    for_skyrl = skyrl.settings(json.dumps(spec), objective).splitlines()[1]
+    found = (
+        parsers.OverridesParser.create().parse_override(for_verl).value(),
+        yaml.safe_load(shlex.split(for_skyrl)[0].partition("=")[2]),
+    )
+    for text in found:
+        assert json.loads(str(text).removeprefix("mirrorpo:")) == spec

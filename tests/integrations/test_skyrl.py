@@ -229,3 +229,27 @@ def test_a_call_that_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[skyrl_call.UTILS], "reduce_loss", lambda loss, loss_mask, reduction: loss)
     with pytest.raises(TypeError, match=r"SkyRL's reduce_loss takes .*'reduction'\], expected .*moved since"):
         skyrl.load()
+
+
+@pytest.mark.parametrize("rubbish", [float("nan"), -1e10, float("-inf")])
+def test_what_stands_at_masked_positions_reaches_neither_loss_nor_gradient(rubbish: float) -> None:
+    spec = {"preset": "gspo", "divergence": "k3", "coefficient": 0.3, "behaviour": "sampler"}
+    clean, dirty = batch(), batch()
+    with torch.no_grad():
+        for x in (dirty.logp_old, dirty.logp_ref, dirty.logp):
+            x[~dirty.mask] = rubbish
+    value, slope, metrics = through(dirty, spec)
+    assert_same((value, slope), through(clean, spec)[:2])
+    assert all(torch.tensor(number).isfinite() for number in metrics.values())
+
+
+@pytest.mark.parametrize("preset", ["dapo", "cispo", "dppo_tv", "spo"])
+def test_a_token_that_the_engine_found_all_but_impossible_does_not_overflow(preset: str) -> None:
+    b = batch()
+    logp = b.logp.detach().float()
+    logp[0, 0] = -2.0
+    b.logp, b.logp_old = logp.requires_grad_(), b.logp_old.float().clone()
+    b.logp_old[0, 0] = -91.0  # a ratio of e^89, which is infinite in float32
+    value, slope, _ = through(b, {"preset": preset})
+    assert value.isfinite()
+    assert slope.isfinite().all()

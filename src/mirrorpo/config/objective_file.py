@@ -2,7 +2,7 @@
 
 A YAML or JSON file with the keys of a recipe's ``objective`` group: ``preset``, and the overrides of
 ``mirrorpo.objective``. TRL (``MirrorConfig(objective="objective.yaml")``, ``mirrorpo train RECIPE
-objective=objective.yaml``), verl, prime-rl and slime read the same file.
+objective=objective.yaml``), verl, prime-rl, slime and SkyRL read the same file.
 """
 
 from __future__ import annotations

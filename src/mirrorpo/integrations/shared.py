@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mirrorpo.config.objective_file import read_spec
 from mirrorpo.errors import InputError
 from mirrorpo.losses.objective import Objective
 
@@ -96,6 +98,16 @@ def _check_anchors(name: str, what: str, anchors: Set[str], legal: Set[str]) -> 
             f"{name} cannot express {what} with anchor {anchor!r}: its hook does not get those log-probabilities. "
             f"Legal: {', '.join(sorted(legal))}"
         )
+
+
+def inline(source: str) -> str:
+    r"""An objective as one line of JSON without an apostrophe, so that it may stand in single quotes.
+
+    Example:
+        >>> inline('{preset: dapo, region: "my:it\'s"}')
+        '{"preset": "dapo", "region": "my:it\\u0027s"}'
+    """
+    return json.dumps(read_spec(source)).replace("'", "\\u0027")
 
 
 def pad_rows(rows: Sequence[Tensor]) -> Tensor:

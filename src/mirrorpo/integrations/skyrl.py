@@ -34,7 +34,7 @@ from torch import Tensor
 
 from mirrorpo.config.objective_file import read_objective, read_spec
 from mirrorpo.errors import InputError
-from mirrorpo.integrations.shared import Reach, check_expressible
+from mirrorpo.integrations.shared import Reach, check_expressible, inline
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.surrogates import SURROGATES
 
@@ -263,7 +263,7 @@ def settings(source: str, objective: Objective) -> str:
     """
     _checked(objective)
     # Quoted once more: SkyRL reads what stands behind the = as YAML.
-    name = f"'{PREFIX}{json.dumps(read_spec(source))}'"
+    name = f"'{PREFIX}{inline(source)}'"
     lines = {"trainer.override_entrypoint": __name__, "trainer.algorithm.policy_loss_type": name}
     for key, value in _wanted(objective, name).items():
         lines[f"trainer.algorithm.{key}"] = str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,15 +5,14 @@ Needs no verl.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from typing import Any
 
-from mirrorpo.config.objective_file import SUFFIXES, read_objective, read_spec
+from mirrorpo.config.objective_file import SUFFIXES, read_objective
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.divergences import ESTIMATORS
 from mirrorpo.errors import InputError
-from mirrorpo.integrations.shared import Reach, check_expressible
+from mirrorpo.integrations.shared import Reach, check_expressible, inline
 from mirrorpo.losses.objective import Objective, Penalty
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.losses.regions import resolve_divergence
@@ -113,7 +112,7 @@ def overrides(source: str, objective: Objective) -> list[str]:
     """
     check_expressible(objective, REACH)
     actor = "actor_rollout_ref.actor"
-    name = f"'{PREFIX}{json.dumps(read_spec(source))}'"
+    name = f"'{PREFIX}{inline(source)}'"
     lines = [
         f"{actor}.policy_loss.loss_mode={name}",
         f"{actor}.loss_agg_mode={REACH.aggregations[objective.aggregation]}",
