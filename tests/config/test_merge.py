@@ -208,7 +208,7 @@ def test_a_recipe_is_checked_and_its_objective_built_once(monkeypatch: pytest.Mo
         built.append(given)
         return objective_from(given)
 
-    monkeypatch.setattr("mirrorpo.losses.presets.objective_from", counted)
+    monkeypatch.setattr("mirrorpo.config.train.objective_from", counted)
     recipe = recipe_from({"task": {"name": "arithmetic"}, "objective": ATR})
     assert recipe.objective.build() is recipe.model_copy(update={"train": recipe.train}).objective.build()
     assert built == [ATR]

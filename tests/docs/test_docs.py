@@ -26,7 +26,8 @@ from mirrorpo.divergences import DIVERGENCES, ESTIMATORS
 from mirrorpo.losses.advantages import ADVANTAGES
 from mirrorpo.losses.aggregation import AGGREGATIONS
 from mirrorpo.losses.anchors import ANCHORS
-from mirrorpo.losses.penalties import PENALTY_KEYS, PLACEMENTS
+from mirrorpo.losses.keys import PLACEMENTS
+from mirrorpo.losses.penalties import PENALTY_KEYS
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.losses.regions import REGIONS
 from mirrorpo.losses.rules import ACTS, LEVELS, MASK_LEVELS, RULE_KEYS

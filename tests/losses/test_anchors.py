@@ -8,7 +8,8 @@ import torch
 
 import mirrorpo
 from mirrorpo.divergences import ESTIMATORS
-from mirrorpo.losses.anchors import ANCHORS, BEHAVIOURS
+from mirrorpo.losses.anchors import ANCHORS
+from mirrorpo.losses.keys import BEHAVIOURS
 from naive import Case, logits
 
 V = 6

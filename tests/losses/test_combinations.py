@@ -1,15 +1,14 @@
 """Combinations of parts that mean nothing: each is refused by name, in one line."""
 
-from typing import Any, get_args
+import random
+from typing import Any
 
 import pytest
 
 import mirrorpo
-from mirrorpo.divergences import ESTIMATORS
-from mirrorpo.losses.anchors import ANCHORS
-from mirrorpo.losses.keys import _NAMES_OF_PENALTIES, _NAMES_OF_REGIONS
-from mirrorpo.losses.penalties import BASELINES, PLACEMENTS
-from mirrorpo.losses.rules import ACTS, LEVELS, MASK_LEVELS, SIDES
+from mirrorpo.losses import facts, keys
+from mirrorpo.losses.presets import PRESETS, described
+from mirrorpo.losses.rules import ACTS, LEVELS, MASK_LEVELS, SIDES, SUBJECTS
 
 RATIO = {"name": "ratio", "epsilon_low": 0.2}
 JS = {"divergence": "js", "coefficient": 0.1}
@@ -84,26 +83,99 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
-def test_the_names_that_the_command_line_knows_without_torch_are_those_of_the_tables() -> None:
-    tables = {
-        "act": ACTS,
-        "anchor": ANCHORS,
-        "baseline": BASELINES,
-        "estimator": ESTIMATORS,
-        "level": (*LEVELS, *MASK_LEVELS),
-        "placement": PLACEMENTS,
-        "side": SIDES,
-    }
-    assert {key: set(get_args(names)) for key, names in (_NAMES_OF_PENALTIES | _NAMES_OF_REGIONS).items()} == {
-        key: set(names) for key, names in tables.items()
-    }
-
-
 @pytest.mark.parametrize(("overrides", "words"), REFUSED, ids=[str(row[0]) for row in REFUSED])
 def test_what_means_nothing_is_refused_by_name_in_one_line(overrides: dict[str, Any], words: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"\w") as caught:
         mirrorpo.objective("dapo", **overrides)
     message = str(caught.value)
+    with pytest.raises(ValueError, match=r"\w") as quick:  # the same words before torch is loaded
+        described({"preset": "dapo", **overrides})
+    assert str(quick.value) == message
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+def _drawn(draw: random.Random) -> dict[str, Any]:
+    """A preset with a few keys of random values, most of which do not go together."""
+    names = [*facts.DIVERGENCE_FACTS, *facts.REGION_FACTS]
+
+    def divergence() -> Any:
+        option = draw.choice([{}, {"alpha": 0.5}, {"beta": 9}, {"seed": 1, "like": "kl"}])
+        name = draw.choice([*facts.DIVERGENCE_FACTS, "jss"])
+        return draw.choice([name, {"name": name, **option}])
+
+    def region() -> dict[str, Any]:
+        made = {"name": draw.choice(names)}
+        for key, values in (
+            ("radius", [0.1, 0, None]),
+            ("epsilon_low", [0.2, -1, None]),
+            ("epsilon_high", [0.3, 25]),
+            ("act", [*ACTS, "clap"]),
+            ("level", [*LEVELS, *MASK_LEVELS]),
+            ("side", SIDES),
+            ("of", SUBJECTS),
+            ("anchor", facts.ANCHORS),
+            ("divergence", ["js", "jss"]),
+            ("k", [3, 0]),
+        ):
+            if draw.random() < (0.7 if key == "radius" else 0.2):
+                made[key] = draw.choice([*values])
+        return made
+
+    def penalty() -> dict[str, Any]:
+        made = {"divergence": divergence(), "coefficient": draw.choice([0.1, 0, -1])}
+        for key, values in (
+            ("estimator", keys.ESTIMATORS),
+            ("anchor", facts.ANCHORS),
+            ("placement", keys.PLACEMENTS),
+            ("support", keys.SUPPORTS),
+            ("baseline", keys.BASELINES),
+            ("k", [3, 0]),
+        ):
+            if draw.random() < 0.3:
+                made[key] = draw.choice([*values])
+        return made
+
+    values: dict[str, Any] = {
+        "surrogate": [*facts.SURROGATE_FACTS],
+        "regions": [[region() for _ in range(draw.randint(0, 2))]],
+        "region": [draw.choice(names), region(), "none", False],
+        "penalties": [[penalty() for _ in range(draw.randint(0, 2))]],
+        "divergence": [divergence(), [divergence(), divergence()], "none"],
+        "coefficient": [0.1, [0.1, 0.2], 0, -1],
+        "radius": [0.1, 0],
+        "epsilon_low": [0.1],
+        "estimator": [*keys.ESTIMATORS, ["score", "exact"]],
+        "placement": keys.PLACEMENTS,
+        "behaviour": keys.BEHAVIOURS,
+        "level": LEVELS,
+        "advantage": [*keys.ADVANTAGE_NAMES, "rlo"],
+        "aggregation": keys.AGGREGATION_NAMES,
+        "anchor": [*facts.ANCHORS],
+        "future_kl": [True, False, {"half_life": 0}],
+        "control": [{"kind": "linear"}, {"kind": "adaptive"}],
+        "dual_clip": [3.0, 0.5],
+        "tau": [0.1],
+        "k": [2],
+    }
+    chosen = draw.sample(sorted(values), draw.randint(1, 4))
+    return {"preset": draw.choice([*PRESETS]), **{key: draw.choice([*values[key]]) for key in chosen}}
+
+
+def test_the_check_without_torch_says_of_any_objective_what_building_it_says() -> None:
+    draw, refused = random.Random(0), 0
+    for _ in range(1500):
+        spec = _drawn(draw)
+        said = []
+        for check in (described, mirrorpo.objective_from):
+            try:
+                made = check(spec)
+            except ValueError as error:
+                said.append(str(error))
+            else:
+                assert made is not None
+                said.append(f"needs {sorted(made.needs)}, logits of {sorted(made.needs_logits_of)}, {made.placement}")
+        assert said[0] == said[1], spec
+        refused += not said[0].startswith("needs")
+    assert 500 < refused < 1400

@@ -159,10 +159,16 @@ def _divergences() -> Rows:
 
 def _regions() -> Rows:
     from mirrorpo.divergences import DIVERGENCES
+    from mirrorpo.losses.facts import REGION_FACTS
     from mirrorpo.losses.regions import DIVERGENCE_REGIONS, REGIONS
 
     rows = [
-        {"name": name, "constraint": entry.constraint, "options": ", ".join(entry.options), "source": entry.source}
+        {
+            "name": name,
+            "constraint": entry.constraint,
+            "options": ", ".join(REGION_FACTS[name].takes),
+            "source": entry.source,
+        }
         for name, entry in REGIONS.items()
     ]
     for name in DIVERGENCE_REGIONS:
@@ -258,9 +264,7 @@ def _anchors() -> Rows:
 
 def _choices() -> dict[str, Rows]:
     """What the keys of a region and of a penalty take; each name needs its sentence below."""
-    from mirrorpo.divergences import SUPPORTS
-    from mirrorpo.losses.anchors import BEHAVIOURS
-    from mirrorpo.losses.penalties import BASELINES, PLACEMENTS
+    from mirrorpo.losses.keys import BASELINES, BEHAVIOURS, PLACEMENTS, SUPPORTS
     from mirrorpo.losses.rules import ACTS, LEVELS, MASK_LEVELS, SIDES
 
     names = {

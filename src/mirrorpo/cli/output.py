@@ -162,6 +162,7 @@ def files_and_folder(out: Path | None, resume: bool = False) -> Callable[[Recipe
     """
 
     def check(recipe: Recipe) -> None:
+        from mirrorpo.losses.presets import described
         from mirrorpo.models.folder import check_path
         from mirrorpo.runs.folder import RUN, check_place
         from mirrorpo.tasks import TASKS
@@ -170,7 +171,9 @@ def files_and_folder(out: Path | None, resume: bool = False) -> Callable[[Recipe
             check_place(out, RUN, resume)
         check_path(recipe.model.path)
         teacher = None if out is None or recipe.teacher is None else recipe.teacher.path
-        if teacher is not None and _looks_at_teacher(recipe) and not _may_be_on_the_hub(teacher):
+        parts = described(recipe.objective.spec())
+        looked_at = parts is not None and "teacher" in parts.needs
+        if teacher is not None and looked_at and not _may_be_on_the_hub(teacher):
             check_path(teacher, "teacher.path")
         for key in ("path", "test_path"):
             named = getattr(recipe.task, key, None) if recipe.task.name in TASKS else None
@@ -178,12 +181,6 @@ def files_and_folder(out: Path | None, resume: bool = False) -> Callable[[Recipe
                 raise InputError(f"task.{key}: {named}: no such file")
 
     return check
-
-
-def _looks_at_teacher(recipe: Recipe) -> bool:
-    """Whether the objective names a teacher; one that it leaves out may be absent."""
-    spec = recipe.objective.spec()
-    return spec.get("preset") == "opd" or "teacher" in str(spec)
 
 
 def _may_be_on_the_hub(path: str) -> bool:

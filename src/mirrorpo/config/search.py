@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from mirrorpo.config.train import KEYS_ALONE, ObjectiveSpec, Recipe
+from mirrorpo.config.train import ObjectiveSpec, Recipe
 from mirrorpo.tasks.task import Settings
 
 if TYPE_CHECKING:
@@ -84,15 +84,12 @@ class EvolveRecipe(Recipe):
 
     @model_validator(mode="after")
     def _evolvable(self, info: ValidationInfo) -> EvolveRecipe:
-        if info.context == KEYS_ALONE:
-            return self
-        from mirrorpo.divergences.neural.map import NeuralDivergence  # loads torch
-
-        penalties = self.objective.build().penalties
-        if len(penalties) != 1 or not isinstance(penalties[0].divergence, NeuralDivergence):
+        parts = self.objective.parts(info.context)
+        names = [] if parts is None else [penalty.divergence.name for penalty in parts.penalties]
+        if parts is not None and names != ["neural"]:
             raise ValueError(
                 f"objective must have one penalty, a neural mirror map (preset nm_grpo or nm_gspo, "
-                f"or divergence: neural), got {', '.join(p.divergence.name for p in penalties) or 'no penalty'}"
+                f"or divergence: neural), got {', '.join(names) or 'no penalty'}"
             )
         if self.eval.problems < 1:
             raise ValueError("eval.problems must be at least 1: the best map is evaluated on them, got 0")
@@ -152,9 +149,10 @@ class LearnRecipe(Recipe):
 
     @model_validator(mode="after")
     def _learnable(self, info: ValidationInfo) -> LearnRecipe:
-        if info.context == KEYS_ALONE:
+        parts, what = self.objective.parts(info.context), self.learning.what
+        if parts is None:
             return self
-        penalties, what = self.objective.build().penalties, self.learning.what
+        penalties = parts.penalties
         if len(penalties) != 1:
             raise ValueError(f"objective must have one penalty, got {len(penalties)}")
         penalty = penalties[0]
@@ -169,7 +167,7 @@ class LearnRecipe(Recipe):
             raise ValueError(
                 f"learning.what {what!r} needs objective.divergence {fits[what]!r}, got {penalty.divergence.name!r}"
             )
-        if self.objective.build().control is not None and what == "coefficient":
+        if parts.control is not None and what == "coefficient":
             raise ValueError("objective.control must be empty where the coefficient is learned")
         if self.train.precision != "float32":
             raise ValueError(

@@ -24,7 +24,9 @@ from pydantic import (
 
 from mirrorpo.config.yaml import load, overridden, parse_override, read_spec, validated, with_bases
 from mirrorpo.errors import InputError
-from mirrorpo.losses.keys import check_names
+from mirrorpo.losses.facts import UnknownPart, divergence_facts
+from mirrorpo.losses.parts import Parts
+from mirrorpo.losses.presets import described, objective_from
 from mirrorpo.tasks import TASKS, TaskSettings, find_task
 from mirrorpo.tasks.task import Settings
 from mirrorpo.user_code import NotImportedError
@@ -32,7 +34,7 @@ from mirrorpo.user_code import NotImportedError
 if TYPE_CHECKING:
     from mirrorpo.losses.objective import Objective
 
-# The first of two checks of a recipe: keys, types and names. The second builds the objective, which loads torch.
+# The first of two checks of a recipe: all that can be known without torch. The second builds the objective.
 KEYS_ALONE = "keys alone"
 
 
@@ -75,24 +77,26 @@ class ObjectiveSpec(BaseModel):
 
     @model_validator(mode="after")
     def _builds(self, info: ValidationInfo) -> ObjectiveSpec:
-        check_names(self.spec())
-        if info.context == KEYS_ALONE:
-            return self
         try:
-            self.build()
-        except NotImportedError:  # a plan: what it names is checked when the run begins
-            pass
+            self.parts(info.context)
         except (TypeError, OverflowError, RecursionError) as error:  # a value of a type that was not foreseen
             raise ValueError(f"cannot be built from these values ({error})") from error
         return self
 
     def build(self) -> Objective:
         """The objective, always the same one; raises ``ValueError`` for what does not fit together."""
-        from mirrorpo.losses.presets import objective_from  # loads torch
-
         if self._built is None:
             self._built = objective_from(self.spec())
         return self._built
+
+    def parts(self, context: object) -> Parts | None:
+        """The objective, or in the first check what is known of its parts; None where only code knows."""
+        if context == KEYS_ALONE:
+            return described(self.spec())
+        try:
+            return self.build()
+        except NotImportedError:  # a plan: what it names is checked when the run begins
+            return None
 
     @property
     def needs_reference(self) -> bool:
@@ -323,7 +327,10 @@ class PreferenceSpec(Settings):
 
     @model_validator(mode="after")
     def _rewards(self, info: ValidationInfo) -> PreferenceSpec:
-        if info.context != KEYS_ALONE:
+        if info.context == KEYS_ALONE:
+            with suppress(UnknownPart):
+                divergence_facts(self.divergence)
+        else:
             from mirrorpo.losses.preference import ImplicitReward  # loads torch
 
             ImplicitReward.of(self.divergence)
@@ -338,7 +345,7 @@ _WITH_PAIRS = {
 }
 
 
-def check_teacher(objective: Objective, teacher: TeacherSpec | None) -> None:
+def check_teacher(objective: Parts, teacher: TeacherSpec | None) -> None:
     """Raises ``ValueError`` for an objective that needs a teacher and has none, or one that sends too little.
 
     A teacher that the objective does not look at is no error: an arm of a study may leave its base's out.
@@ -391,9 +398,10 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _reference_exists(self, info: ValidationInfo) -> Recipe:
-        if self.reference.kind == "kept" or info.context == KEYS_ALONE:
+        if self.reference.kind == "kept":
             return self
-        if not self.objective.needs_reference:
+        parts = self.objective.parts(info.context)
+        if parts is not None and not parts.needs_reference:
             raise ValueError(
                 f"reference.kind {self.reference.kind!r} has no effect: the objective has no penalty "
                 "(objective.divergence and objective.coefficient)"
@@ -415,10 +423,9 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _teacher_exists(self, info: ValidationInfo) -> Recipe:
-        if info.context == KEYS_ALONE:
-            return self
-        with suppress(NotImportedError):  # a plan: checked when the run begins
-            check_teacher(self.objective.build(), self.teacher)
+        parts = self.objective.parts(info.context)
+        if parts is not None:
+            check_teacher(parts, self.teacher)
         return self
 
     def to_yaml(self) -> str:

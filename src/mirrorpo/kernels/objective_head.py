@@ -21,7 +21,7 @@ from mirrorpo.losses.aggregation import aggregation_weights
 from mirrorpo.losses.objective import Objective, Output, Penalty
 from mirrorpo.losses.regions import OverVocabulary
 from mirrorpo.losses.rules import Rule
-from mirrorpo.losses.vocabulary import check_sparse, kept_entries
+from mirrorpo.losses.terms import check_sparse, kept_entries
 
 Weight = Tensor | Callable[[Tensor, Tensor], Tensor | None]
 

@@ -30,41 +30,7 @@ from torch import Tensor
 
 from mirrorpo._checks import check_logps
 from mirrorpo.divergences.base import upcast
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What brings an anchor.
-
-    Attributes:
-        logp: the argument with the log-probabilities of the sampled tokens; None: none is needed.
-        logits: the argument with the next-token logits; None: there are none to have.
-        how: what to do where it is missing.
-    """
-
-    logp: str | None
-    logits: str | None
-    how: str
-
-
-ANCHORS: dict[str, Inputs] = {
-    "reference": Inputs(
-        logp="logp_ref",
-        logits="logits_ref",
-        how="compute the reference's log-probabilities of the sampled tokens (in the trainer: a coefficient > 0)",
-    ),
-    "old": Inputs(logp="logp_old", logits="logits_old", how="score the tokens before the first update"),
-    "sampler": Inputs(
-        logp="logp_sampler",
-        logits=None,
-        how="pass the log-probabilities that the inference engine reported, or use behaviour and anchor 'old'",
-    ),
-    "teacher": Inputs(
-        logp="logp_teacher", logits="logits_teacher", how="score the sampled tokens with the teacher (setting: teacher)"
-    ),
-    "uniform": Inputs(logp=None, logits=None, how="pass vocabulary, the number of tokens V"),
-}
-BEHAVIOURS = ("old", "sampler")
+from mirrorpo.losses.facts import ANCHORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,4 +112,4 @@ def check_shapes(logp: Tensor, advantages: Tensor | None, mask: Tensor, **others
         raise ValueError(f"advantages must have shape (B,), (B, 1) or (B, T), got {tuple(advantages.shape)}")
 
 
-__all__ = ["ANCHORS", "BEHAVIOURS", "AnchorLogps", "Inputs", "check_shapes", "read_anchors"]
+__all__ = ["ANCHORS", "AnchorLogps", "check_shapes", "read_anchors"]

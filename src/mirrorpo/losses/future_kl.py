@@ -7,42 +7,13 @@ update so far makes the rest of the completion more likely; the advantage of tok
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from mirrorpo.errors import check_number
+from mirrorpo.losses.parts import FutureKL
 
 # Tokens summed in closed form at once; gamma^-CHUNK must stay far from the end of float64 for every half life >= 1.
 _CHUNK = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class FutureKL:
-    """Settings of the weighting.
-
-    Attributes:
-        half_life: tokens after which a future log-ratio counts half.
-        clip: the weight stays within [1, 1 + clip], or [1 - clip, 1 + clip] with ``lower_bound``.
-        lower_bound: whether weights below 1 are allowed.
-        max_ratio: tokens with w above this (the dual-clip bound) do not enter F.
-        safety_ratio: where A < 0 and w is above this, the weight is clamped to [1 - clip, 1].
-    """
-
-    half_life: float = 32.0
-    clip: float = 0.2
-    lower_bound: bool = False
-    max_ratio: float = 10.0
-    safety_ratio: float = 4.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.lower_bound, bool):
-            raise ValueError(f"lower_bound must be true or false, got {self.lower_bound!r}")
-        check_number("half_life", self.half_life, 1.0, 1e9)
-        check_number("clip", self.clip, 0.0, 1.0)
-        check_number("max_ratio", self.max_ratio, 1.0)
-        check_number("safety_ratio", self.safety_ratio, 1.0)
 
 
 def discounted_future_sum(x: Tensor, gamma: float) -> Tensor:

@@ -1,16 +1,13 @@
-"""Keys of ``mirrorpo.objective`` and the names that they take, as types: an editor completes them, marks typing errors.
+"""Keys of ``mirrorpo.objective``, the names that they take, as types: an editor completes them, marks typing errors.
 
 The names are those of the tables (a test compares them). A key also takes what has no name: a function, a mapping with
-options, or ``"module:attribute"``. Nothing here loads torch: the command line refuses a misspelt name at once.
+options, or ``"module:attribute"``. Nothing here loads torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any, Literal, TypedDict, get_args
-
-from mirrorpo.errors import check_number, unknown_name
 
 PresetName = Literal[
     "grpo",
@@ -111,31 +108,17 @@ class ObjectiveKeys(TypedDict, total=False):
     tau: float | None
 
 
-# The names that a key takes as text, for keys that take a name alone; of the objective, and of one penalty or region.
-_NAMES: dict[str, Any] = {
-    "advantage": AdvantageName,
-    "aggregation": AggregationName,
-    "behaviour": Literal["old", "sampler"],
-    "estimator": EstimatorName,
-    "level": Literal["token", "sequence", "product"],
-    "placement": Literal["loss", "reward", "advantage"],
-}
-_NAMES_OF_PENALTIES: dict[str, Any] = {
-    **{key: _NAMES[key] for key in ("estimator", "placement")},
-    "anchor": AnchorName,
-    "baseline": Literal["none", "exact"],
-}
-_NAMES_OF_REGIONS: dict[str, Any] = {
-    "act": Literal["clip", "mask", "soft", "truncate"],
-    "anchor": AnchorName,
-    "level": Literal["token", "sequence", "product", "mean_divergence", "sum_divergence", "max_divergence"],
-    "side": Literal["both", "positive", "negative"],
-}
-# (low, high) of the numbers that mean the same whatever goes with them; the radius is above its low end.
-COEFFICIENT, RADIUS = (0.0, 1e6), (0.0, 1e6)
-# Estimators of a penalty, which bound nothing.
-NO_REGIONS = ("k1", "k2", "k3")
-_PLUGINS = "mirrorpo.divergences"  # the group of entry points that bring divergences of other packages
+ADVANTAGE_NAMES: tuple[str, ...] = get_args(AdvantageName)
+AGGREGATION_NAMES: tuple[str, ...] = get_args(AggregationName)
+ESTIMATORS: tuple[str, ...] = get_args(EstimatorName)
+LOGITS_ESTIMATORS = ("exact", "top_k")
+# Whose K likeliest tokens `top_k` takes.
+SUPPORTS = ("anchor", "policy", "union")
+BEHAVIOURS = ("old", "sampler")
+PLACEMENTS = ("loss", "reward", "advantage")
+BASELINES = ("none", "exact")
+# (low, high) of a penalty's coefficient.
+COEFFICIENT = (0.0, 1e6)
 
 
 def preset_names() -> list[str]:
@@ -146,85 +129,3 @@ def preset_names() -> list[str]:
 def is_none(value: Any) -> bool:
     """Whether a value says that there is no such part: ``null``, "none", or ``off``, false in YAML."""
     return value is None or value is False or (isinstance(value, str) and value.strip().lower() == "none")
-
-
-def check_names(spec: Mapping[str, Any]) -> None:
-    """Raises what ``objective_from`` raises for a misspelt preset, key or name, and for two numbers out of their range,
-    those of each penalty and region too.
-
-    Whatever else is wrong passes.
-
-    Args:
-        spec: ``preset`` and overrides.
-
-    Raises:
-        ValueError: names the nearest valid one.
-
-    Example:
-        >>> check_names({"preset": "dapo", "advantage": "rlo"})
-        Traceback (most recent call last):
-        ValueError: unknown advantage 'rlo'; did you mean 'rloo'? Legal: dr_grpo, grpo, maxrl, rloo, soft_value
-    """
-    spec = {str(key): value for key, value in spec.items()}
-    if spec.get("preset") not in preset_names():
-        raise unknown_name("objective preset", spec.get("preset"), preset_names())
-    own_surrogate = spec.get("surrogate") not in (None, *get_args(SurrogateName))
-    unknown = sorted(set(spec) - {"preset", *ObjectiveKeys.__annotations__})
-    if unknown and not own_surrogate:  # which may have options of its own
-        raise unknown_name("objective key", unknown[0], ObjectiveKeys.__annotations__)
-    if not own_surrogate or (isinstance(spec["surrogate"], str) and ":" not in spec["surrogate"]):
-        _check_choices(spec, {"surrogate": SurrogateName})
-    _check_part(spec, _NAMES)
-    for part in _parts(spec, "penalties"):
-        _check_part(part, _NAMES_OF_PENALTIES)
-    for part in _parts(spec, "regions"):
-        _check_part(part, _NAMES_OF_REGIONS)
-
-
-def _parts(spec: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    """The mappings in a list of penalties or regions; regions are compared under the key ``region``."""
-    listed = spec.get(key)
-    found = [part for part in listed if isinstance(part, Mapping)] if isinstance(listed, list | tuple) else []
-    return found if key == "penalties" else [{**part, "region": part.get("name")} for part in found]
-
-
-def _check_choices(spec: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
-    for key, names in choices.items():
-        several = key == "estimator" and isinstance(spec.get(key), list | tuple)
-        if spec.get(key) is not None and not several and spec[key] not in get_args(names):
-            raise unknown_name(key, spec[key], get_args(names))
-
-
-def _check_part(spec: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
-    """Checks what an objective, a penalty and a region have in common."""
-    _check_choices(spec, choices)
-    for key, ends in (("coefficient", COEFFICIENT), ("radius", RADIUS)):
-        if isinstance(spec.get(key), int | float) and spec[key] is not False:  # "off", where there is no penalty
-            check_number(key, spec[key], *ends, open_low=key == "radius")
-    divergences = get_args(DivergenceName)
-    regions = [*get_args(RegionName), *(name for name in divergences if name not in NO_REGIONS)]
-    for key, legal in (("divergence", divergences), ("region", regions)):
-        name = spec.get(key)
-        if isinstance(name, Mapping):
-            name = name.get("name")
-        if not isinstance(name, str) or ":" in name or name in NO_REGIONS or is_none(name):
-            continue
-        if name not in legal and not entry_points(group=_PLUGINS):
-            raise unknown_name(key, name, legal)
-
-
-__all__ = [
-    "AdvantageName",
-    "AggregationName",
-    "AnchorName",
-    "DivergenceName",
-    "EstimatorName",
-    "NO_REGIONS",
-    "ObjectiveKeys",
-    "PresetName",
-    "RegionName",
-    "SurrogateName",
-    "check_names",
-    "is_none",
-    "preset_names",
-]

@@ -11,8 +11,7 @@ state, no I/O, no host synchronisation on a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,155 +20,41 @@ from mirrorpo._checks import Float, Num, Shaped, Tensor
 from mirrorpo.divergences.base import upcast
 from mirrorpo.losses.aggregation import aggregate
 from mirrorpo.losses.anchors import ANCHORS, AnchorLogps, check_shapes, read_anchors
-from mirrorpo.losses.coefficient import Control
-from mirrorpo.losses.future_kl import FutureKL, future_kl_weight
+from mirrorpo.losses.future_kl import future_kl_weight
 from mirrorpo.losses.metrics import Output, TokenTerms
+from mirrorpo.losses.parts import Parts, numbered
 from mirrorpo.losses.penalties import Penalty
 from mirrorpo.losses.regions import TrustRegion, trust_region
-from mirrorpo.losses.rules import Rule, bounds_of, dropped_by, over_sequence, soft_term, truncated_weight
 from mirrorpo.losses.surrogates import SURROGATES, Surrogate, Tokens
-from mirrorpo.losses.vocabulary import Vocabulary, divergence_over, kept_entries, outside_of
+from mirrorpo.losses.terms import (
+    Vocabulary,
+    advantage_shift,
+    bounds_of,
+    divergence_over,
+    dropped_by,
+    kept_entries,
+    outside_of,
+    over_sequence,
+    penalty_estimate,
+    soft_term,
+    truncated_weight,
+)
 
 _NO_REGION = trust_region("none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
-    """A policy objective; built by ``mirrorpo.objective``.
+class Objective(Parts):
+    """A policy objective; built by ``mirrorpo.objective``. Its attributes are those of ``Parts``."""
 
-    Attributes:
-        name: of the preset it came from.
-        rules: trust regions with their anchors and effects; empty for none.
-        penalties: divergences from an anchor; empty for none.
-        surrogate: what is maximised inside the region: an entry of ``mirrorpo.losses.surrogates``.
-        level: of the ratio w: ``token``, ``sequence`` for exp(mean_t log w_t) (GSPO), ``product`` for exp(sum_t
-            log w_t).
-        behaviour: b, the policy that the tokens count as drawn from: ``old`` or ``sampler``.
-        advantage: how rewards become advantages (``mirrorpo.advantages``); not used in the call.
-        aggregation: how tokens become a loss (``mirrorpo.aggregate``).
-        options: of the surrogate, all of them, by name.
-        anchor: of the surrogate (``regression``); empty for one that has none.
-        future_kl: future-KL weighting of the advantages, or None.
-        control: how the coefficients move over the run, or None; whoever trains applies it as ``penalty_scale``.
-    """
-
-    name: str
-    rules: tuple[Rule, ...] = ()
-    penalties: tuple[Penalty, ...] = ()
     surrogate: Surrogate = SURROGATES["clip"]
-    level: str = "token"
-    behaviour: str = "old"
-    advantage: str = "grpo"
-    aggregation: str = "sequence_mean"
-    options: Mapping[str, float | None] = field(default_factory=dict)
-    anchor: str = ""
-    future_kl: FutureKL | None = None
-    control: Control | None = None
     # What `mirrorpo.objective` was asked for; None for an objective that was put together or changed by hand.
     spec: Mapping[str, Any] | None = field(default=None, init=False, compare=False, repr=False)
-
-    @cached_property
-    def bound(self) -> Rule | None:
-        """The rule with act ``clip`` or ``soft``, of which there is at most one."""
-        return next((rule for rule in self.rules if rule.act in ("clip", "soft")), None)
 
     @property
     def region(self) -> TrustRegion:
         """The region of ``bound``; ``none`` without one."""
         return _NO_REGION if self.bound is None else self.bound.region
-
-    @cached_property
-    def masks(self) -> tuple[Rule, ...]:
-        """The rules with act ``mask``."""
-        return tuple(rule for rule in self.rules if rule.act == "mask")
-
-    @cached_property
-    def truncation(self) -> Rule | None:
-        """The rule with act ``truncate``, of which there is at most one."""
-        return next((rule for rule in self.rules if rule.act == "truncate"), None)
-
-    def placed(self, placement: str) -> tuple[Penalty, ...]:
-        """The penalties with this placement."""
-        return tuple(p for p in self.penalties if p.placement == placement)
-
-    @property
-    def placement(self) -> str:
-        """The penalties' placement where they have one in common; ``loss`` if any is in the loss, or there is none."""
-        found = {p.placement for p in self.penalties} or {"loss"}
-        return next(name for name in ("loss", "advantage", "reward") if name in found)
-
-    @cached_property
-    def penalty_labels(self) -> tuple[str, ...]:
-        """The penalties' names in the metrics: divergence and anchor, numbered from the second of one name on."""
-        names = [p.divergence.name + ("" if p.anchor == "reference" else f"_{p.anchor}") for p in self.penalties]
-        return tuple(_numbered(names))
-
-    @cached_property
-    def needs(self) -> frozenset[str]:
-        """The anchors that a batch must bring, as log-probabilities or (``needs_logits_of``) as logits."""
-        found = {p.anchor for p in self.penalties} | {anchor for rule in self.rules for anchor in rule.anchors}
-        found |= {self.anchor} - {""}
-        if self.surrogate.has_policy_term or any(p.reads_behaviour for p in self.penalties):
-            found.add(self.behaviour)
-        return frozenset(found)
-
-    @cached_property
-    def needs_logits_of(self) -> frozenset[str]:
-        """The anchors whose next-token logits are needed, beside the policy's own."""
-        of_rules = {rule.anchor for rule in self.rules if rule.region.needs_logits}
-        return frozenset(of_rules | {p.anchor for p in self.penalties if p.needs_logits})
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether there must be a reference model."""
-        return "reference" in self.needs
-
-    @property
-    def reference_coefficient(self) -> float:
-        """The coefficient of the first penalty toward the reference; 1 if only a region needs it; 0 if nothing does."""
-        found = [p.coefficient for p in self.penalties if p.anchor == "reference"]
-        return found[0] if found else float(self.needs_reference)
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether ``logits`` (and those of ``needs_logits_of``) must be given."""
-        return bool(self.needs_logits_of)
-
-    @property
-    def token_separable(self) -> bool:
-        """Whether a token's term depends on no other token: then loss and gradient need one sweep over the tokens."""
-        coupled = self.surrogate.couples_tokens or any(rule.couples_tokens for rule in self.rules)
-        return self.level == "token" and not coupled and self.future_kl is None
-
-    def drawn_by_policy(self) -> Objective:
-        """The same where the old policy generated the tokens itself, so that the sampler is the old policy.
-
-        Raises:
-            ValueError: a penalty in the reward toward the sampler: it would be 0.
-        """
-
-        def placed(part: Any) -> Any:
-            return replace(part, anchor="old") if part.anchor == "sampler" else part
-
-        # Of the old policy around itself nothing is ever outside.
-        rules = tuple(placed(rule) for rule in self.rules if not (rule.of == "old" and rule.anchor == "sampler"))
-        own = "old" if self.anchor == "sampler" else self.anchor
-        return replace(self, behaviour="old", rules=rules, penalties=tuple(map(placed, self.penalties)), anchor=own)
-
-    def describe(self) -> str:
-        """One line: regions, penalties with estimator and coefficient, level, advantage, aggregation."""
-        rules = [rule.describe(self.behaviour) for rule in self.rules] or ["no region"]
-        toward = f" toward {self.anchor}" if self.anchor else ""
-        parts = [", ".join([f"{self.name}: {self.surrogate.name} surrogate{toward}", *rules])]
-        parts += [p.describe() for p in self.penalties] or ["no penalty"]
-        if self.control is not None:
-            parts.append(f"{self.control.kind} coefficient")
-        if self.future_kl is not None:
-            parts.append(f"future-KL weights (half life {self.future_kl.half_life:g})")
-        if self.behaviour != "old":
-            parts.append(f"behaviour {self.behaviour}")
-        parts.append(f"{self.level} level, {self.advantage} advantages, {self.aggregation} aggregation")
-        return "; ".join(parts)
 
     def __call__(
         self,
@@ -367,7 +252,7 @@ class Objective:
             fractions["behaviour/missing/frac"] = absent
         low, high = logp.new_zeros(()), logp.new_full((), torch.inf)
         left, drift = None, None
-        labels = iter(_numbered([rule.label for rule in self.masks]))
+        labels = iter(numbered([rule.label for rule in self.masks]))
         for rule, outside_of_rule in zip(self.rules, left_by_rule, strict=True):
             if rule.region.needs_logits and outside_of_rule is None:
                 raise ValueError(f"region {rule.region.name!r} needs outside, got None")
@@ -413,7 +298,7 @@ class Objective:
         for p, baseline in zip(self.penalties, over, strict=True):
             if p.placement != "advantage":
                 continue
-            shift = torch.where(keep, p.advantage_shift(logp, anchors, baseline), 0.0)
+            shift = torch.where(keep, advantage_shift(p, logp, anchors, baseline), 0.0)
             advantage = advantage - p.coefficient * penalty_scale * shift
         return advantage
 
@@ -444,7 +329,7 @@ class Objective:
         for label, p, given in zip(self.penalty_labels, self.penalties, over, strict=True):
             value = given if p.summed else None
             if value is None:
-                value = p.estimate(logp, anchors, self.behaviour if p.reads_behaviour else "old", given)
+                value = penalty_estimate(p, logp, anchors, self.behaviour if p.reads_behaviour else "old", given)
             value = torch.where(keep, value, 0.0)
             values[label] = value.detach()
             if p.placement == "loss":
@@ -485,15 +370,9 @@ class Objective:
         anchors = read_anchors(logp, keep, given, vocabulary)
         total = torch.zeros_like(logp)
         for p in self.placed("reward"):
-            value = p.estimate(logp, anchors, "old")  # which is the policy of logp here
+            value = penalty_estimate(p, logp, anchors, "old")  # which is the policy of logp here
             total = total + p.coefficient * penalty_scale * torch.where(keep, value, 0.0)
         return total.sum(-1)
-
-
-def _numbered(names: list[str]) -> list[str]:
-    """Names with a number from the second of one name on."""
-    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
-    return [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
 
 
 __all__ = ["Objective", "Output", "Penalty", "TokenTerms"]

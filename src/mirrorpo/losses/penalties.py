@@ -14,21 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from mirrorpo.divergences import ESTIMATORS, LOGITS_ESTIMATORS, SUPPORTS, Divergence
 from mirrorpo.errors import check_number, unknown_name
-from mirrorpo.losses.anchors import ANCHORS, AnchorLogps
-from mirrorpo.losses.keys import COEFFICIENT
-from mirrorpo.losses.regions import resolve_divergence
-from mirrorpo.losses.surrogates import MAX_LOG_RATIO
+from mirrorpo.losses.facts import ANCHORS, CODE, PartsFrom
+from mirrorpo.losses.keys import BASELINES, COEFFICIENT, ESTIMATORS, LOGITS_ESTIMATORS, PLACEMENTS, SUPPORTS
 
-PLACEMENTS = ("loss", "reward", "advantage")
+if TYPE_CHECKING:
+    from mirrorpo.divergences import Divergence
+
 PENALTY_KEYS = ("divergence", "coefficient", "estimator", "k", "anchor", "placement", "support", "baseline")
-BASELINES = ("none", "exact")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +31,7 @@ class Penalty:
     """One regulariser: ``coefficient * D(p, anchor)``.
 
     Attributes:
-        divergence: D.
+        divergence: D; its facts where nothing is to be computed.
         estimator: ``sampled``, ``weighted``, ``score``, ``exact`` or ``top_k``.
         coefficient: > 0, in loss units per nat.
         k: K of ``top_k``.
@@ -128,42 +123,15 @@ class Penalty:
             details.append(f"subtracted from the {self.placement}")
         return f"penalty {self.coefficient:g} * {self.divergence.name} ({', '.join(details)})"
 
-    def estimate(self, logp: Tensor, anchors: AnchorLogps, behaviour: str, baseline: Tensor | None = None) -> Tensor:
-        """D at the sampled tokens, (B, T), differentiable; 0 where the anchor or b could not be scored.
 
-        Args:
-            logp: (B, T), of the policy.
-            anchors: of the batch.
-            behaviour: the anchor that is b.
-            baseline: (B, T), what is subtracted from g; the value does not change.
-        """
-        q, b = anchors.of(self.anchor, self.what), anchors.of(behaviour, self.what)
-        value = self.divergence.estimate(self.estimator, logp, q, b)
-        if baseline is not None:
-            baseline = torch.where(baseline.isfinite(), baseline, 0.0)  # none is no bias either
-            value = value - ((logp - b).clamp(max=MAX_LOG_RATIO).exp() * baseline).detach() * (logp - logp.detach())
-        for name in {self.anchor, behaviour} if self.reads_behaviour else {self.anchor}:
-            absent = anchors.missing.get(name)
-            if absent is not None:
-                value = torch.where(absent, 0.0, value)
-        return value
-
-    @torch.no_grad()
-    def advantage_shift(self, logp: Tensor, anchors: AnchorLogps, baseline: Tensor | None = None) -> Tensor:
-        """What ``placement: advantage`` subtracts from each token's advantage, up to the coefficient: g, (B, T)."""
-        g = self.divergence.score(logp.detach(), anchors.of(self.anchor, self.what)).to(logp.dtype)
-        g = g if baseline is None else g - torch.where(baseline.isfinite(), baseline, 0.0)
-        absent = anchors.missing.get(self.anchor)
-        return g if absent is None else torch.where(absent, 0.0, g)
-
-
-def penalty_from(spec: Any, k: int | None = None) -> Penalty | None:
+def penalty_from(spec: Any, k: int | None = None, parts: PartsFrom = CODE) -> Penalty | None:
     """A penalty from a mapping as recipes have it; None where the coefficient is 0.
 
     Args:
         spec: ``{"divergence": ..., "coefficient": ..., "estimator": ..., "anchor": ..., "placement": ..., "k": ...,
             "support": ..., "baseline": ...}``; the first two are needed.
         k: where the mapping has none.
+        parts: what the divergence is made by.
 
     Raises:
         ValueError: an unknown key or name, a value out of range, a combination that means nothing.
@@ -187,7 +155,7 @@ def penalty_from(spec: Any, k: int | None = None) -> Penalty | None:
         raise ValueError("k has no effect: it belongs to estimator 'top_k'")
     if k is not None:
         given.setdefault("k", k)
-    divergence = resolve_divergence(given.pop("divergence"))
+    divergence = parts.divergence(given.pop("divergence"))
     made = Penalty(divergence=divergence, coefficient=coefficient, **given)
     return made if coefficient > 0 else None
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Unpack, cast
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from mirrorpo.errors import unknown_name
-from mirrorpo.losses.advantages import ADVANTAGES
-from mirrorpo.losses.aggregation import AGGREGATIONS
-from mirrorpo.losses.anchors import BEHAVIOURS
 from mirrorpo.losses.coefficient import Control, control_from
-from mirrorpo.losses.future_kl import FutureKL
-from mirrorpo.losses.keys import ObjectiveKeys, PresetName, is_none
-from mirrorpo.losses.objective import Objective
+from mirrorpo.losses.facts import CODE, FACTS, SURROGATE_FACTS, PartsFrom, SurrogateFacts, UnknownPart
+from mirrorpo.losses.keys import ADVANTAGE_NAMES, AGGREGATION_NAMES, BEHAVIOURS, ObjectiveKeys, PresetName, is_none
+from mirrorpo.losses.parts import FutureKL, Parts, check_parts
 from mirrorpo.losses.penalties import Penalty, penalty_from
 from mirrorpo.losses.rules import LEVELS, RULE_KEYS, Rule, check_rules, rule_from
-from mirrorpo.losses.surrogates import SURROGATES, Surrogate, surrogate_from
+
+if TYPE_CHECKING:
+    from mirrorpo.losses.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +190,7 @@ PRESETS: dict[str, Preset] = {
 
 _REGION_KEYS = ("radius", "epsilon_low", "epsilon_high")
 _PENALTY_KEYS = ("divergence", "coefficient", "estimator", "k", "placement")
-_OPTION_KEYS = tuple(dict.fromkeys(key for entry in SURROGATES.values() for key in entry.options))
+_OPTION_KEYS = tuple(dict.fromkeys(key for entry in SURROGATE_FACTS.values() for key in entry.options))
 OVERRIDES = tuple(dict.fromkeys((*ObjectiveKeys.__annotations__, *_OPTION_KEYS)))
 
 
@@ -228,6 +227,35 @@ def objective(preset: PresetName | str = "grpo", /, **overrides: Unpack[Objectiv
         >>> mirrorpo.objective("atr_grpo", radius=0.05).region.name
         'kl3'
     """
+    from mirrorpo.losses.objective import Objective  # loads torch
+
+    parts = _parts(preset, overrides, CODE)
+    chosen = Objective(**{key.name: getattr(parts, key.name) for key in fields(parts)})
+    object.__setattr__(chosen, "spec", {"preset": preset, **overrides})
+    return chosen
+
+
+def described(spec: Mapping[str, Any]) -> Parts | None:
+    """The parts of an objective as facts, from the mapping that ``objective_from`` takes: nothing is built.
+
+    Returns:
+        None where code stands for a part, which only building it can check.
+
+    Raises:
+        ValueError: what ``objective_from`` raises.
+
+    Example:
+        >>> sorted(described({"preset": "opd"}).needs)
+        ['old', 'teacher']
+    """
+    overrides = {str(key): value for key, value in spec.items() if key != "preset"}
+    try:
+        return _parts(spec.get("preset"), overrides, FACTS)
+    except UnknownPart:
+        return None
+
+
+def _parts(preset: Any, overrides: Mapping[str, Any], make: PartsFrom) -> Parts:
     if not isinstance(preset, str) or preset not in PRESETS:
         raise unknown_name("objective preset", preset, PRESETS)
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -236,23 +264,23 @@ def objective(preset: PresetName | str = "grpo", /, **overrides: Unpack[Objectiv
     if "divergence" in overrides and is_none(overrides["divergence"]):
         given["divergence"] = ()
     base = PRESETS[preset]
-    surrogate = surrogate_from(given.get("surrogate", base.surrogate))
+    surrogate = make.surrogate(given.get("surrogate", base.surrogate))
     legal = (*OVERRIDES, *(key for key in surrogate.options if key not in OVERRIDES))
     unknown = sorted(set(overrides) - set(legal))
     if unknown:
         raise unknown_name("objective key", unknown[0], legal)
     behaviour = _choice("behaviour", given.get("behaviour", base.behaviour), BEHAVIOURS)
     level = _level(base, given)
-    rules = _rules(base, surrogate, behaviour, level, given)
+    rules = _rules(base, surrogate, behaviour, level, given, make)
     own = {key: value for key, value in given.items() if key in (*_OPTION_KEYS, *surrogate.options)}
     options = surrogate.checked_options({**base.options, **own} if surrogate.name == base.surrogate else own)
-    penalties = _penalties(preset, base, given)
-    advantage = _choice("advantage", given.get("advantage", base.advantage), ADVANTAGES)
+    penalties = _penalties(preset, base, given, make)
+    advantage = _choice("advantage", given.get("advantage", base.advantage), ADVANTAGE_NAMES)
     future_kl = _future_kl(base, surrogate, given, options)
     anchor = _anchor(base, surrogate, given)
     check_rules(rules, behaviour)
     check_parts(surrogate, level, rules, penalties, advantage, future_kl)
-    chosen = Objective(
+    return Parts(
         name=preset,
         rules=rules,
         penalties=penalties,
@@ -261,13 +289,11 @@ def objective(preset: PresetName | str = "grpo", /, **overrides: Unpack[Objectiv
         level=level,
         behaviour=behaviour,
         advantage=advantage,
-        aggregation=_choice("aggregation", given.get("aggregation", base.aggregation), AGGREGATIONS),
+        aggregation=_choice("aggregation", given.get("aggregation", base.aggregation), AGGREGATION_NAMES),
         options=options,
         anchor=anchor,
         future_kl=future_kl,
     )
-    object.__setattr__(chosen, "spec", {"preset": preset, **overrides})
-    return chosen
 
 
 def objective_from(spec: str | Mapping[str, Any] | Objective) -> Objective:
@@ -280,7 +306,7 @@ def objective_from(spec: str | Mapping[str, Any] | Objective) -> Objective:
         >>> objective_from({"preset": "prob_l2_grpo", "coefficient": 1e-3}).penalties[0].coefficient
         0.001
     """
-    if isinstance(spec, Objective):
+    if isinstance(spec, Parts):  # which is built already
         return spec
     if isinstance(spec, str):
         return objective(spec)
@@ -298,7 +324,7 @@ def _choice(key: str, value: Any, legal: Any) -> str:
     return value
 
 
-def _anchor(base: Preset, surrogate: Surrogate, given: Mapping[str, Any]) -> str:
+def _anchor(base: Preset, surrogate: SurrogateFacts, given: Mapping[str, Any]) -> str:
     """The surrogate's own anchor: as given, else the preset's, else the surrogate's first; empty if it has none."""
     if not surrogate.anchors:
         if "anchor" in given:
@@ -327,7 +353,7 @@ def _level(base: Preset, given: Mapping[str, Any]) -> str:
 
 
 def _rules(
-    base: Preset, surrogate: Surrogate, behaviour: str, level: str, given: Mapping[str, Any]
+    base: Preset, surrogate: SurrogateFacts, behaviour: str, level: str, given: Mapping[str, Any], make: PartsFrom
 ) -> tuple[Rule, ...]:
     own = {key: given[key] for key in _REGION_KEYS if key in given}
     if "regions" in given:
@@ -337,7 +363,7 @@ def _rules(
         specs = given["regions"]
         if not isinstance(specs, list | tuple):
             raise ValueError(f"regions must be a list of regions, got {specs!r}")
-        rules = [rule_from(spec, behaviour, level) for spec in specs]
+        rules = [rule_from(spec, behaviour, level, make) for spec in specs]
         return tuple(rule for rule in rules if rule.region.name != "none")
     masks = [dict(spec) for spec in base.regions if spec.get("act") == "mask"]
     bounds = [dict(spec) for spec in base.regions if spec.get("act") != "mask"]
@@ -356,8 +382,8 @@ def _rules(
         bounds = []
     if not surrogate.has_policy_term:
         masks = []
-    rules = [rule_from(spec, behaviour, level, **own) for spec in bounds] + [
-        rule_from(spec, behaviour) for spec in masks
+    rules = [rule_from(spec, behaviour, level, make, **own) for spec in bounds] + [
+        rule_from(spec, behaviour, parts=make) for spec in masks
     ]
     return tuple(rule for rule in rules if rule.region.name != "none")
 
@@ -373,14 +399,14 @@ def _as_list(key: str, value: Any, count: int) -> list[Any]:
     return [value] * count
 
 
-def _penalties(preset: str, base: Preset, given: Mapping[str, Any]) -> tuple[Penalty, ...]:
+def _penalties(preset: str, base: Preset, given: Mapping[str, Any], make: PartsFrom) -> tuple[Penalty, ...]:
     if "penalties" in given:
         beside = [key for key in _PENALTY_KEYS if key in given]
         if beside:
             raise ValueError(f"{beside[0]} is given beside penalties: put it into the entry of its penalty")
         if not isinstance(given["penalties"], list | tuple):
             raise ValueError(f"penalties must be a list of mappings, got {given['penalties']!r}")
-        return tuple(p for p in map(penalty_from, given["penalties"]) if p is not None)
+        return tuple(p for p in (penalty_from(spec, parts=make) for spec in given["penalties"]) if p is not None)
     specs = [dict(spec) for spec in base.penalties]
     if "divergence" in given:
         chosen = given["divergence"]
@@ -406,53 +432,7 @@ def _penalties(preset: str, base: Preset, given: Mapping[str, Any]) -> tuple[Pen
     for spec in specs:
         if "coefficient" not in spec:
             raise ValueError(f"objective {preset!r} has no coefficient of its own: give coefficient with divergence")
-    return tuple(p for p in (penalty_from(spec, given.get("k")) for spec in specs) if p is not None)
-
-
-def check_parts(
-    surrogate: Surrogate,
-    level: str,
-    rules: tuple[Rule, ...],
-    penalties: tuple[Penalty, ...],
-    advantage: str,
-    future_kl: FutureKL | None,
-) -> None:
-    """Raises ``ValueError`` for parts that do not go together."""
-    name = f"surrogate {surrogate.name!r}"
-    if level not in surrogate.levels:
-        raise ValueError(f"level {level!r} does not go with {name}. Legal: {', '.join(surrogate.levels)}")
-    for rule in rules:
-        region = f"region {rule.region.name!r} with act {rule.act!r}"
-        if not surrogate.has_policy_term or (not surrogate.uses_region and rule.act == "clip"):
-            raise ValueError(f"{region} has no effect: {name} does not look at it")
-        if rule.act == "soft" and not surrogate.soft:
-            legal = ", ".join(entry.name for entry in SURROGATES.values() if entry.soft)
-            raise ValueError(f"{region} does not go with {name}. Legal: {legal}")
-        if rule.act == "soft" and level != "token":
-            raise ValueError(f"{region} does not go with level {level!r}. Legal: token")
-        if rule.act == "clip" and rule.level != level:
-            raise ValueError(f"{region} is at level {rule.level!r}, but the ratio in the loss at level {level!r}")
-        if rule.act == "clip" and surrogate.needs_bounds and rule.region.needs_logits:
-            raise ValueError(
-                f"{name} needs a region with bounds, not the mask over the vocabulary {rule.region.name!r}"
-            )
-    if not surrogate.has_policy_term:
-        if not any(p.placement == "loss" for p in penalties):
-            raise ValueError(
-                f"{name} has no policy term, so a penalty with placement 'loss' is needed: give divergence"
-            )
-        if future_kl is not None:
-            raise ValueError(f"future_kl has no effect: {name} has no policy term")
-        for p in penalties:
-            if p.placement != "loss":
-                raise ValueError(f"placement {p.placement!r} has no effect: {name} does not look at advantages")
-    if surrogate.anchors:  # one advantage for each sequence
-        if future_kl is not None:
-            raise ValueError(f"future_kl has no effect: {name} has one advantage for each sequence")
-        if any(p.placement == "advantage" for p in penalties):
-            raise ValueError(f"placement 'advantage' has no effect: {name} has one advantage for each sequence")
-    if advantage == "maxrl" and any(p.placement == "reward" for p in penalties):
-        raise ValueError("advantage 'maxrl' needs rewards >= 0, which placement 'reward' does not keep. Legal: loss")
+    return tuple(p for p in (penalty_from(spec, given.get("k"), make) for spec in specs) if p is not None)
 
 
 def _control(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> Control | None:
@@ -462,7 +442,7 @@ def _control(given: Mapping[str, Any], penalties: tuple[Penalty, ...]) -> Contro
 
 
 def _future_kl(
-    base: Preset, surrogate: Surrogate, given: Mapping[str, Any], options: Mapping[str, float | None]
+    base: Preset, surrogate: SurrogateFacts, given: Mapping[str, Any], options: Mapping[str, float | None]
 ) -> FutureKL | None:
     chosen = given.get("future_kl", base.future_kl is not None and surrogate.has_policy_term)
     if not isinstance(chosen, bool | Mapping):

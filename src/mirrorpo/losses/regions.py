@@ -30,11 +30,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from mirrorpo._checks import Bool, Float, Tensor, call_with_options
+from mirrorpo._checks import Bool, Float, Tensor
 from mirrorpo.divergences import DIVERGENCES, Divergence, divergence
 from mirrorpo.divergences.bregman import k
-from mirrorpo.errors import check_number, unknown_name
-from mirrorpo.losses.keys import RADIUS
+from mirrorpo.errors import unknown_name
+from mirrorpo.losses.facts import DIVERGENCE_FACTS, RADIUS, REGION_FACTS, check_options, named, no_such_region
 from mirrorpo.losses.solver import LOG_RATIO_LIMIT, solve_log_bounds
 
 Constraint = Callable[[Tensor, Tensor], Tensor]
@@ -77,9 +77,14 @@ class TrustRegion(ABC):
         """
 
     @property
+    def is_ball(self) -> bool:
+        """Whether the region is what a divergence at the sampled token leaves within the radius."""
+        return self.divergence is not None and not self.needs_logits
+
+    @property
     def has_constraint(self) -> bool:
         """Whether the region is what one number at the sampled token leaves within the radius."""
-        return self.divergence is not None and not self.needs_logits
+        return self.is_ball
 
     def constrained(self, log_ratio: Float[Tensor, ...], logp_old: Float[Tensor, ...]) -> Float[Tensor, ...]:
         """That number, D(w): 0 at w = 1, compared with the radius; any shape, in the dtype of ``log_ratio``."""
@@ -231,29 +236,17 @@ def _interval_from(name: str, d: Divergence, radius: float) -> Interval:
     return Interval(name, low=low.exp().item(), high=high.exp().item(), divergence=d, radius=radius)
 
 
-def _radius(radius: object) -> float:
-    return check_number("radius", radius, *RADIUS, open_low=True)
+def _ratio(epsilon_low: float = 0.2, epsilon_high: float | None = None) -> TrustRegion:
+    return Interval("ratio", low=1.0 - epsilon_low, high=1.0 + (epsilon_low if epsilon_high is None else epsilon_high))
 
 
-def _ratio(epsilon_low: object = 0.2, epsilon_high: object = None) -> TrustRegion:
-    low = check_number("epsilon_low", epsilon_low, 0.0)
-    high = low if epsilon_high is None else check_number("epsilon_high", epsilon_high, 0.0)
-    return Interval("ratio", low=1.0 - low, high=1.0 + high)
-
-
-def _log_ratio(epsilon_low: object = None, epsilon_high: object = None) -> TrustRegion:
-    if epsilon_low is None and epsilon_high is None:
-        raise ValueError("region 'log_ratio' needs epsilon_low or epsilon_high, numbers in [0, 20]")
-    low, high = (
-        math.inf if value is None else check_number(name, value, 0.0, 20.0)
-        for name, value in (("epsilon_low", epsilon_low), ("epsilon_high", epsilon_high))
-    )
+def _log_ratio(epsilon_low: float | None = None, epsilon_high: float | None = None) -> TrustRegion:
+    low, high = (math.inf if value is None else value for value in (epsilon_low, epsilon_high))
     return Interval("log_ratio", low=math.exp(-low), high=math.exp(high))
 
 
-def _dcpo(epsilon_low: object = 0.16, epsilon_high: object = 0.2) -> TrustRegion:
-    low, high = (check_number(k, v, 0.0) for k, v in (("epsilon_low", epsilon_low), ("epsilon_high", epsilon_high)))
-    return DCPO("dcpo", epsilon_low=low, epsilon_high=high)
+def _dcpo(epsilon_low: float = 0.16, epsilon_high: float = 0.2) -> TrustRegion:
+    return DCPO("dcpo", epsilon_low=epsilon_low, epsilon_high=epsilon_high)
 
 
 def _none() -> TrustRegion:
@@ -263,39 +256,34 @@ def _none() -> TrustRegion:
 def _of_divergence(region: str, d: Divergence, radius: object) -> TrustRegion:
     """The region of one divergence's constraint at the sampled token."""
     if region in _REFUSED:
-        raise ValueError(f"region {region!r} does not exist: {_REFUSED[region]}")
+        raise no_such_region(region)
+    size = RADIUS.checked("radius", radius)
     if d.depends_on_token:
-        return PerToken(region, constraint=d.constraint, radius=_radius(radius), divergence=d)
-    return _interval_from(region, d, _radius(radius))
+        return PerToken(region, constraint=d.constraint, radius=size, divergence=d)
+    return _interval_from(region, d, size)
 
 
 def _alias(region: str, name: str, radius: object) -> TrustRegion:
     return _of_divergence(region, divergence(name), radius)
 
 
-def _binary_tv(radius: object) -> TrustRegion:
-    return BinaryTV("binary_tv", radius=_radius(radius))
+def _binary_tv(radius: float) -> TrustRegion:
+    return BinaryTV("binary_tv", radius=radius)
 
 
-def _binary_kl(radius: object) -> TrustRegion:
-    return PerToken("binary_kl", constraint=binary_kl, radius=_radius(radius))
+def _binary_kl(radius: float) -> TrustRegion:
+    return PerToken("binary_kl", constraint=binary_kl, radius=radius)
 
 
-def _over_vocabulary(region: str, radius: object, divergence: Any = "reverse_kl", k: Any = 64) -> TrustRegion:
+def _over_vocabulary(region: str, radius: float, divergence: Any = "reverse_kl", k: int = 64) -> TrustRegion:
     d = resolve_divergence(divergence)
-    if region == "top_k" and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-        raise ValueError(f"k must be an integer >= 1, got {k!r}")
-    return OverVocabulary(region, divergence=d, radius=_radius(radius), k=k if region == "top_k" else None)
+    return OverVocabulary(region, divergence=d, radius=radius, k=k if region == "top_k" else None)
 
 
 def resolve_divergence(spec: Any) -> Divergence:
     """A divergence from a name, a callable, a ``Divergence``, or ``{"name": ..., option: ...}`` as recipes have it."""
-    if isinstance(spec, dict):
-        options = {str(key): value for key, value in spec.items()}
-        if "name" not in options:
-            raise ValueError(f"divergence as a mapping needs the key 'name', got {sorted(options)}")
-        return divergence(options.pop("name"), **options)
-    return divergence(spec)
+    name, options = named("divergence", spec)
+    return divergence(name, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +293,6 @@ class Entry:
     build: Callable[..., TrustRegion]
     constraint: str
     source: str
-    options: tuple[str, ...] = ("radius",)
 
 
 UNIFIED, DPPO = "Unified clipping, arXiv 2602.05494", "DPPO, arXiv 2602.04879"
@@ -314,7 +301,6 @@ REGIONS: dict[str, Entry] = {
         build=_ratio,
         constraint="1 - epsilon_low <= w <= 1 + epsilon_high",
         source="PPO, arXiv 1707.06347; GRPO 2402.03300; DAPO 2503.14476",
-        options=("epsilon_low", "epsilon_high"),
     ),
     "kl3": Entry(
         build=partial(_alias, "kl3", "forward_kl"), constraint="w - 1 - log w <= radius", source="ATR-GRPO, " + UNIFIED
@@ -326,36 +312,26 @@ REGIONS: dict[str, Entry] = {
         build=_log_ratio,
         constraint="-epsilon_low <= log w <= epsilon_high; one may be left out",
         source="GMPO, arXiv 2507.20673; DeepSeek-V3.2, arXiv 2512.02556",
-        options=("epsilon_low", "epsilon_high"),
     ),
     "dcpo": Entry(
         build=_dcpo,
         constraint="-epsilon_low <= b_y w (w - 1) <= epsilon_high",
         source="DCPO, arXiv 2509.02333",
-        options=("epsilon_low", "epsilon_high"),
     ),
     "exact": Entry(
         build=partial(_over_vocabulary, "exact"),
         constraint="D(p, b) <= radius over the vocabulary",
         source=DPPO,
-        options=("radius", "divergence"),
     ),
     "top_k": Entry(
         build=partial(_over_vocabulary, "top_k"),
         constraint="D(p, b) <= radius over the K likeliest tokens and y",
         source=DPPO,
-        options=("radius", "divergence", "k"),
     ),
-    "none": Entry(build=_none, constraint="no bound", source="REINFORCE with importance weights", options=()),
+    "none": Entry(build=_none, constraint="no bound", source="REINFORCE with importance weights"),
 }
-# Every divergence of the table is a region too, under its own name, but for these: the estimators k2 and k3 of p over q
-# are other constraints than the regions of the unified clipping paper with a similar name.
-_KL_REGIONS = "kl2 ((log w)^2 / 2), kl3 (w - 1 - log w), reverse_kl (w log w - w + 1), forward_kl (as kl3)"
-_REFUSED = {
-    "k1": "log w is negative for w < 1 and bounds nothing. Legal: reverse_kl",
-    "k2": f"k1, k2, k3 are estimators of a penalty. Legal: {_KL_REGIONS}",
-    "k3": f"k1, k2, k3 are estimators of a penalty. Legal: {_KL_REGIONS}",
-}
+# Every divergence of the table is a region too, under its own name, but for these.
+_REFUSED = {name for name, facts in DIVERGENCE_FACTS.items() if facts.no_region}
 DIVERGENCE_REGIONS = tuple(name for name in DIVERGENCES if name not in _REFUSED)
 
 
@@ -384,12 +360,12 @@ def trust_region(name: str | Divergence | Callable[..., Any], /, **options: Any)
         (0.77463, 1.26534)
     """
     if isinstance(name, TrustRegion):
-        return call_with_options("region", name.name, lambda: name, options, set())
+        check_options("region", name.name, options, set())
+        return name
     if isinstance(name, str) and name in REGIONS:
-        entry = REGIONS[name]
-        if "radius" in entry.options and "radius" not in options:
-            raise ValueError(f"region {name!r} needs a radius in (0, 1e+06]")
-        return call_with_options("region", name, entry.build, options, set(entry.options))
+        return REGIONS[name].build(**REGION_FACTS[name].checked(options))
+    if isinstance(name, str) and name in _REFUSED:
+        raise no_such_region(name)
     if isinstance(name, str) and ":" not in name and name not in DIVERGENCE_REGIONS:
         try:
             d = divergence(name, **{key: value for key, value in options.items() if key != "radius"})
@@ -397,7 +373,7 @@ def trust_region(name: str | Divergence | Callable[..., Any], /, **options: Any)
             raise unknown_name("region", name, [*REGIONS, *DIVERGENCE_REGIONS]) from None
     else:
         d = divergence(name, **{key: value for key, value in options.items() if key != "radius"})
-    if "radius" not in options and d.name not in _REFUSED:
+    if "radius" not in options:
         raise ValueError(f"region {d.name!r} needs a radius in (0, 1e+06]")
     return _of_divergence(d.name, d, options.get("radius"))
 

@@ -23,16 +23,14 @@ sampler; truncated importance sampling is ``truncate`` around it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mirrorpo.errors import unknown_name
-from mirrorpo.losses.anchors import ANCHORS, AnchorLogps
-from mirrorpo.losses.regions import TrustRegion, trust_region
+from mirrorpo.losses.facts import ANCHORS, CODE, PartsFrom, named
+
+if TYPE_CHECKING:
+    from mirrorpo.losses.regions import TrustRegion
 
 ACTS = ("clip", "mask", "soft", "truncate")
 LEVELS = ("token", "sequence", "product")
@@ -48,7 +46,7 @@ class Rule:
     """A region with its anchor and its effect.
 
     Attributes:
-        region: the set of ratios, or of distributions.
+        region: the set of ratios, or of distributions; its facts where nothing is to be computed.
         anchor: what it lies around.
         act: ``clip``, ``mask``, ``soft`` or ``truncate``.
         level: ``token``, ``sequence`` or ``product``; of a mask also one of ``MASK_LEVELS``.
@@ -89,8 +87,7 @@ class Rule:
                 f"level {self.level!r} needs a region with a radius, got {region}. Legal: kl2, kl3, binary_tv, "
                 "binary_kl, any divergence"
             )
-        ball = self.region.divergence is not None and not self.region.needs_logits
-        if self.act == "soft" and (not ball or self.level != "token"):
+        if self.act == "soft" and (not self.region.is_ball or self.level != "token"):
             raise ValueError(
                 f"act 'soft' needs a divergence at level 'token', got {region} at level {self.level!r}. "
                 "Legal: any name of `mirrorpo list divergences` but k1 to k3"
@@ -140,13 +137,14 @@ class Rule:
         return " ".join([text, *(words for words, needed in said.items() if needed)])
 
 
-def rule_from(spec: Any, behaviour: str, level: str = "token", **own: Any) -> Rule:
+def rule_from(spec: Any, behaviour: str, level: str = "token", parts: PartsFrom = CODE, **own: Any) -> Rule:
     """A rule from a region's name, a ``TrustRegion``, or a mapping as recipes have it.
 
     Args:
         spec: ``{"name": ..., option: ..., "anchor": ..., "act": ..., "level": ..., "side": ..., "of": ...}``.
         behaviour: the anchor where none is given.
         level: of a ``clip`` where none is given.
+        parts: what a region is made by.
         **own: options of the region that were given beside it.
 
     Raises:
@@ -156,18 +154,13 @@ def rule_from(spec: Any, behaviour: str, level: str = "token", **own: Any) -> Ru
         >>> rule_from({"name": "kl3", "radius": 0.03, "act": "mask"}, "sampler").anchor
         'sampler'
     """
-    options: dict[str, Any] = {}
-    if isinstance(spec, Mapping):
-        options = {str(key): value for key, value in spec.items()}
-        if "name" not in options:
-            raise ValueError(f"region as a mapping needs the key 'name', got {sorted(options)}")
-        twice = sorted(set(options) & set(own))
-        if twice:
-            key = twice[0]
-            raise ValueError(f"{key} is given twice: {options[key]!r} in region and {own[key]!r} beside it")
-        spec = options.pop("name")
+    name, options = named("region", spec)
+    twice = sorted(set(options) & set(own))
+    if twice:
+        key = twice[0]
+        raise ValueError(f"{key} is given twice: {options[key]!r} in region and {own[key]!r} beside it")
     placed = {key: options.pop(key) for key in RULE_KEYS if key in options}
-    region = trust_region(spec, **options, **own)
+    region = parts.region(name, **options, **own)
     act = placed.get("act", "clip")
     default = {"anchor": behaviour, "level": level if act == "clip" else "token"}
     if act == "truncate":
@@ -190,131 +183,6 @@ def check_rules(rules: tuple[Rule, ...], behaviour: str) -> None:
             f"act 'truncate' needs behaviour 'old', got {behaviour!r}, whose ratio has the factor old / {behaviour} "
             "already"
         )
-
-
-def over_sequence(x: Tensor, keep: Tensor, level: str) -> Tensor:
-    """Per-token numbers at a level: (B, T) for ``token``, else (B, 1): a mean, a sum or a maximum.
-
-    Args:
-        x: (B, T), 0 where ``keep`` is false; for ``max_divergence`` not negative.
-        keep: (B, T), bool.
-        level: of ``LEVELS`` or ``MASK_LEVELS``.
-    """
-    if level == "token":
-        return x
-    if level == "max_divergence":
-        return x.amax(-1, keepdim=True) if x.shape[-1] else x.sum(-1, keepdim=True)
-    total = x.sum(-1, keepdim=True)
-    if level in ("product", "sum_divergence"):
-        return total
-    return total / keep.sum(-1, keepdim=True).clamp(min=1)
-
-
-def on_side(rule: Rule, advantage: Tensor, keep: Tensor) -> Tensor | None:
-    """Whether the advantage is on the rule's side, (B, T) or (B, 1); None: it is on both."""
-    if rule.side == "both":
-        return None
-    # A sequence is dropped as one: not the tokens of it whose own advantage has the sign.
-    sign = over_sequence(torch.where(keep, advantage, 0.0), keep, "sequence" if rule.couples_tokens else "token")
-    return sign > 0 if rule.side == "positive" else sign < 0
-
-
-@torch.no_grad()
-def dropped_by(
-    rule: Rule, logp: Tensor, anchors: AnchorLogps, advantage: Tensor, keep: Tensor, outside: Tensor | None
-) -> Tensor:
-    """Which policy terms a mask drops, bool, (B, T) or (B, 1).
-
-    Args:
-        rule: with ``act: mask``.
-        logp: (B, T), of the policy.
-        anchors: of the batch.
-        advantage: (B, T) or (B, 1).
-        keep: (B, T), bool.
-        outside: (B, T), for a region over the vocabulary: whether it is left.
-    """
-    absent = None
-    if outside is None:
-        what = f"region {rule.region.name!r} with act 'mask'"
-        anchor = anchors.of(rule.anchor, what)
-        subject = anchors.of("old", what) if rule.of == "old" else logp
-        outside = _left(rule, subject - anchor, anchor, keep)
-        absent = anchors.missing.get(rule.anchor)
-    side = on_side(rule, advantage, keep)
-    dropped = outside if side is None else outside & side
-    # A token that the anchor could not score is outside, whatever the side.
-    return dropped if absent is None or rule.level != "token" else dropped | absent
-
-
-def _left(rule: Rule, log_ratio: Tensor, anchor: Tensor, keep: Tensor) -> Tensor:
-    """Whether a region is left, (B, T) or (B, 1)."""
-    if rule.level in MASK_LEVELS[:2]:
-        assert rule.region.radius is not None
-        values = rule.region.constrained(log_ratio, anchor)
-        return over_sequence(torch.where(keep, values, 0.0), keep, rule.level) > rule.region.radius
-    level = rule.level if rule.level in LEVELS else "token"
-    ratio = over_sequence(log_ratio, keep, level).exp()
-    low, high = rule.region.ratio_bounds(anchor)
-    outside = (ratio < low) | (ratio > high)
-    # The largest divergence is above the radius where a token's is: that holds for every region with bounds.
-    return (outside & keep).any(-1, keepdim=True) if rule.level == "max_divergence" else outside
-
-
-@torch.no_grad()
-def truncated_weight(rule: Rule, anchors: AnchorLogps, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """The factor of act ``truncate`` on the policy term, and whether the ratio was clamped; (B, T) or (B, 1).
-
-    Where the anchor could not score a token the factor is 0, or at the levels of sequences that of the others.
-    """
-    what = f"region {rule.region.name!r} with act 'truncate'"
-    anchor = anchors.of(rule.anchor, what)
-    ratio = over_sequence(anchors.of("old", what) - anchor, keep, rule.level).exp()
-    low, high = rule.region.ratio_bounds(anchor)
-    weight = torch.minimum(torch.maximum(ratio, low), high)
-    absent = anchors.missing.get(rule.anchor)
-    clamped = weight != ratio
-    return (weight if absent is None or rule.level != "token" else weight.masked_fill(absent, 0.0)), clamped
-
-
-def bounds_of(
-    rule: Rule, anchors: AnchorLogps, behaviour: Tensor, advantage: Tensor, keep: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    r"""Bounds of a ``clip`` on w = p/b, and how far its anchor is from b.
-
-    Around another anchor a the constraint is on p/a = w b/a, so the bounds are multiplied by a/b: with a = old and b =
-    sampler that is decoupled PPO.
-
-    Returns:
-        ``(low, high, shift)``; shift is log a/b at the rule's level, or None where a is b.
-    """
-    what = f"region {rule.region.name!r}"
-    anchor = anchors.of(rule.anchor, what)
-    if rule.region.needs_logits:
-        low = high = torch.ones((), dtype=behaviour.dtype, device=behaviour.device)
-    else:
-        low, high = rule.region.ratio_bounds(anchor)
-    shift = None
-    if anchor is not behaviour:
-        shift = over_sequence(anchor - behaviour, keep, rule.level)
-        low, high = low * shift.exp(), high * shift.exp()
-    side = on_side(rule, advantage, keep)
-    if side is not None:
-        low, high = torch.where(side, low, 0.0), torch.where(side, high, torch.inf)
-    return low, high, shift
-
-
-def soft_term(
-    rule: Rule, logp: Tensor, anchors: AnchorLogps, behaviour: Tensor, advantage: Tensor, keep: Tensor
-) -> Tensor:
-    """What a ``soft`` region adds to each token's loss, (B, T), differentiable."""
-    assert rule.region.divergence is not None
-    assert rule.region.radius is not None
-    anchor = anchors.of(rule.anchor, f"region {rule.region.name!r} with act 'soft'")
-    strength = advantage.abs() / (2.0 * rule.region.radius)
-    side = on_side(rule, advantage, keep)
-    if side is not None:
-        strength = torch.where(side, strength, 0.0)
-    return strength * rule.region.divergence.weighted(logp, anchor.to(logp.dtype), behaviour.to(logp.dtype))
 
 
 __all__ = ["ACTS", "LEVELS", "MASK_LEVELS", "RULE_KEYS", "SIDES", "Rule", "check_rules", "rule_from"]

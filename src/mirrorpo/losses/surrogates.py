@@ -25,13 +25,14 @@ A surrogate of your own is a function of ``Tokens`` and its options, handed to `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from mirrorpo.errors import check_number, unknown_name
+from mirrorpo.errors import unknown_name
+from mirrorpo.losses.facts import SURROGATE_FACTS, Option, SurrogateFacts
 from mirrorpo.user_code import import_attribute
 
 # w = exp(log_ratio) is clamped at exp(20) = 4.9e8: further out the value is constant and the gradient of a token with
@@ -161,50 +162,14 @@ def none(tokens: Tokens) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
-    """A number that a surrogate takes.
+class Surrogate(SurrogateFacts):
+    """A surrogate with its function; the other attributes are those of ``SurrogateFacts``.
 
     Attributes:
-        default: what holds if it is not given; None: the surrogate does without.
-        low: it must be above this.
-        high: and at most this.
-    """
-
-    default: float | None = None
-    low: float = 0.0
-    high: float = 1e6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surrogate:
-    """A line of the table. Whatever is left out is assumed to be the worst, so the loss is right without it.
-
-    Attributes:
-        name: the name in the table.
         fn: ``(tokens, **options) -> loss``, (B, T) or one number for each sequence, (B, 1); differentiable.
-        options: what ``fn`` takes, by name.
-        couples_tokens: whether a token's loss depends on other tokens: then whoever evaluates the loss must see whole
-            sequences at once (two sweeps in place of one).
-        levels: levels of the ratio that it is defined for.
-        uses_region: whether ``fn`` looks at the region (``low``, ``high``, ``outside``).
-        needs_bounds: whether it can do with bounds only, not with a region that is a mask over the vocabulary.
-        has_policy_term: whether it reads the advantages; if not, the loss is the penalties'.
-        soft: whether a ``soft`` region may stand in place of its bounds.
-        anchors: the anchors that it may be measured from, the first where none is chosen; empty: it has none.
-        formula: for people.
     """
 
-    name: str
     fn: Callable[..., Tensor]
-    options: Mapping[str, Option] = field(default_factory=dict)
-    couples_tokens: bool = True
-    levels: tuple[str, ...] = ("token", "sequence", "product")
-    uses_region: bool = True
-    needs_bounds: bool = False
-    has_policy_term: bool = True
-    soft: bool = False
-    anchors: tuple[str, ...] = ()
-    formula: str = ""
 
     def loss(self, tokens: Tokens, options: Mapping[str, float | None]) -> Tensor:
         """What ``fn`` returns.
@@ -218,78 +183,11 @@ class Surrogate:
             raise ValueError(f"surrogate {self.name!r} must return a tensor (B, T) or (B, 1), got {got}")
         return found
 
-    def checked_options(self, given: Mapping[str, Any]) -> Mapping[str, float | None]:
-        """All options, the given ones in place of the defaults.
 
-        Raises:
-            ValueError: an option that this surrogate does not have, or a value out of range.
-        """
-        for key in given:
-            if key not in self.options:
-                legal = ", ".join(self.options) or "no options"
-                raise ValueError(f"{key} has no effect with surrogate {self.name!r}. Legal: {legal}")
-        return {
-            key: option.default
-            if given.get(key) is None
-            else check_number(key, given[key], option.low, option.high, open_low=True)
-            for key, option in self.options.items()
-        }
-
-
-_ALL = (
-    Surrogate(
-        name="clip",
-        fn=clip,
-        options={"dual_clip": Option(low=1.0)},
-        couples_tokens=False,
-        soft=True,
-        formula="-min(w A, clip(w, low, high) A)",
-    ),
-    Surrogate(
-        name="truncated",
-        fn=truncated,
-        options={"ratio_cap": Option(low=1.0)},
-        couples_tokens=False,
-        soft=True,
-        formula="-sg(min(w, ratio_cap)) A log p; outside the region 0",
-    ),
-    Surrogate(
-        name="sigmoid",
-        fn=sigmoid,
-        options={"temperature_positive": Option(default=1.0), "temperature_negative": Option(default=1.05)},
-        couples_tokens=False,
-        uses_region=False,
-        formula="-(4 / tau) sigmoid(tau (w - 1)) A",
-    ),
-    Surrogate(
-        name="geometric",
-        fn=geometric,
-        couples_tokens=True,
-        levels=("token",),
-        needs_bounds=True,
-        formula="-exp(mean_t clipped log w_t) A, per sequence",
-    ),
-    Surrogate(
-        name="regression",
-        fn=regression,
-        options={"tau": Option(default=0.01)},
-        couples_tokens=True,
-        levels=("token",),
-        uses_region=False,
-        anchors=("old", "reference", "sampler", "teacher"),
-        formula="(A - tau S)^2 / (2 tau n), S = sum_t log p_t/a_t, per sequence of n tokens",
-    ),
-    Surrogate(
-        name="none",
-        fn=none,
-        couples_tokens=False,
-        levels=("token",),
-        uses_region=False,
-        has_policy_term=False,
-        formula="0",
-    ),
-)
-SURROGATES: dict[str, Surrogate] = {entry.name: entry for entry in _ALL}
+_FUNCTIONS = {fn.__name__: fn for fn in (clip, truncated, sigmoid, geometric, regression, none)}
+SURROGATES: dict[str, Surrogate] = {
+    name: Surrogate(**vars(facts), fn=_FUNCTIONS[name]) for name, facts in SURROGATE_FACTS.items()
+}
 
 
 def surrogate_from(spec: Any) -> Surrogate:
@@ -320,3 +218,6 @@ def surrogate_from(spec: Any) -> Surrogate:
         raise ValueError(f"surrogate must be a name, a function of Tokens or 'module:attribute', got {spec!r}")
     name = spec if isinstance(spec, str) else getattr(found, "__name__", type(found).__name__)
     return Surrogate(name=name, fn=cast("Callable[..., Tensor]", found))  # what it returns is checked in the loss
+
+
+__all__ = ["SURROGATES", "Option", "Surrogate", "Tokens", "held_exp", "surrogate_from"]
