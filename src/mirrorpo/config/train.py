@@ -128,7 +128,7 @@ class ObjectiveSpec(BaseModel):
 class VllmSpec(Settings):
     """How vLLM generates."""
 
-    mode: Literal["colocate", "server"] = Field(default="colocate", description="in this process, or `trl vllm-serve`")
+    mode: Literal["colocate", "server"] = Field(default="colocate", description="in this process, or vLLM's own server")
     memory_share: float = Field(default=0.3, gt=0.0, lt=1.0, description="of the device's memory (colocate)")
     sleep: bool = Field(default=False, description="give its memory back during the update (colocate)")
     server_url: str | None = Field(default=None, min_length=1, description="such as http://localhost:8000 (server)")

@@ -163,6 +163,8 @@ def prepare(recipe: Recipe) -> Prepared:
     check_evaluations(recipe, test_rows)
     if recipe.train.use_vllm:
         check_vllm("train.use_vllm")
+        if recipe.train.vllm.mode == "server" and not torch.cuda.is_available():
+            raise InputError("train.vllm.mode: 'server' sends weights by NCCL, which needs a CUDA GPU. Legal: colocate")
     if recipe.train.kernels == "triton":
         reason = unavailable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         if reason is not None:
@@ -439,7 +441,10 @@ def build_trainer(
         if not recipe.train.use_vllm and trainer.accelerator.distributed_type in UNSHARDED:
             check_generates(trainer.accelerator.unwrap_model(trainer.model))
     except (OSError, SafetensorError, CannotGenerateError) as error:
-        raise InputError(f"model.path {recipe.model.path!r}: {' '.join(str(error).split())[:300]}") from error
+        what = f"model.path {recipe.model.path!r}"
+        if "vLLM server" in str(error):  # TRL's, which waited for it
+            what = f"train.vllm.server_url {recipe.train.vllm.server_url!r}"
+        raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error
     fit_threads(trainer.model)
     if recipe.train.precision == "float32":
         suggest_bfloat16(trainer.model)
