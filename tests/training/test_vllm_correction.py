@@ -40,12 +40,12 @@ class Recorded:
         lengths = (12, 5, 1, 8, 12, 3, 7, 2)
         self.completions = [torch.randint(32, 120, (n,), generator=g).tolist() for n in lengths]
         self.noise = [(0.15 * torch.randn(n, generator=g)).tolist() for n in lengths]
-        self.logprobs: list[list[list[float]]] = []
+        self.logprobs: list[list[list[Any]]] = []
 
     def sync_weights(self) -> None:
         """Nothing to send."""
 
-    def generate(self, **_: Any) -> tuple[Any, list[list[int]], list[list[list[float]]], Any]:
+    def generate(self, **_: Any) -> tuple[Any, list[list[int]], list[list[list[Any]]], Any]:
         return None, self.completions, self.logprobs, None
 
 
@@ -73,7 +73,7 @@ def pair(folder: Path, name: str, mode: str, fast: str = "off") -> tuple[Any, An
         [[min(-1e-3, own[row, t].item() + noise)] for t, noise in enumerate(noises)]
         for row, noises in enumerate(recorded.noise)
     ]
-    recorded.logprobs[3][2] = [math.nan]  # vLLM could not say: no correction there
+    recorded.logprobs[3][2] = [None]  # vLLM's NaN, as TRL hands it on: no correction there
     assert mask.sum(-1).tolist() == [len(row) for row in recorded.completions]
     return *built, recorded
 

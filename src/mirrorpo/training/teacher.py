@@ -40,6 +40,8 @@ from mirrorpo.training.scoring import gather_ids, read_by_teacher
 _SEQUENCES, _REQUESTS = 16, 4
 # What rounding in 16 bits may add to the mass of K entries.
 _MASS = 0.05
+# What vLLM writes for minus infinity, which JSON has no number for.
+_NEVER = -9999.0
 # Pauses between attempts, in seconds.
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 _SAMPLE = "Question: 12 + 30 = 42?\nYes, na\u00efve fa\u00e7ade \u2014 \u4f60\u597d"
@@ -334,7 +336,7 @@ def _log_probability(said: Any) -> float:
     value = said["logprob"]
     if not isinstance(value, (int, float)) or not value <= LOGP_TOLERANCE:
         raise ValueError(f"it sends {value} as a log-probability")
-    return min(value, 0.0)
+    return -math.inf if value <= _NEVER else min(value, 0.0)
 
 
 def server_of(spec: TeacherSpec, policy: Any, tokenizer: Any) -> Server:
