@@ -337,12 +337,11 @@ class PreferenceSpec(Settings):
         return self
 
 
-# Keys of train that a preference training reads; prompts_per_step counts pairs.
-_WITH_PAIRS = {
-    *("steps", "prompts_per_step", "micro_batch_size", "learning_rate", "schedule", "warmup_ratio", "weight_decay"),
-    *("adam_beta2", "adam_epsilon", "max_grad_norm", "max_completion_length", "save_every", "keep", "seed"),
-    *("precision", "gradient_checkpointing", "report_to", "run_name", "trl"),
-}
+# Keys of train that say how completions are drawn and used.
+_OF_ROLLOUTS = (
+    *("group_size", "updates_per_batch", "passes_per_batch", "temperature", "top_p", "mask_truncated", "on_nonfinite"),
+    *("max_nonfinite", "fast", "rollouts", "kernels", "token_budget", "log_completions_every", "use_vllm", "vllm"),
+)
 
 
 def check_teacher(objective: Parts, teacher: TeacherSpec | None) -> None:
@@ -384,16 +383,10 @@ class Recipe(Settings):
         if self.preference is None:
             return self
         if (self.objective.spec(), self.reference, self.teacher) != ({"preset": "dr_grpo"}, ReferenceSpec(), None):
-            raise ValueError(
-                "objective, reference and teacher have no effect with preference: its divergence and beta are the "
-                "objective, and the reference is the model before training"
-            )
-        for name, key in TrainSpec.model_fields.items():
-            if name not in _WITH_PAIRS and getattr(self.train, name) != key.default:
+            raise ValueError("objective, reference and teacher have no effect with preference, whose keys replace them")
+        for name in _OF_ROLLOUTS:
+            if getattr(self.train, name) != TrainSpec.model_fields[name].default:
                 raise ValueError(f"train.{name} has no effect with preference: no completion is drawn in training")
-        update, micro = self.train.prompts_per_step, self.train.micro_batch_size
-        if micro is not None and update % micro:
-            raise ValueError(f"train.micro_batch_size must divide the {update} pairs of prompts_per_step, got {micro}")
         return self
 
     @model_validator(mode="after")
@@ -451,16 +444,9 @@ def load_recipe(
         early: further checks, of the recipe whose keys, types and names are right; the objective, which loads torch, is
             built after them.
 
-    Returns:
-        The checked recipe.
-
     Raises:
         InputError: no such file or base, not YAML, an unknown key (the nearest valid one is named), a value out of
             range.
-
-    Example:
-        >>> load_recipe(Path("recipes/arithmetic.yaml"), ["train.steps=5"]).train.steps  # doctest: +SKIP
-        5
     """
     data = load(path)
     assignments = [parse_override(override) for override in overrides]

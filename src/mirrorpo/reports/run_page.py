@@ -64,11 +64,7 @@ _FIRST = (
     ),
 )
 _OF_PAIRS = (
-    _Plan(
-        title="Margin",
-        says="Between the rewards beta s(y) of the preferred and of the other completion of a pair.",
-        keys={"rewards/margins": ""},
-    ),
+    _Plan(title="Margin", says="Between the rewards beta s(y) of a pair's completions.", keys={"rewards/margins": ""}),
     _Plan(
         title="Pairs ranked right",
         says="Share of pairs whose preferred completion has the larger reward.",

@@ -36,8 +36,7 @@ from mirrorpo.training.trl_loss import add_trl_names
 
 logger = logging.get_logger(__name__)
 
-# Where the texts stand in what TRL's `_generate` returns.
-_COMPLETIONS = 3
+_COMPLETIONS = 3  # where the texts stand in what TRL's `_generate` returns
 # The penalty's share of the gradient is measured once more, early, when the policy has left its reference.
 _EARLY_LOOK = 5
 
