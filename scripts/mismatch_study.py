@@ -5,6 +5,7 @@ sampler reports as its own log-probabilities; the trainer scores the tokens with
 seeds; one row for each run. Registered plan: docs/evidence/mismatch.md.
 
     python scripts/mismatch_study.py docs/evidence/mismatch.csv [--seeds 60,61,62,63,64]
+    python scripts/mismatch_study.py docs/evidence/mismatch.csv --analyse     # the page's tables, as the plan says
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
@@ -22,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 import mirrorpo
 from mirrorpo.losses.objective import Objective
 from mirrorpo.models import builtin_path
+from mirrorpo.statistics.seeds import holm, mean_interval, permutation_p
 from mirrorpo.tasks.arithmetic import Arithmetic
 
 STEPS, PROMPTS, GROUP, TOKENS, RATE, NOISE, PROBLEMS = 24, 16, 8, 56, 2e-4, 2.0, 512
@@ -36,6 +39,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "behaviour": {"regions": [CLIP], "behaviour": "sampler"},
 }
 UPDATES = (1, 4, 16)
+COMPARED = ("mask", "truncate", "behaviour")
 
 
 class Noise(LogitsProcessor):
@@ -124,11 +128,55 @@ def run(objective: Objective, noise: float, updates: int, seed: int) -> dict[str
     return {"accuracy": after.rewards.mean().item(), "gap": mean, "dropped": share}
 
 
+def tables(rows: list[dict[str, str]], seeds: list[int]) -> str:
+    """Accuracies and comparisons, in Markdown.
+
+    Raises:
+        ValueError: a run of the plan is missing: nothing is analysed before all are there.
+    """
+    runs = {(row["arm"], int(row["updates"]), int(row["seed"])): row for row in rows}
+    missing = [(arm, u, seed) for arm in ARMS for u in UPDATES for seed in seeds if (arm, u, seed) not in runs]
+    if missing:
+        arm, updates, seed = missing[0]
+        raise ValueError(f"{len(missing)} runs are missing, the first: {arm!r}, {updates} updates, seed {seed}")
+
+    def column(arm: str, updates: int, name: str = "accuracy") -> np.ndarray:
+        return np.array([float(runs[arm, updates, seed][name]) for seed in seeds])
+
+    lines = [
+        "| arm | updates | accuracy, mean (lowest to highest) | divergence | masked or clamped |",
+        "|---|---|---|---|---|",
+    ]
+    for updates in UPDATES:
+        for arm in ARMS:
+            found, gap, share = (column(arm, updates, name) for name in ("accuracy", "gap", "dropped"))
+            spread = f"{found.mean():.3f} ({found.min():.3f} to {found.max():.3f})"
+            lines.append(f"| {arm} | {updates} | {spread} | {gap.mean():.3f} | {100 * share.mean():.1f} % |")
+    pairs = [(arm, updates) for updates in UPDATES for arm in COMPARED]
+    differences = [column(arm, updates) - column("nothing", updates) for arm, updates in pairs]
+    p_values = [permutation_p(x) for x in differences]
+    lines += [
+        "",
+        "| against `nothing` | updates | mean difference (95 % interval) | p | Holm |",
+        "|---|---|---|---|---|",
+    ]
+    for (arm, updates), x, p, corrected in zip(pairs, differences, p_values, holm(p_values), strict=True):
+        mean = mean_interval(x)
+        interval = f"{mean.estimate:+.3f} ({mean.low:+.3f} to {mean.high:+.3f})"
+        lines.append(f"| `{arm}` | {updates} | {interval} | {p:.4f} | {corrected:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("out", type=Path)
     options.add_argument("--seeds", default="60,61,62,63,64")
+    options.add_argument("--analyse", action="store_true", help="print the tables of a file that is there")
     args = options.parse_args()
+    if args.analyse:
+        with args.out.open(newline="") as file:
+            print(tables(list(csv.DictReader(file)), [int(seed) for seed in args.seeds.split(",")]))
+        return
     disable_progress_bar()
     torch.set_num_threads(1)
     with args.out.open("w", newline="") as file:

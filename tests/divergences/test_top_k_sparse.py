@@ -85,6 +85,9 @@ def test_padding_and_repeated_entries_change_nothing(name: str) -> None:
             theta, wide, torch.cat([entries, torch.full((2, 3, 2), pad)], dim=-1), tokens, of_tokens
         )
         torch.testing.assert_close(padded, plain, rtol=0, atol=0)
+    nothing = d.top_k_sparse(theta, indices, torch.full_like(entries, -math.inf))  # a position without an answer
+    assert nothing.tolist() == [[0.0] * 3] * 2
+    assert gradient(nothing, theta).abs().max() == 0.0
     twice = d.top_k_sparse(
         theta, torch.cat([indices, indices], -1), torch.cat([entries, entries], -1), tokens, of_tokens
     )

@@ -122,3 +122,21 @@ def test_an_empty_batch_has_metrics_too() -> None:
     empty = torch.zeros(0, 5)
     out = mirrorpo.objective("grpo")(logp=empty, logp_ref=empty, advantages=torch.zeros(0), mask=empty, entropy=empty)
     assert all(torch.isfinite(value) for value in out.metrics.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("preset", ["dppo_tv", "dppo_kl", "icepop", "opsm"])
+@pytest.mark.parametrize("far", [-100.0, -1e4])
+def test_a_sampler_far_below_the_policy_is_no_infinity_times_zero(far: float, preset: str, dtype: torch.dtype) -> None:
+    # exp(-1 + 100) is infinite in float32, and a mask that multiplies it by 0 makes NaN of it.
+    logp = torch.full((2, 3), -1.0, dtype=dtype, requires_grad=True)
+    sampler = torch.full((2, 3), -1.1, dtype=dtype)
+    sampler[0, 2] = far
+    start, advantages = logp.detach(), torch.tensor([1.0, -1.0], dtype=dtype)
+    given = {"logp_old": start, "logp_ref": start, "logp_sampler": sampler, "mask": torch.ones(2, 3)}
+    out = mirrorpo.objective(preset, aggregation="token_mean")(logp=logp, advantages=advantages, **given)
+    out.loss.backward()
+    assert out.loss.isfinite()
+    assert logp.grad is not None
+    assert logp.grad.isfinite().all()
+    assert [name for name, value in out.metrics.items() if not value.isfinite()] == []
