@@ -248,3 +248,6 @@ def test_other_models_and_a_copy_that_is_there_are_left_as_they_are(wide: Path) 
     assert [one.name for one in wide.parent.iterdir()] == [wide.name]
     for path in ("Qwen/Qwen3-0.6B", str(wide), "nowhere"):
         assert for_vllm(path) == path
+    for config in ("{", "[]", '{"model_type": "qwen3", "head_dim": 24, "rope_parameters": null}'):
+        (wide / "config.json").write_text(config)
+        assert for_vllm(str(wide)) == str(wide)

@@ -87,8 +87,11 @@ def for_vllm(path: str) -> str:
     folder = Path(path)
     if not (folder / "model.safetensors").is_file() or not (folder / "config.json").is_file():
         return path
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    kind = (config.get("model_type"), config.get("head_dim"), config.get("rope_parameters", {}).get("rope_type"))
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        kind = config["model_type"], config["head_dim"], config["rope_parameters"]["rope_type"]
+    except (ValueError, KeyError, TypeError):  # another model, or a broken file, which is said where it is loaded
+        return path
     if kind != ("qwen3", _HEAD, "default"):
         return path
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]

@@ -155,16 +155,17 @@ def vllm_as_trained(trainer: Any) -> Iterator[None]:
     if not is_vllm_available():  # TRL's own line says so
         yield
         return
-    whole = vllm_generation.LLM
+    module: Any = vllm_generation
+    whole = module.LLM
 
     def llm(**settings: Any) -> Any:
         return whole(**settings, dtype=str(precision(trainer)).removeprefix("torch."))
 
-    vllm_generation.LLM = llm  # pyright: ignore[reportPrivateImportUsage]  TRL has no setting for it
+    module.LLM = llm  # TRL has no setting for it
     try:
         yield
     finally:
-        vllm_generation.LLM = whole
+        module.LLM = whole
     if trainer.use_vllm and trainer.vllm_mode == "colocate" and trainer.accelerator.device.type == "cpu":
         trainer.vllm_generation.sync_weights = partial(_sync_on_cpu, trainer.vllm_generation)
 
@@ -180,8 +181,8 @@ def _sync_on_cpu(generation: Any) -> None:
 
 def precision(trainer: Any) -> torch.dtype:
     """What the trainer's matrix products are computed in."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return _AUTOCAST.get(trainer.accelerator.mixed_precision, model.dtype)
+    mixed = _AUTOCAST.get(trainer.accelerator.mixed_precision)
+    return mixed or trainer.accelerator.unwrap_model(trainer.model).dtype
 
 
 def truncation(args: Any) -> str | None:
