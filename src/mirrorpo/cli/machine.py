@@ -188,7 +188,7 @@ def render(findings: list[Finding]) -> None:
     for column in ("what", "state", "found", "advice"):
         table.add_column(column, overflow="fold")
     for f in findings:
-        advice = f["advice"] if f["state"] != "ok" or f["what"] in ("accelerator", "model hub") else ""
+        advice = f["advice"] if f["state"] != "ok" or f["what"] in ("accelerator", "model hub", "vllm (extra)") else ""
         table.add_row(
             Text(f["what"]),
             Text(f["state"], style=colours[f["state"]]),
