@@ -225,7 +225,7 @@ class ResumableTrainer(Resumable, GRPOTrainer):
             "step_time": self._current_train_step_time,
         }
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
+    def _get_train_sampler(self, dataset: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._sampler = super()._get_train_sampler(dataset)
         return self._sampler
 

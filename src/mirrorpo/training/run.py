@@ -119,11 +119,11 @@ class Extension(Protocol):
         """Other rows, say; raises ``InputError`` before a file is written."""
         ...
 
-    def trainer(self, prepared: Prepared, folder: Path, callbacks: list[Any]) -> MirrorTrainer:
-        """In place of ``build_trainer``."""
+    def trainer(self, prepared: Prepared, folder: Path, callbacks: list[Any]) -> Any:
+        """In place of ``build_trainer``: a ``MirrorTrainer`` or, for pairs, a ``MirrorDPOTrainer``."""
         ...
 
-    def finish(self, trainer: MirrorTrainer, folder: RunFolder, summary: dict[str, Any]) -> None:
+    def finish(self, trainer: Any, folder: RunFolder, summary: dict[str, Any]) -> None:
         """Writes what it has found, and adds to the summary."""
         ...
 
