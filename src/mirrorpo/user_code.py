@@ -85,6 +85,20 @@ def import_attribute(path: str, what: str) -> Any:
     return _attribute(module, attribute, path, what)
 
 
+def check_module(path: str, what: str) -> None:
+    """Raises what ``import_attribute`` raises for a module that is not there; imports nothing that is."""
+    top = path.partition(":")[0].partition(".")[0]
+    if _forbidden or not top:
+        return
+    _make_visible(top)
+    try:
+        found = top in sys.modules or importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError):
+        found = False
+    if not found:
+        import_attribute(path, what)
+
+
 def _make_visible(top: str) -> None:
     """Adds the folder that has the module to the end of ``sys.path``, unless the environment has one of that name."""
     try:
@@ -120,4 +134,4 @@ def _refuse_standard(top: str, name: str, path: str, what: str) -> None:
         raise ValueError(f"{what} {path!r}: {name} belongs to Python itself; name a function of a module of yours")
 
 
-__all__ = ["NotImportedError", "import_attribute", "is_forbidden", "look_in", "not_imported"]
+__all__ = ["NotImportedError", "check_module", "import_attribute", "is_forbidden", "look_in", "not_imported"]

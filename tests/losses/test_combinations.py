@@ -101,8 +101,18 @@ def _drawn(draw: random.Random) -> dict[str, Any]:
     names = [*facts.DIVERGENCE_FACTS, *facts.REGION_FACTS]
 
     def divergence() -> Any:
-        option = draw.choice([{}, {"alpha": 0.5}, {"beta": 9}, {"seed": 1, "like": "kl"}])
-        name = draw.choice([*facts.DIVERGENCE_FACTS, "jss"])
+        option = draw.choice(
+            [
+                {},
+                {"alpha": 0.5},
+                {"beta": 9},
+                {"seed": 1, "like": "kl"},
+                {"seed": -1},
+                {"like": "klx"},
+                {"path": "no.json"},
+            ]
+        )
+        name = draw.choice([*facts.DIVERGENCE_FACTS, *["neural"] * 3, "jss", "no_such_module:f"])
         return draw.choice([name, {"name": name, **option}])
 
     def region() -> dict[str, Any]:

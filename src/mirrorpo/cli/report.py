@@ -9,6 +9,7 @@ import typer
 
 from mirrorpo.cli import output
 from mirrorpo.errors import InputError
+from mirrorpo.runs.folder import is_run, is_study
 
 
 def command(
@@ -26,6 +27,8 @@ def command(
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the --out folder of a run or a study")
+        if not is_study(folder) and not is_run(folder):
+            raise InputError(f"{folder}: is neither a run folder nor a study folder")
     formats = output.export_formats(exports)
     from mirrorpo.cli import study_commands as commands
     from mirrorpo.user_code import not_imported

@@ -15,9 +15,10 @@ from mirrorpo.errors import InputError
 from mirrorpo.files import one_line_if_refused
 from mirrorpo.reports import write_curve, write_report
 from mirrorpo.reports.study_page import as_json, write_study_report
+from mirrorpo.runs.folder import is_run, is_study
 from mirrorpo.studies.collection import Collection
 from mirrorpo.studies.compare import compare
-from mirrorpo.studies.gather import gather, is_run, is_study, study_collection
+from mirrorpo.studies.gather import gather, study_collection
 from mirrorpo.studies.runner import check_arms, estimate, grown_from, open_pool, open_study, run_study
 from mirrorpo.wording import duration, plural
 
@@ -162,8 +163,6 @@ def report(
 
 def _again(folder: Path, allow_mixed: bool, exports: Sequence[str]) -> list[Path]:
     with _one_line(str(folder)):
-        if not is_study(folder) and not is_run(folder):
-            raise InputError(f"{folder}: is neither a run folder nor a study folder")
         if is_study(folder):
             return write_study_report(study_collection(folder, allow_mixed=allow_mixed), folder, exports)
         if exports:

@@ -6,13 +6,16 @@ nothing is built (``mirrorpo.losses.presets.described``). Nothing here loads tor
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any
 
 from mirrorpo.errors import check_number, unknown_name
+from mirrorpo.user_code import check_module
 
 ENTRY_POINTS = "mirrorpo.divergences"  # the group that brings divergences of other packages
 
@@ -187,6 +190,8 @@ def surrogate_facts(spec: Any) -> SurrogateFacts:
         if spec not in SURROGATE_FACTS:
             raise unknown_name("surrogate", spec, SURROGATE_FACTS)
         return SURROGATE_FACTS[spec]
+    if isinstance(spec, str):
+        check_module(spec, "surrogate")
     if isinstance(spec, str) or callable(spec):
         raise UnknownPart
     raise ValueError(f"surrogate must be a name, a function of Tokens or 'module:attribute', got {spec!r}")
@@ -223,10 +228,23 @@ class DivergenceFacts:
             raise ValueError(
                 f"divergence {self.name!r} takes one of {', '.join(self.one_of)}, got {' and '.join(given)}"
             )
+        if given:
+            _check_map_source(given[0], options[given[0]])
+
+
+def _check_map_source(key: str, value: Any) -> None:
+    """What can be said of a mirror map's source without torch, in the words of ``MirrorMap``."""
+    if key == "seed" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63):
+        raise ValueError(f"seed must be an integer in [0, 2^63), got {value!r}")
+    if key == "like" and (not isinstance(value, str) or value not in MAP_TARGETS):
+        raise unknown_name("like", value, MAP_TARGETS)
+    if key == "path" and isinstance(value, str) and not value.startswith("builtin:") and not os.path.lexists(value):
+        raise ValueError(f"path {value!r} cannot be read: {os.strerror(errno.ENOENT)}")
 
 
 # The sources of a mirror map: a random one's seed, a file, 380 numbers, or the name of a generator to imitate.
 MAP_SOURCES = ("seed", "path", "parameters", "like")
+MAP_TARGETS = ("itakura_saito", "kl", "prob_l2")
 _KL_REGIONS = "kl2 ((log w)^2 / 2), kl3 (w - 1 - log w), reverse_kl (w log w - w + 1), forward_kl (as kl3)"
 _ESTIMATORS_OF_PENALTIES = f"k1, k2, k3 are estimators of a penalty. Legal: {_KL_REGIONS}"
 _DIVERGENCES = (
@@ -266,6 +284,8 @@ def divergence_facts(spec: Any) -> DivergenceFacts:
 def _not_in(kind: str, name: Any, legal: Iterable[str]) -> Exception:
     """The error for a name that is not in a table, unless code may stand behind it."""
     plain = isinstance(name, str) and ":" not in name
+    if isinstance(name, str) and not plain:
+        check_module(name, "divergence")
     return unknown_name(kind, name, legal) if plain and not entry_points(group=ENTRY_POINTS) else UnknownPart()
 
 

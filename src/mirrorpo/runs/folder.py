@@ -360,7 +360,19 @@ def _is_foreign(entry: Path) -> bool:
     return entry.name not in (LOCK_FILE, VERSIONS_FILE) and not is_left_behind(entry)
 
 
+def is_study(folder: Path) -> bool:
+    """Whether a folder is that of a study."""
+    return (folder / STUDY.file).is_file()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, finished or not."""
+    return (folder / SUMMARY_FILE).is_file() or (folder / RECIPE_FILE).is_file()
+
+
 __all__ = [
+    "is_run",
+    "is_study",
     "BEFORE_FILE",
     "EVALUATION",
     "Folder",

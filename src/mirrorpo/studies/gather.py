@@ -15,7 +15,7 @@ import yaml
 from mirrorpo.config.study import StudySpec
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError, unknown_name
-from mirrorpo.runs.folder import RECIPE_FILE, STUDY, SUMMARY_FILE
+from mirrorpo.runs.folder import STUDY, is_run, is_study
 from mirrorpo.runs.reader import read_plain
 from mirrorpo.studies.collection import (
     Collection,
@@ -36,16 +36,6 @@ RECORD_FILE = "study.sqlite"
 RUNS_FOLDER = "runs"
 TARGET = float(StudySpec.model_fields["target"].default)
 MARGIN = float(StudySpec.model_fields["margin"].default)
-
-
-def is_study(folder: Path) -> bool:
-    """Whether a folder is that of a study."""
-    return (folder / STUDY.file).is_file()
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, finished or not."""
-    return (folder / SUMMARY_FILE).is_file() or (folder / RECIPE_FILE).is_file()
 
 
 def study_collection(folder: Path, *, allow_mixed: bool = False) -> Collection:
@@ -249,4 +239,4 @@ def _check_common_seed(arms: Mapping[str, Sequence[FinishedRun]], baseline: str)
             )
 
 
-__all__ = ["RECORD_FILE", "RUNS_FOLDER", "gather", "is_run", "is_study", "statuses", "study_collection"]
+__all__ = ["RECORD_FILE", "RUNS_FOLDER", "gather", "statuses", "study_collection"]
