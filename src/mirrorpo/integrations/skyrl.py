@@ -184,7 +184,7 @@ def _kl_term(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
             logp=log_probs, logp_old=old, logp_sampler=sampler, logp_ref=log_probs_base, mask=mask
         ).penalty
         assert per_token is not None
-        if in_loss and objective.aggregation == "constant":  # SkyRL divides by the tokens of the sequence
+        if longest is not None and objective.aggregation == "constant":  # SkyRL divides by the sequence's tokens
             per_token = per_token * (mask.bool().sum(-1, keepdim=True) / longest)
         return per_token
 
@@ -207,11 +207,11 @@ def load() -> None:
             found = list(inspect.signature(getattr(utils, name)).parameters)
             if found != names:
                 raise TypeError(f"SkyRL's {name} takes {found}, expected {names}: its call moved since commit a9564572")
-        utils.compute_approx_kl = _kl_term(theirs)
+        vars(utils)["compute_approx_kl"] = _kl_term(theirs)
     for name, module in list(sys.modules.items()):
         given = vars(module).get("compute_approx_kl") if name.startswith("skyrl.") else None
         if given is not None and not hasattr(given, "mirrorpo"):
-            vars(module)["compute_approx_kl"] = utils.compute_approx_kl
+            vars(module)["compute_approx_kl"] = vars(utils)["compute_approx_kl"]
 
 
 def check(text: str, algorithm: Any) -> None:

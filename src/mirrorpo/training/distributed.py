@@ -69,17 +69,15 @@ def shards_parameters() -> bool:
 
 
 def unsharded_notice(kind: str) -> str | None:
-    """What to say where FSDP was asked for and accelerate left it out, as it does on a CPU; None where it did not.
+    """What to say where FSDP or DeepSpeed was asked for and accelerate left it out, as it does on a CPU; else None.
 
     Args:
         kind: accelerate's type of distribution: "MULTI_CPU", "FSDP", ...
     """
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if not asked or kind == "FSDP":
-        return None
-    return (
-        f"FSDP was asked for, but accelerate shards on accelerators alone ({kind}): each process holds the whole model"
-    )
+    asked = {"FSDP": os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true", "DEEPSPEED": uses_deepspeed()}
+    for name in (name for name, wanted in asked.items() if wanted and kind != name):
+        return f"{name} was asked for, but accelerate left it out ({kind}, no accelerator): each process holds it all"
+    return None
 
 
 def uses_deepspeed() -> bool:
