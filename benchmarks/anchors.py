@@ -60,8 +60,12 @@ BASES = {
 }
 
 
-def step_of(objective: dict[str, Any], model: str, teacher: str, folder: Path, shape: Shape) -> Callable[[], Any]:
-    """The anchor's scores, as at rollout time, where the objective reads them, then forward, loss and backward."""
+def step_of(
+    objective: dict[str, Any], model: str, teacher: str, folder: Path, shape: Shape
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A step: the anchor's scores, as at rollout time, where they are read, then forward, loss and backward; and the
+    scoring alone.
+    """
     anchor = objective["penalties"][0].get("anchor")
     trainer = build(
         MirrorTrainer,
@@ -94,7 +98,7 @@ def step_of(objective: dict[str, Any], model: str, teacher: str, folder: Path, s
         trainer.model.zero_grad()
         trainer._compute_loss(trainer.model, {**inputs, **scored()}).backward()
 
-    return step
+    return step, scored
 
 
 def token_part(objective: dict[str, Any], shape: Shape) -> Callable[[], Any]:
@@ -138,13 +142,17 @@ def measure(folder: Path, shape: Shape, rounds: int) -> tuple[dict[str, float], 
     """Ratios of whole steps with their intervals, and each addition's own seconds as a percentage of a step's."""
     model, teacher = models(folder, shape.vocabulary, 256)
     whole = {name: objective for name, objective in OBJECTIVES.items() if name not in ADDED}
-    steps = {name: step_of(objective, model, teacher, folder, shape) for name, objective in whole.items()}
-    times = in_turns(steps, rounds, warmup=1, clock=time.process_time)
+    made = {name: step_of(objective, model, teacher, folder, shape) for name, objective in whole.items()}
+    times = in_turns({name: step for name, (step, _) in made.items()}, rounds, warmup=1, clock=time.process_time)
     found: dict[str, float] = {}
     for name, base in BASES.items():
         middle, low, high = paired(times, name, base)
         label = f"{name} / {base}"
         found |= {label: middle, f"{label}, 95 % from": low, f"{label}, 95 % to": high}
+    pair = ("teacher, score", "reference, score")
+    scoring = in_turns({name: made[name][1] for name in pair}, 3 * rounds, warmup=1, clock=time.process_time)
+    label = "scoring alone, teacher / reference"
+    found |= dict(zip((label, f"{label}, 95 % from", f"{label}, 95 % to"), paired(scoring, *pair), strict=True))
     names = ("one penalty", *ADDED)
     parts = in_turns({n: token_part(OBJECTIVES[n], shape) for n in names}, 20 * rounds, clock=time.process_time)
     step = statistics.median(times["one penalty"])
