@@ -237,7 +237,8 @@ def _around(value: float, *, share: bool) -> tuple[float, float]:
     if value == 0:
         return 0.0, (0.01 if share else 1.0)
     half = 0.5 * abs(value)
-    return value - half, value + half
+    high = value + half
+    return value - half, min(high, 1.0) if share and value <= 1.0 else high
 
 
 MAX_POINTS = 600  # points a panel draws; about one per pixel
