@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
     GPTBigCodeConfig,
     GPTJConfig,
     GPTNeoXConfig,
+    LlamaConfig,
     Mamba2Config,
     MambaConfig,
     MptConfig,
@@ -25,9 +27,11 @@ from transformers import (
 
 from mirrorpo.config.shipped import shipped_recipes
 from mirrorpo.config.train import load_recipe, recipe_from
+from mirrorpo.kernels.packing import pack
 from mirrorpo.models import builtin_path
+from mirrorpo.training.model_adapter import hidden_states, install
 from mirrorpo.training.plan import KNOWN, memory, model_facts, plan, render
-from mirrorpo.training.setup import build_trainer, prepare
+from mirrorpo.training.setup import adapt, build_trainer, prepare
 from rewards.data import GSM8K, rows_of
 from small_models import small_folder
 
@@ -105,7 +109,10 @@ def nbytes(tensor: Any) -> int:
 def test_activations_are_what_a_forward_pass_keeps_to_a_fifth(precision: str) -> None:
     recipe = recipe_from(
         {"task": {"name": "arithmetic"}},
-        ["train.micro_batch_size=8", "train.max_completion_length=100", f"train.precision={precision}"],
+        [
+            *("train.micro_batch_size=8", "train.max_completion_length=100", "train.fast=off"),
+            f"train.precision={precision}",
+        ],
     )
     parts = memory(recipe, model_facts(recipe), 28)
     model = AutoModelForCausalLM.from_pretrained(builtin_path("tiny"))
@@ -122,6 +129,49 @@ def test_activations_are_what_a_forward_pass_keeps_to_a_fifth(precision: str) ->
         model.model(input_ids=torch.zeros((8, 128), dtype=torch.long))
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - parts["casts"]
     assert 0.8 <= parts["activations"] / measured <= 1.2, (parts["activations"], measured)
+
+
+WIDE = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2}
+WIDE |= {"num_hidden_layers": 6, "vocab_size": 64, "head_dim": 16}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")]
+)
+def test_packed_rows_keep_what_the_plan_says_with_and_without_adapters(dtype: str, precision: str, lora: bool) -> None:
+    """2 prompts of 28 tokens and 8 completions of 50, whose last is not read: 448; padded rows have 8 x 78."""
+    overrides = ["train.micro_batch_size=8", "train.group_size=4", "train.prompts_per_step=2", f"model.dtype={dtype}"]
+    overrides += [
+        "train.max_completion_length=50",
+        f"train.precision={precision}",
+        *(["model.lora.r=4"] if lora else []),
+    ]
+    recipe = recipe_from({"task": {"name": "arithmetic"}, "objective": "dr_grpo"}, overrides)
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**WIDE), dtype=getattr(torch, dtype))
+    facts = replace(
+        model_facts(recipe), hidden=96, inner=256, query=96, key=32, layers=6, vocabulary=64, normed_keys=False
+    )
+    parts = memory(recipe, facts, 28)
+    policy = adapt(recipe, model)
+    own = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        weight = tensor.untyped_storage().data_ptr() in own or (tensor.dim() == 2 and len(tensor) not in (448, 1))
+        if not weight:  # nor a cast of one
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    install()
+    ids = torch.cat([torch.arange(2).repeat_interleave(4)[:, None].expand(8, 28), torch.ones(8, 50)], 1).long()
+    rows = pack(ids, torch.ones_like(ids), num_completion=50)
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
+        hidden_states(model, rows)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert 0.85 <= parts["activations"] / measured <= 1.15, (parts["activations"], measured)
 
 
 def test_the_sizes_kept_for_a_plan_without_network_are_those_of_the_published_models() -> None:

@@ -10,17 +10,21 @@ gradients       w' P'
 optimiser       2 w' P': AdamW's two averages
 reference       w P, if the objective has a penalty and all parameters are trained (an adapter is switched off instead)
 casts           2 P, if float32 weights are used in bfloat16: copies that live during a pass
-activations     n S (L a), or with checkpointing n S (L 4 H + a): n sequences of S tokens, L layers, hidden size H, and
-                a = 2 (4 + w + c) H + (4 + c) (Q + K) + 4 c Q + 4 c I a token and layer: norms, norms of query and key,
-                attention, feed-forward (Q, K: query and key sizes; I: inner size). At most: packed completions have no
-                padding and share their prompt
+activations     S (L a), or with checkpointing S (L 4 H + a): S tokens, L layers, hidden size H, and a token and layer
+                a = norms 2 H (4 + w), with LoRA 8 H; inputs of linear layers 2 c H, and where they are cast one by one
+                5 c H (casts), 6 c H (casts and LoRA) or 4 (5 H + Q + I) - c I (LoRA on weights of 16 bits);
+                attention 4 c Q; norms of query and key (4 + c) (Q + K) where a model has them; feed-forward 4 c I;
+                adapters 28 r (Q, K: query and key sizes; I: inner size; r: rank). S: packed rows have no padding, and
+                the completions of a group share their prompt; padded, each has its own
 logits          4 bytes n C V for each of logits, their log-softmax and its gradient, and once more for each anchor that
                 is compared over the vocabulary; nothing otherwise: the fused head keeps no logits
 cache           2 c L K a token: keys and values of a step's completions, all at once (vLLM: in turns, in its own share)
 =============== ======================================================================================================
 
 Peak: weights, gradients, optimiser and reference, plus the larger of update (casts, activations, logits) and generation
-(cache). The device's context, fragmentation and the buffers of its libraries (1 to 2 GB) come on top.
+(cache). The device's context, fragmentation and the buffers of its libraries (1 to 2 GB) come on top. On a CPU they are
+part of the plan as ``process``: the packages take 0.55 GB, and the C library keeps of the activations that it
+frees about three quarters once more, since blocks of one layer do not fit into those of another (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -273,6 +277,8 @@ def size(value: int) -> str:
     return str(value)
 
 
+_PACKAGES = 0.55e9  # bytes of a process that has imported the trainer
+_KEPT_FREE = 0.75  # of the activations: what glibc keeps of freed tensors at the peak of an update
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # What the public configs of the models in the shipped recipes say, for a plan without network.
 _QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
@@ -291,6 +297,8 @@ class ModelFacts:
         parameters, trained: counted on a model without memory; ``trained`` is the adapter's with LoRA.
         layers, hidden, inner, query, key, vocabulary: sizes (query: heads times head size; key: likewise).
         context: the longest sequence.
+        normed_keys: whether query and key pass a norm of their own.
+        rank: of the adapters, 0 without.
         unknown: why the sizes of a layer are not known, and memory with them; they are 0 then.
         weight_bytes, trained_bytes: of one number.
         source: where the sizes come from.
@@ -308,6 +316,8 @@ class ModelFacts:
     inner: int = 0
     query: int = 0
     key: int = 0
+    normed_keys: bool = False
+    rank: int = 0
     unknown: str | None = None
 
 
@@ -332,6 +342,8 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         weight_bytes=_BYTES[dtype],
         trained_bytes=_BYTES[dtype] if recipe.model.lora is None else 4,  # peft keeps an adapter in float32
         source=source,
+        normed_keys=any(name.endswith("q_norm") for name, _ in model.named_modules()),
+        rank=0 if recipe.model.lora is None else recipe.model.lora.r,
         unknown=sizes if isinstance(sizes, str) else None,
         **({} if isinstance(sizes, str) else sizes),
     )
@@ -392,6 +404,18 @@ def _count(recipe: Recipe, config: Any) -> tuple[Any, int, int]:
     return model, parameters, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
+def _kept_a_token(model: ModelFacts, w: int, c: int, rank: int) -> int:
+    """Bytes that a layer keeps of a token for its backward pass; ``rank`` of the adapters, 0 without."""
+    hidden, query, inner = model.hidden, model.query, model.inner
+    norms, inputs = 2 * hidden * (4 if rank else 4 + w), 2 * c * hidden
+    if c < w:
+        inputs = (6 if rank else 5) * c * hidden
+    elif rank and w < 4:
+        inputs = 4 * (5 * hidden + query + inner) - c * inner
+    norms += (4 + c) * (query + model.key) if model.normed_keys else 0
+    return norms + inputs + 4 * c * query + 4 * c * inner + 28 * rank
+
+
 def memory(recipe: Recipe, model: ModelFacts, longest_prompt: int) -> dict[str, int]:
     """Bytes of each part of the table above, on one device of one process.
 
@@ -417,9 +441,11 @@ def memory(recipe: Recipe, model: ModelFacts, longest_prompt: int) -> dict[str, 
     lora = recipe.model.lora is not None
     length = longest_prompt + train.max_completion_length
     rows = train.micro_batch_size or train.batch_size // train.updates_per_batch
-    layer = 2 * (4 + w + c) * model.hidden + (4 + c) * (model.query + model.key) + 4 * c * model.query
-    layer += 4 * c * model.inner
+    layer = _kept_a_token(model, w, c, model.rank if lora else 0)
     kept = model.layers * 4 * model.hidden + layer if train.gradient_checkpointing else model.layers * layer
+    tokens = rows * length
+    if train.fast == "auto" and not objective.needs_logits:
+        tokens -= (rows - min(rows, -(-rows // train.group_size))) * longest_prompt
     over_vocabulary = sum(p.needs_logits for p in objective.penalties[:1])
     logits = (3 + over_vocabulary + ("old" in objective.needs_logits_of)) if objective.needs_logits else 0
     parts = {
@@ -428,11 +454,13 @@ def memory(recipe: Recipe, model: ModelFacts, longest_prompt: int) -> dict[str, 
         "optimiser": 2 * w1 * model.trained,
         "reference": w * model.parameters if objective.needs_reference and not lora else 0,
         "casts": 2 * model.parameters if c == 2 and w == 4 else 0,
-        "activations": rows * length * kept,
+        "activations": tokens * kept,
         "logits": 4 * rows * train.max_completion_length * model.vocabulary * logits,
         "cache": 2 * c * model.layers * model.key * train.batch_size * length,
     }
-    fixed = parts["weights"] + parts["gradients"] + parts["optimiser"] + parts["reference"]
+    # Measured on a CPU; on other devices not part of the plan.
+    parts["process"] = 0 if torch.cuda.is_available() else round(_PACKAGES + _KEPT_FREE * parts["activations"])
+    fixed = parts["process"] + parts["weights"] + parts["gradients"] + parts["optimiser"] + parts["reference"]
     update = fixed + parts["casts"] + parts["activations"] + parts["logits"]
     colocated = train.use_vllm and train.vllm.mode == "colocate"
     generation = fixed if train.use_vllm else fixed + parts["cache"]
