@@ -101,10 +101,8 @@ class ObjectiveSpec(BaseModel):
     @property
     def needs_reference(self) -> bool:
         """Whether it has a penalty toward the reference; assumed where its code is not imported, in a plan."""
-        try:
-            return self.build().needs_reference
-        except NotImportedError:
-            return True
+        parts = self.parts(None)
+        return parts is None or parts.needs_reference
 
     def describe(self) -> str:
         """One line, for people."""
@@ -327,13 +325,13 @@ class PreferenceSpec(Settings):
 
     @model_validator(mode="after")
     def _rewards(self, info: ValidationInfo) -> PreferenceSpec:
-        if info.context == KEYS_ALONE:
-            with suppress(UnknownPart):
-                divergence_facts(self.divergence)
-        else:
+        if info.context != KEYS_ALONE:
             from mirrorpo.losses.preference import ImplicitReward  # loads torch
 
             ImplicitReward.of(self.divergence)
+            return self
+        with suppress(UnknownPart):
+            divergence_facts(self.divergence)
         return self
 
 
@@ -344,22 +342,20 @@ _OF_ROLLOUTS = (
 )
 
 
-def check_teacher(objective: Parts, teacher: TeacherSpec | None) -> None:
+def check_teacher(objective: Parts | None, teacher: TeacherSpec | None) -> None:
     """Raises ``ValueError`` for an objective that needs a teacher and has none, or one that sends too little.
 
     A teacher that the objective does not look at is no error: an arm of a study may leave its base's out.
     """
-    if "teacher" in objective.needs and teacher is None:
+    if objective is None or "teacher" not in objective.needs:
+        return
+    if teacher is None:
         raise ValueError(
             f"objective {objective.name!r} has a penalty or a region around a teacher: give teacher, a mapping with "
             "path, url or prefix"
         )
-    if teacher is None:
-        return
     dense = [p for p in objective.penalties if p.anchor == "teacher" and "exact" in (p.estimator, p.baseline)]
-    if teacher.url is not None and (
-        dense or any(r.anchor == "teacher" and r.region.needs_logits for r in objective.rules)
-    ):
+    if teacher.url and (dense or any(r.anchor == "teacher" and r.region.needs_logits for r in objective.rules)):
         raise ValueError(
             "a server sends top_k entries, not the teacher's whole distribution: estimator 'exact', baseline 'exact' "
             "and regions over the vocabulary need teacher.path. Legal: sampled, weighted, score, top_k"
@@ -416,9 +412,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _teacher_exists(self, info: ValidationInfo) -> Recipe:
-        parts = self.objective.parts(info.context)
-        if parts is not None:
-            check_teacher(parts, self.teacher)
+        check_teacher(self.objective.parts(info.context), self.teacher)
         return self
 
     def to_yaml(self) -> str:

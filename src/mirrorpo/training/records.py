@@ -233,8 +233,10 @@ class LiveReport(TrainerCallback):
 
     def _rollouts(self) -> dict[str, Any] | None:
         """The first completions of the first prompts of the last rollout batch."""
-        logs = {} if self.trainer is None else self.trainer._logs
-        if not logs or not logs["prompt"] or not logs["rewards"]:
+        if self.trainer is None:
+            return None
+        logs = self.trainer._logs
+        if not logs["prompt"] or not logs["rewards"]:
             return None
         rewards = [_total(one) for one in zip(*logs["rewards"].values(), strict=True)]
         shown: dict[str, list[dict[str, Any]]] = {}
