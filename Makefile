@@ -41,8 +41,8 @@ test-install: $(STAMP)  ## the wheel in fresh environments: the core alone, besi
 test-newest: $(STAMP)  ## the trainer's tests with the newest TRL and transformers, in an environment of their own
 	$(BIN)/python scripts/test_newest.py
 
-test-real: $(STAMP)  ## inside other projects' code: verl in its own environment; PRIME_RL, SLIME, SKYRL name checkouts
-	$(BIN)/python scripts/test_install.py verl
+test-real: $(STAMP)  ## inside other projects' code: verl, DeepSpeed in their own environments; PRIME_RL, SLIME, SKYRL name checkouts
+	$(BIN)/python scripts/test_install.py train verl
 	$(BIN)/python -m pytest -rs tests/real
 
 catalogue: $(STAMP)  ## write the generated docs again: tables of names, of bias and of fixed points, the page with sliders

@@ -5,7 +5,8 @@
            ours, and its own Ray workers and FSDP2 engine take two steps with it (tests/real/verl_engine.py). Nothing is
            left out: all of them install on a CPU.
 ``train``  ``pip install 'mirrorpo[train]'`` in an empty folder: list, train a shipped recipe by name, eval, report,
-           doctor.
+           doctor. Then with DeepSpeed beside it: accelerate's FSDP2 plug-in and ZeRO train, save and resume
+           (tests/real/sharded.py; SHARDED names the ways, by default all).
 
 ``python scripts/test_install.py [core] [verl] [train]``; all of them by default. Downloads are cached by pip. Each
 prints one line; the exit status is 1 if one fails. They run side by side: most of their time is spent on downloads.
@@ -14,6 +15,7 @@ prints one line; the exit status is 1 if one fails. They run side by side: most 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -153,7 +155,10 @@ def train(there: Environment, wheel: Path) -> str:
     assert Path(page.removeprefix("file://")).is_file(), page
     assert there.call("mirrorpo", "docs", "choosing").startswith("# ")
     assert [entry.name for entry in there.work.iterdir()] == ["run"]
-    return "list, train, eval, report, doctor, docs, explorer"
+    there.pip("deepspeed>=0.18")
+    ways = os.environ.get("SHARDED", "").split()
+    sharded = there.call("python", str(ROOT / "tests" / "real" / "sharded.py"), *ways)
+    return "list, train, eval, report, doctor, docs, explorer; " + "; ".join(re.findall(r"^\w+: .*", sharded, re.M))
 
 
 KINDS: dict[str, Callable[[Environment, Path], str]] = {"core": core, "train": train, "verl": verl}
