@@ -145,17 +145,27 @@ def test_every_shipped_recipe_is_a_base_of_a_study_and_of_an_arm(name: str) -> N
     base = load_recipe(
         RECIPES[name], (), {"evolve": EvolveRecipe, "learn": LearnRecipe}.get(name.partition("/")[0], Recipe)
     )
-    arms: dict[str, Any] = {"own": {}, "dapo": {"objective": "dapo"}}
-    learns_from_rewards = base.objective.build().surrogate.has_policy_term  # else nothing is left without the penalty
+    # pairs have no objective to choose
+    another = {"objective": "dapo"} if base.preference is None else {"preference": {"beta": 2.0}}
+    arms: dict[str, Any] = {"own": {}, "another": another}
+    # else nothing is left without the penalty
+    learns_from_rewards = base.preference is None and base.objective.build().surrogate.has_policy_term
     if learns_from_rewards:
         arms["none"] = {"objective": {"divergence": "none"}}
     study = study_from({"base": name, "arms": arms, "seeds": [0, 1], "baseline": "own"})
     expected = {key: value for key, value in base.model_dump().items() if key in Recipe.model_fields}
     assert study.arms["own"].model_dump() == expected
-    assert study.arms["dapo"].objective.spec() == {"preset": "dapo"}
+    if base.preference is None:
+        assert study.arms["another"].objective.spec() == {"preset": "dapo"}
+    else:
+        assert study.arms["another"].preference == base.preference.model_copy(update={"beta": 2.0})
     assert not learns_from_rewards or not study.arms["none"].objective.build().penalties
-    other = study_from({**BASE, "arms": {"dr_grpo": {"objective.preset": "dr_grpo"}, "other": {"base": name}}})
-    assert other.arms["other"].task == base.task
+    beside = {**BASE, "arms": {"dr_grpo": {"objective.preset": "dr_grpo"}, "other": {"base": name}}}
+    if base.preference is None:
+        assert study_from(beside).arms["other"].task == base.task
+    else:  # the study's base has an objective, which an arm with pairs does not take
+        with pytest.raises(InputError, match=r"arms\.other: .*have no effect with preference"):
+            study_from(beside)
 
 
 def test_a_study_is_not_a_base_of_a_study() -> None:

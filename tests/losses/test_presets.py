@@ -458,7 +458,7 @@ def test_the_types_of_the_keys_are_the_names_of_the_tables() -> None:
         ({"preset": "dapo", "region": "js", "radius": 0.1}, False),
         ({"preset": "grpo", "divergence": "k3", "region": False, "advantage": None}, False),
         ({"preset": "dapo", "surrogate": "builtins:abs", "my_option": 3}, False),
-        ({"preset": "grpo", "divergence": "no.such:module"}, False),
+        ({"preset": "grpo", "divergence": "numpy:sum"}, False),
         *(
             ({"preset": "grpo", key: "words"}, True)
             for key in ("behaviour", "estimator", "level", "placement", "surrogate")
@@ -474,7 +474,7 @@ def test_the_types_of_the_keys_are_the_names_of_the_tables() -> None:
         ({"preset": "grpo", "region": {"name": "kl4"}}, True),
         ({"preset": "grpo", 1: "a", "zz": 2}, True),
         ({"preset": "dapo", "coefficient": False}, False),
-        ({"preset": "dapo", "regions": [{"name": "mine:region", "radius": 0.1, "baseline": "running"}]}, False),
+        ({"preset": "dapo", "regions": [{"name": "numpy:region", "radius": 0.1, "baseline": "running"}]}, False),
         ({"preset": "grpo", "coefficient": 10**400}, True),
         ({"preset": "grpo", "divergence": {"name": "alfa", "alpha": 2}}, True),
         (

@@ -32,12 +32,12 @@ def lora() -> Any:
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "opd"])
-def test_every_preset_trains_the_embedded_model_for_20_steps(preset: str, tmp_path: Path) -> None:
-    built = build(tmp_path, preset, max_steps=20, steps_per_generation=2, logging_steps=20)
+def test_every_preset_trains_the_embedded_model_for_10_steps(preset: str, tmp_path: Path) -> None:
+    built = build(tmp_path, preset, max_steps=10, steps_per_generation=2, logging_steps=10)
     start = torch.cat([p.detach().reshape(-1).clone() for p in built.model.parameters()])
     built.train()
     end = torch.cat([p.detach().reshape(-1) for p in built.model.parameters()])
-    assert built.state.global_step == 20
+    assert built.state.global_step == 10
     assert torch.isfinite(end).all()
     assert (end - start).abs().max() > 1e-4
 

@@ -24,11 +24,7 @@ def command(
     _debug: output.DEBUG = False,
 ) -> None:
     """Draw the reports of finished runs and studies again; with --out, compare them all in one."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; give the --out folder of a run or a study")
-        if not is_study(folder) and not is_run(folder):
-            raise InputError(f"{folder}: is neither a run folder nor a study folder")
+    _check(folders, out, baseline, target)
     formats = output.export_formats(exports)
     from mirrorpo.cli import study_commands as commands
     from mirrorpo.user_code import not_imported
@@ -38,3 +34,23 @@ def command(
     output.say(output.as_json(written) if as_json else "\n".join(written))
     if out is None and len(folders) > 1:
         output.console().print("--out DIR compares them in one report", highlight=False)
+
+
+def _check(folders: list[Path], out: Path | None, baseline: str | None, target: float | None) -> None:
+    """Whatever can be said of the arguments before anything is read."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give the --out folder of a run or a study")
+    if out is None:
+        for name, value in (("baseline", baseline), ("target", target)):
+            if value is not None:
+                raise InputError(f"--{name}: has no effect without --out, which compares the folders in one report")
+    elif out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, not a folder")
+    elif is_run(out) or is_study(out):
+        raise InputError(f"--out {out}: holds a run or a study of its own; give another folder")
+    if target is not None and not target > 0:
+        raise InputError(f"--target {target}: must be greater than 0")
+    for folder in folders:
+        if not is_study(folder) and not is_run(folder):
+            raise InputError(f"{folder}: is neither a run folder nor a study folder")

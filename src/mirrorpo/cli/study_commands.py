@@ -15,7 +15,7 @@ from mirrorpo.errors import InputError
 from mirrorpo.files import one_line_if_refused
 from mirrorpo.reports import write_curve, write_report
 from mirrorpo.reports.study_page import as_json, write_study_report
-from mirrorpo.runs.folder import is_run, is_study
+from mirrorpo.runs.folder import is_study
 from mirrorpo.studies.collection import Collection
 from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import gather, study_collection
@@ -139,22 +139,10 @@ def report(
         The files that were written.
 
     Raises:
-        InputError: a folder holds neither run nor study, or they cannot be compared; one line.
+        InputError: the folders cannot be read or compared; one line.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
     if out is None:
-        for name, value in (("baseline", baseline), ("target", target)):
-            if value is not None:
-                raise InputError(f"--{name}: has no effect without --out, which compares the folders in one report")
         return [str(path) for folder in folders for path in _again(folder, allow_mixed, exports)]
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, not a folder")
-    if is_run(out) or is_study(out):
-        raise InputError(f"--out {out}: holds a run or a study of its own; give another folder")
-    if target is not None and not target > 0:
-        raise InputError(f"--target {target}: must be greater than 0")
     collection = gather(folders, baseline=baseline, target=target, allow_mixed=allow_mixed)
     with _one_line(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)

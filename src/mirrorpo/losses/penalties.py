@@ -21,7 +21,7 @@ from mirrorpo.losses.facts import ANCHORS, CODE, PartsFrom
 from mirrorpo.losses.keys import BASELINES, COEFFICIENT, ESTIMATORS, LOGITS_ESTIMATORS, PLACEMENTS, SUPPORTS
 
 if TYPE_CHECKING:
-    from mirrorpo.divergences import Divergence
+    import mirrorpo.divergences
 
 PENALTY_KEYS = ("divergence", "coefficient", "estimator", "k", "anchor", "placement", "support", "baseline")
 
@@ -44,7 +44,7 @@ class Penalty:
         ValueError: a combination that means nothing.
     """
 
-    divergence: Divergence
+    divergence: mirrorpo.divergences.Divergence
     estimator: str
     coefficient: float
     k: int = 64

@@ -23,8 +23,8 @@ cache           2 c L K a token: keys and values of a step's completions, all at
 
 Peak: weights, gradients, optimiser and reference, plus the larger of update (casts, activations, logits) and generation
 (cache). The device's context, fragmentation and the buffers of its libraries (1 to 2 GB) come on top. On a CPU they are
-part of the plan as ``process``: the packages take 0.55 GB, and the C library keeps of the activations that it
-frees about three quarters once more, since blocks of one layer do not fit into those of another (docs/performance.md).
+part of the plan as ``process``: the packages take 0.55 GB, and the C library kept about three quarters of the freed
+activations once more where it was measured (docs/performance.md).
 """
 
 from __future__ import annotations
