@@ -23,7 +23,7 @@ cache           2 c L K a token: keys and values of a step's completions, all at
 
 Peak: weights, gradients, optimiser and reference, plus the larger of update (casts, activations, logits) and generation
 (cache). The device's context, fragmentation and the buffers of its libraries (1 to 2 GB) come on top. On a CPU they are
-part of the plan as ``process``: the packages take 0.55 GB, and the C library kept about three quarters of the freed
+part of the plan as ``process``: the packages take 0.55 GB, and the C library kept about half of the freed
 activations once more where it was measured (docs/performance.md).
 """
 
@@ -278,7 +278,7 @@ def size(value: int) -> str:
 
 
 _PACKAGES = 0.55e9  # bytes of a process that has imported the trainer
-_KEPT_FREE = 0.75  # of the activations: what glibc keeps of freed tensors at the peak of an update
+_KEPT_FREE = 0.5  # of the activations: what glibc keeps of freed tensors at the peak of an update
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # What the public configs of the models in the shipped recipes say, for a plan without network.
 _QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
