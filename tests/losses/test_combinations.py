@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 
 import mirrorpo
+from mirrorpo.divergences import DIVERGENCES, ESTIMATORS, LOGITS_ESTIMATORS, SUPPORTS
+from mirrorpo.divergences.neural.generator import TARGETS
+from mirrorpo.divergences.neural.map import SOURCES
 from mirrorpo.losses import facts, keys
 from mirrorpo.losses.presets import PRESETS, described
+from mirrorpo.losses.regions import DIVERGENCE_REGIONS, REGIONS
 from mirrorpo.losses.rules import ACTS, LEVELS, MASK_LEVELS, SIDES, SUBJECTS
+from mirrorpo.losses.surrogates import SURROGATES
 
 RATIO = {"name": "ratio", "epsilon_low": 0.2}
 JS = {"divergence": "js", "coefficient": 0.1}
@@ -189,3 +194,26 @@ def test_the_check_without_torch_says_of_any_objective_what_building_it_says() -
         assert said[0] == said[1], spec
         refused += not said[0].startswith("needs")
     assert 500 < refused < 1400
+
+
+def test_the_facts_are_those_of_the_tables_and_of_what_is_built() -> None:
+    assert set(facts.DIVERGENCE_FACTS) == set(DIVERGENCES)
+    assert set(facts.REGION_FACTS) == set(REGIONS)
+    assert {name: vars(known) for name, known in facts.SURROGATE_FACTS.items()} == {
+        name: {key: value for key, value in vars(built).items() if key != "fn"} for name, built in SURROGATES.items()
+    }
+    assert (keys.ESTIMATORS, keys.LOGITS_ESTIMATORS, keys.SUPPORTS) == (ESTIMATORS, LOGITS_ESTIMATORS, SUPPORTS)
+    assert (set(facts.MAP_SOURCES), set(facts.MAP_TARGETS)) == (set(SOURCES), set(TARGETS))
+    for name, known in facts.DIVERGENCE_FACTS.items():
+        entry = DIVERGENCES[name]
+        assert (tuple(known.options), known.one_of) == (entry.options, entry.optional), name
+        built = mirrorpo.divergence(name, **dict.fromkeys(known.options, 0.5))
+        assert known.depends_on_token == built.depends_on_token, name
+    for name, known in facts.REGION_FACTS.items():
+        region = mirrorpo.trust_region(name, **dict.fromkeys(known.options, 0.1))
+        for key in ("per_token", "needs_logits", "has_constraint", "is_ball"):
+            assert getattr(known, key) == getattr(region, key), (name, key)
+    for name in DIVERGENCE_REGIONS:
+        options = {"radius": 0.1, **dict.fromkeys(facts.DIVERGENCE_FACTS[name].options, 0.5)}
+        known, built = facts.region_facts(name, **options), mirrorpo.trust_region(name, **options)
+        assert (known.per_token, known.is_ball) == (built.per_token, built.is_ball), name

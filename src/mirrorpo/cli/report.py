@@ -23,7 +23,7 @@ def command(
     _quiet: output.QUIET = False,
     _debug: output.DEBUG = False,
 ) -> None:
-    """Draw the reports of finished runs and studies again; with --out, compare them all in one."""
+    """Draw the reports of runs and studies again, finished or not; with --out, compare them all in one."""
     _check(folders, out, baseline, target)
     formats = output.export_formats(exports)
     from mirrorpo.cli import study_commands as commands
