@@ -71,10 +71,10 @@ def table_error(parameters: torch.Tensor, log: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("make", [random_like, evolved_like])
-def test_a_thousand_maps_are_convex_and_their_tables_right(make: Any) -> None:
+def test_three_hundred_maps_are_convex_and_their_tables_right(make: Any) -> None:
     generator = torch.Generator().manual_seed(1)
     worst = (0.0, -1)
-    for seed in range(1000):
+    for seed in range(300):
         log = torch.rand(2, 500, generator=generator, dtype=torch.float64) * torch.tensor([[LOG_BOTTOM], [-3.0]])
         worst = max(worst, (table_error(make(seed), log.view(-1)), seed))
     assert worst[0] <= TABLE_ERROR, worst
