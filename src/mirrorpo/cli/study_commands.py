@@ -19,7 +19,7 @@ from mirrorpo.runs.folder import is_study
 from mirrorpo.studies.collection import Collection
 from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import gather, study_collection
-from mirrorpo.studies.runner import check_arms, estimate, grown_from, open_pool, open_study, run_study
+from mirrorpo.studies.runner import check_arms, estimate, grown_from, measure_study, open_pool, open_study, run_study
 from mirrorpo.wording import duration, plural
 
 _MANY_ARMS = 12  # more are read in the report
@@ -64,6 +64,7 @@ def study(
         connect(ray, 1)
     with open_study(plan, out, resume, command) as record, open_pool(workers, threads, ray) as pool:
         run_study(plan, out, record, pool, console, command=command, retry_failed=retry_failed, redo=redo)
+        measure_study(plan, out, record, pool, console)
     collection = study_collection(out)
     if not collection.runs:
         reasons = "; ".join(dict.fromkeys(failure.reason for failure in collection.failed))

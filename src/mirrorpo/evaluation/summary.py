@@ -60,6 +60,12 @@ class Evaluation:
         values = [pass_at_k(len(g), sum((s.reward or 0.0) >= 1.0 for s in g), k) for g in groups]
         return sum(values) / len(values), clustered_interval(values, len(values) * self.samples_per_problem)
 
+    def distinct_right(self) -> float:
+        """The mean over problems of the number of different right texts; blanks at the ends make no difference."""
+        groups = self._groups()
+        counts = [len({s.completion.strip() for s in group if (s.reward or 0.0) >= 1.0}) for group in groups]
+        return sum(counts) / len(counts) if counts else float("nan")
+
     def summary(self, ks: Sequence[int] = (1,)) -> dict[str, Any]:
         """Plain numbers: accuracy, pass@k, intervals, verdicts, reasons, lengths, tokens a second.
 

@@ -218,14 +218,16 @@ def runs_csv(collection: Collection) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([name for name, _ in _COLUMNS])
+    measures = list(dict.fromkeys(name for run in collection.runs for name in run.measures))
+    writer.writerow([*(name for name, _ in _COLUMNS), *measures])
     for run in collection.runs:
-        writer.writerow([_safe(of(run, collection)) for _, of in _COLUMNS])
+        own = [_safe(of(run, collection)) for _, of in _COLUMNS]
+        writer.writerow([*own, *(_safe(run.measures.get(name)) for name in measures)])
     for failure in collection.failed:
         known: Mapping[str, object] = {
             "arm": failure.arm, "seed": failure.seed, "status": "failed", "reason": failure.reason
         }  # fmt: skip
-        writer.writerow([_safe(known.get(name, "")) for name, _ in _COLUMNS])
+        writer.writerow([*(_safe(known.get(name, "")) for name, _ in _COLUMNS), *("" for _ in measures)])
     return out.getvalue()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +16,20 @@ from mirrorpo.runs.folder import RECIPE_FILE, SUMMARY_FILE, flat
 from mirrorpo.runs.reader import (
     Metrics,
     Summary,
+    number_of,
     read_json,
     read_metrics,
     read_recipe,
     read_summary,
     reverse_kl,
+    table_at,
 )
 
 DIVERGENCE_FILE = "divergence.json"
+MEASURES_FILE = "measures.json"
 # Keys that change what a run costs or keeps, not what it computes.
 _NO_DIFFERENCE = ("train.seed", "train.save_every", "train.keep")
+_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}\.(policy|start)\.[\w@.:+-]{1,80}")
 _MAX_NAMED = 5  # folders, versions or arms that a message spells out
 
 
@@ -40,6 +45,7 @@ class FinishedRun:
         metrics: ``metrics.jsonl``.
         recipe: ``recipe.yaml``, dotted keys to values.
         divergence: exact KL(policy || start) per token after training, None where it was not measured.
+        measures: what the study's ``measure`` section asks for, column to number.
     """
 
     arm: str
@@ -49,6 +55,7 @@ class FinishedRun:
     metrics: Metrics
     recipe: Mapping[str, Any]
     divergence: float | None
+    measures: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -129,7 +136,7 @@ def read_run(folder: Path, arm: str | None = None) -> FinishedRun:
         raise InputError(f"{folder}: no finished run (there is no {SUMMARY_FILE})")
     try:
         summary, metrics, text = read_summary(folder), read_metrics(folder), read_recipe(folder)
-        divergence = _read_divergence(folder)
+        divergence, measures = _read_divergence(folder), _read_measures(folder)
     except (ValueError, FileNotFoundError) as error:
         raise InputError(str(error)) from error
     if summary.after.accuracy is None:
@@ -143,6 +150,7 @@ def read_run(folder: Path, arm: str | None = None) -> FinishedRun:
         metrics=metrics,
         recipe=flat(recipe),
         divergence=divergence,
+        measures=measures,
     )
 
 
@@ -151,6 +159,18 @@ def _read_divergence(folder: Path) -> float | None:
         return reverse_kl(read_json(folder, DIVERGENCE_FILE), str(folder / DIVERGENCE_FILE))
     except FileNotFoundError:
         return None
+
+
+def _read_measures(folder: Path) -> dict[str, float | None]:
+    where = str(folder / MEASURES_FILE)
+    try:
+        table = read_json(folder, MEASURES_FILE)
+    except FileNotFoundError:
+        return {}
+    found = table_at(table, "measures", where) if isinstance(table, dict) else None
+    if found is None or not all(_COLUMN.fullmatch(name) for name in found):
+        raise ValueError(f"{where}: key 'measures' must be a mapping from names such as trained.policy.accuracy")
+    return {name: number_of(value, name, where) for name, value in found.items()}
 
 
 def group(runs: Sequence[FinishedRun]) -> dict[str, tuple[FinishedRun, ...]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from mirrorpo.config.study import StudySpec
+from mirrorpo.config.study import PlanRecord, StudySpec, kept_part
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError, unknown_name
 from mirrorpo.runs.folder import STUDY, is_run, is_study
@@ -79,8 +79,20 @@ def study_collection(folder: Path, *, allow_mixed: bool = False) -> Collection:
         num_missing=num_missing,
         command=command or None,
         study=text,
-        notes=(*check_versions(runs, allow_mixed), *fairness_notes(arms)),
+        notes=(*check_versions(runs, allow_mixed), *fairness_notes(arms), *_plan_notes(settings, folder)),
     )
+
+
+def _plan_notes(settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """Which plan was registered, and whether it has changed."""
+    plan = kept_part(PlanRecord, settings.get("plan"), f"{folder / STUDY.file}: plan")
+    if plan is None:
+        return []
+    where = "in no commit" if plan.commit is None else f"commit {plan.commit[:12]}"
+    notes = [f"The plan is {plan.path}, sha256 {plan.sha256[:16]}, {where} when the first run began."]
+    if plan.later:
+        notes.append(f"The plan was changed after the first run: sha256 {', '.join(sha[:16] for sha in plan.later)}.")
+    return notes
 
 
 def _inside(folder: Path, *parts: str) -> Path:
