@@ -24,8 +24,8 @@ from mirror_naive import (
 )
 from mirrorpo.divergences.neural import table as neural_table
 from mirrorpo.divergences.neural.generator import curvature
-from mirrorpo.divergences.neural.map import phi_inv
-from mirrorpo.divergences.neural.table import LOG_BOTTOM, TABLE_ERROR, build_table
+from mirrorpo.divergences.neural.map import NeuralDivergence, phi_inv
+from mirrorpo.divergences.neural.table import LOG_BOTTOM, NODES_ERROR, NODES_NOISE, TABLE_ERROR, build_table
 from naive import logits
 
 V = 7
@@ -190,3 +190,49 @@ def test_nothing_in_the_evaluation_waits_for_the_device() -> None:
     waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique")
     assert len(seen.names) > 30
     assert not [name for name in seen.names if name.split(".")[1] in waits]
+
+
+def float32_pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities that are numbers of float32, a third of them near each other, some below the table."""
+    g = torch.Generator().manual_seed(3)
+    logx = -30.0 * torch.rand(6000, generator=g).square()
+    gap = torch.randn(6000, generator=g) * torch.tensor([1e-3, 0.1, 8.0]).repeat(2000)
+    far = torch.tensor([-110.0, -300.0, -103.9, 0.0])
+    return torch.cat([logx, far, far.flip(0)]), torch.cat([(logx + gap).clamp(max=0.0), far.flip(0), far.roll(1)])
+
+
+@EVERY_MAP
+def test_float32_of_the_vocabulary_is_the_float64_term_of_the_same_numbers(parameters: torch.Tensor) -> None:
+    d = build(parameters)
+    assert isinstance(d, NeuralDivergence)
+    assert d.fits_float32
+    logx, logz = float32_pairs()
+    value, slope = (x.double() for x in d.over_vocabulary(logx, logz))
+    expected, expected_slope = d.term(logx.double(), logz.double())
+    delta = (logx.double() - logz.double()).abs()
+    counted = (delta > 0) & (expected > 1e-36) & (expected_slope.abs() > 1e-36)  # below it float32 has fewer digits
+    apart, apart_slope = ((value - expected).abs() / expected)[counted], ((slope / expected_slope - 1).abs())[counted]
+    assert (apart_slope <= NODES_ERROR + NODES_NOISE / delta[counted]).all()
+    # x (h'(x) - h'(z)) and G(x) - G(z), which are rounded each, leave d as their difference
+    assert (apart <= NODES_ERROR + 5e-7 / delta[counted] + 10 * NODES_NOISE / delta[counted].square()).all()
+    assert counted.double().mean() > 0.8
+
+
+def test_float32_has_no_divergence_at_equality_and_reads_what_a_mask_removes() -> None:
+    d = build(MAPS["random"])
+    logx = torch.tensor([-1.0, -torch.inf, -20.0, torch.nan])
+    value, slope = d.over_vocabulary(logx, logx)
+    assert value[:3].tolist() == slope[:3].tolist() == [0.0] * 3
+    value, _ = d.over_vocabulary(logx, torch.tensor([-torch.inf, -1.0, torch.nan, torch.nan]))
+    assert value[:2].isfinite().all()
+    assert value[2:].isnan().all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e32])
+def test_maps_beyond_float32_are_evaluated_in_float64(scale: float) -> None:
+    d = build(single("square", 1.0, 0.0, scale))
+    assert isinstance(d, NeuralDivergence)
+    assert not d.fits_float32
+    logx, logz = torch.tensor([-0.5]), torch.tensor([-1.5])
+    wide = d.term(logx.double(), logz.double())
+    torch.testing.assert_close(d.over_vocabulary(logx, logz), tuple(x.float() for x in wide))

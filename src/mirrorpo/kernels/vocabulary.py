@@ -13,7 +13,7 @@ reported: K entries per position.
 
 Precision: a float32 difference of two float32 logits is right to about 1e-6 whatever follows, so the divergences whose
 formula loses no more than that say so (``Divergence.over_vocabulary``) and are evaluated in float32; the others
-(``neural``, your own) in float64, like ``Divergence.exact``.
+(your own, ``beta`` below 0) in float64, like ``Divergence.exact``.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ _SMALLEST_CURVATURE = 1e-200
 _LARGEST_CURVATURE = 1e250
 # Below this d and its slope stay within float32 for every log-probability that a float32 batch holds.
 _LARGEST_ORDINARY = 1e30
+# Above this the digits of float32 are left to what a token of probability 1e-8 contributes.
+_SMALLEST_ORDINARY = 1e-20
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,12 @@ class MirrorMap:
         table = build_table(self.parameters)
         steepness = curvature(self.parameters, torch.ones(1, dtype=torch.float64)).item()
         return NeuralDivergence(
-            "neural", coordinate=table, table=table, map=self, growth_known=steepness < _LARGEST_ORDINARY
+            "neural",
+            coordinate=table,
+            table=table,
+            map=self,
+            growth_known=steepness < _LARGEST_ORDINARY,
+            fits_float32=_SMALLEST_ORDINARY < steepness < _LARGEST_ORDINARY,
         )
 
 
@@ -141,16 +148,21 @@ class NeuralDivergence(BregmanDivergence):
     Attributes:
         table: what is evaluated.
         map: the parameters.
+        fits_float32: whether values and slopes are numbers of float32, whatever the log-probabilities.
     """
 
     table: Table = field(kw_only=True)
     map: MirrorMap = field(kw_only=True)
+    fits_float32: bool = field(default=False, kw_only=True)
 
     def _sampled(self, logp: Tensor, logq: Tensor, guard: bool) -> Term:
         return self.table.between(logp.double(), logq.double(), guard)
 
     def term(self, logx: Tensor, logz: Tensor) -> Term:
         return self.table.between(logx, logz)
+
+    def _in_float32(self, logx: Tensor, logz: Tensor) -> Term | None:
+        return self.table.between_float32(logx, logz) if self.fits_float32 else None
 
 
 def checked(given: Any) -> Tensor:
