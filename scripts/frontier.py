@@ -1,0 +1,210 @@
+"""Analysis of studies/frontier as docs/evidence/frontier.md registered it, from the runs file alone.
+
+    python scripts/frontier.py runs/frontier/runs.csv [--figure docs/evidence/frontier.png]
+
+Part 1: accuracy at matched distance; part 2: which divergence predicts what is forgotten. An arm's curve is its name
+without the coefficient; the arm `none` is a point of every curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mirrorpo.statistics import equivalent, holm, mean_interval, permutation_p
+from mirrorpo.statistics.curves import height_difference, rank_correlation
+
+REFERENCE, LIMIT, VALUE = "reverse_kl", "none", "trained.policy.accuracy"
+PRIMARY, SECONDARY = "trained.policy.reverse_kl_sum", "trained.start.forward_kl_sum"
+AXES = {
+    PRIMARY: "reverse KL, nats a response (primary)",
+    SECONDARY: "forward KL, nats a response (secondary)",
+    "trained.policy.reverse_kl": "reverse KL, nats a token (described)",
+    "trained.start.forward_kl": "forward KL, nats a token (described)",
+}
+MARGIN, MIN_WIDTH, MIN_SEEDS = 0.03, math.log(2.0), 6
+KNOWN, RESAMPLES = "easy", 2000
+DIVERGENCES = ("reverse_kl", "forward_kl", "js", "tv", "prob_l2", "chi2", "hellinger", "alpha_0.5", "neural")
+
+Runs = Mapping[tuple[str, int], Mapping[str, str]]
+
+
+def read(path: Path) -> tuple[Runs, list[int]]:
+    """Finished runs of whole seeds, by arm and seed, and those seeds; what is left out is printed."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["status"] == "finished"]
+    runs = {(row["arm"], int(row["seed"])): row for row in rows}
+    arms = {arm for arm, _ in runs}
+    seeds = sorted({seed for _, seed in runs})
+    whole = [seed for seed in seeds if all((arm, seed) in runs for arm in arms)]
+    if whole != seeds:
+        print(f"left out, not every arm has them: seeds {sorted(set(seeds) - set(whole))}\n")
+    if len(whole) < MIN_SEEDS:
+        print(f"{len(whole)} seeds: by the plan fewer than {MIN_SEEDS} decide nothing\n")
+    return runs, whole
+
+
+def number(row: Mapping[str, str], column: str) -> float:
+    """A cell; NaN where nothing was measured."""
+    return float(row[column]) if row[column] else math.nan
+
+
+def curves(runs: Runs, seed: int, axis: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Curve to log distances and accuracies at one seed."""
+    own = {arm: row for (arm, of), row in runs.items() if of == seed}
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for name in dict.fromkeys(arm.rpartition("_")[0] for arm in own if arm != LIMIT):
+        rows = [row for arm, row in own.items() if arm == LIMIT or arm.rpartition("_")[0] == name]
+        found[name] = [math.log(number(row, axis)) for row in rows], [number(row, VALUE) for row in rows]
+    return found
+
+
+def matched(runs: Runs, seeds: Sequence[int], axis: str) -> str:
+    """Every curve against the reference at matched distance, in Markdown."""
+    by_seed = {seed: curves(runs, seed, axis) for seed in seeds}
+    heights: dict[str, list[float]] = {}
+    left_out: dict[str, int] = {}
+    for found in by_seed.values():
+        for name, (x, y) in found.items():
+            if name == REFERENCE:
+                continue
+            height = height_difference(x, y, *found[REFERENCE], min_width=MIN_WIDTH)
+            heights.setdefault(name, [])
+            if height is None:
+                left_out[name] = left_out.get(name, 0) + 1
+            else:
+                heights[name].append(height)
+    names = [name for name, values in heights.items() if values]
+    p_values = [permutation_p(heights[name]) for name in names]
+    lines = [
+        f"### By {AXES[axis]}, against `{REFERENCE}`",
+        "",
+        f"| curve | seeds | height difference, points (95 %) | p | p Holm | same within {100 * MARGIN:g} points |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, p, corrected in zip(names, p_values, holm(p_values), strict=True):
+        values = heights[name]
+        mean = mean_interval(values)
+        same = equivalent(values, MARGIN, 0.0, len(names))
+        interval = f"{100 * mean.estimate:+.1f} [{100 * mean.low:+.1f}, {100 * mean.high:+.1f}]"
+        count = f"{len(values)}" + (f" ({left_out[name]} left out)" if name in left_out else "")
+        lines.append(f"| `{name}` | {count} | {interval} | {p:.4f} | {corrected:.4f} | {'yes' if same else 'no'} |")
+    return "\n".join(lines) + "\n"
+
+
+def arms_table(runs: Runs, seeds: Sequence[int]) -> str:
+    """Means over seeds by arm."""
+    columns = {VALUE: "accuracy %", PRIMARY: "reverse KL", SECONDARY: "forward KL", "trained.policy.length": "tokens"}
+    known = f"{KNOWN}.policy.accuracy"
+    lines = [f"| arm | {' | '.join(columns.values())} | `{KNOWN}` % |", "|---" * (len(columns) + 2) + "|"]
+    for arm in dict.fromkeys(arm for arm, _ in runs):
+        means = {c: float(np.mean([number(runs[arm, seed], c) for seed in seeds])) for c in (*columns, known)}
+        distances = f"{means[PRIMARY]:.3g} | {means[SECONDARY]:.3g} | {means['trained.policy.length']:.1f}"
+        lines.append(f"| `{arm}` | {100 * means[VALUE]:.1f} | {distances} | {100 * means[known]:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def forgetting(runs: Runs, seeds: Sequence[int]) -> str:
+    """Rank correlations of each distance with the loss on the second task, and the primary question."""
+    arms = list(dict.fromkeys(arm for arm, _ in runs))
+    columns = [
+        f"{task}.{source}.{name}_sum"
+        for task in ("trained", KNOWN)
+        for source in ("policy", "start")
+        for name in DIVERGENCES
+    ]
+    lost = np.array(
+        [
+            [
+                number(runs[a, s], f"{KNOWN}.start.accuracy") - number(runs[a, s], f"{KNOWN}.policy.accuracy")
+                for a in arms
+            ]
+            for s in seeds
+        ]
+    )
+    far = {c: np.array([[number(runs[a, s], c) for a in arms] for s in seeds]) for c in columns}
+    within = {
+        c: np.array([rank_correlation(far[c][n], lost[n]) for n in range(len(seeds))]) for c in (PRIMARY, SECONDARY)
+    }
+    change = within[SECONDARY] - within[PRIMARY]
+    found = mean_interval(change, legal=(-2.0, 2.0))
+    lines = [
+        f"Loss on `{KNOWN}`: mean {100 * lost.mean():.1f} points, {100 * lost.min():.1f} to {100 * lost.max():.1f}.",
+        f"Within a seed, Spearman's rho of forward KL {within[SECONDARY].mean():.3f}, of reverse KL "
+        f"{within[PRIMARY].mean():.3f}; difference {found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}], "
+        f"p = {permutation_p(change):.4f} over {len(seeds)} seeds (primary).",
+        "",
+        "| distance, a response | rho over all runs (95 %, resampled seeds) |",
+        "|---|---|",
+    ]
+    draws = np.random.default_rng(0).integers(0, len(seeds), size=(RESAMPLES, len(seeds)))
+    table = []
+    for column, values in far.items():
+        whole = rank_correlation(values.ravel(), lost.ravel())
+        resampled = [rank_correlation(values[draw].ravel(), lost[draw].ravel()) for draw in draws]
+        low, high = np.nanquantile(resampled, [0.025, 0.975])
+        table.append((whole, f"| `{column.removesuffix('_sum')}` | {whole:.3f} [{low:.3f}, {high:.3f}] |"))
+    return "\n".join([*lines, *(line for _, line in sorted(table, reverse=True))]) + "\n"
+
+
+def figure(runs: Runs, seeds: Sequence[int], path: Path) -> None:
+    """Mean curves with bands, by either distance; faint dots are runs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from mirrorpo.statistics.curves import band
+
+    drawing = Figure(figsize=(9.0, 4.4), facecolor="white")
+    FigureCanvasAgg(drawing)
+    colours = ("#1a1d23", "#d55e00", "#009e73", "#0072b2", "#cc79a7", "#e69f00")
+    for place, axis in enumerate((PRIMARY, SECONDARY), start=1):
+        axes = drawing.add_subplot(1, 2, place)
+        by_seed = [curves(runs, seed, axis) for seed in seeds]
+        for name, colour in zip(by_seed[0], colours, strict=False):
+            own = [found[name] for found in by_seed]
+            logs = np.concatenate([x for x, _ in own])
+            places = np.linspace(*np.quantile(logs, [0.02, 0.98]), 60)
+            mean = band(own, places, max(2, len(seeds) // 2))
+            kept = [(x, h) for x, h in zip(mean.places, mean.heights, strict=True) if h is not None]
+            x = np.exp([x for x, _ in kept])
+            axes.fill_between(
+                x, [100 * h.low for _, h in kept], [100 * h.high for _, h in kept], color=colour, alpha=0.12, lw=0
+            )
+            axes.plot(x, [100 * h.estimate for _, h in kept], color=colour, lw=1.8, label=name)
+            axes.plot(np.exp(logs), 100 * np.concatenate([y for _, y in own]), ".", color=colour, ms=2, alpha=0.35)
+        start = 100 * np.mean([number(runs[LIMIT, seed], "trained.start.accuracy") for seed in seeds])
+        axes.axhline(start, color="#59616e", lw=0.8, ls=":")
+        axes.annotate("start", (0.99, start), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlabel(AXES[axis].partition(" (")[0])
+        axes.set_ylabel("accuracy %")
+        axes.spines[["top", "right"]].set_visible(False)
+        if place == 1:
+            axes.legend(frameon=False, fontsize=8)
+    drawing.tight_layout()
+    drawing.savefig(path, dpi=150)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("runs", type=Path)
+    options.add_argument("--figure", type=Path)
+    args = options.parse_args()
+    runs, seeds = read(args.runs)
+    print(f"## Accuracy at matched distance, {len(seeds)} seeds\n")
+    for axis in AXES:
+        print(matched(runs, seeds, axis))
+    print(arms_table(runs, seeds))
+    print("## Forgetting\n")
+    print(forgetting(runs, seeds))
+    if args.figure is not None:
+        figure(runs, seeds, args.figure)
+
+
+if __name__ == "__main__":
+    main()
