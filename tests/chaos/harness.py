@@ -119,10 +119,12 @@ def _child(arguments: list[str], folder: Path, scratch: Path, fault: Fault) -> N
     import torch
 
     from mirrorpo.cli import main
+    from mirrorpo.studies import runner
     from mirrorpo.training import records
     from mirrorpo.workers import local as workers
 
     records._PAUSE = math.inf  # the page of a run is written at the start alone, not by the clock: places stay the same
+    runner._EVERY = 1e6  # and that of a study not at all
 
     if fault.spawned:
         os.setsid()

@@ -24,7 +24,9 @@ _FULL = (
     "objective={preset: grpo, coefficient: 0.1, control: {kind: adaptive, target: 0.01, rate: 0.5}}",
     "reference.kind=averaged",
 )
-_LORA = (*_SMALL, "model.lora={r: 4, dropout: 0.1}", "train.passes_per_batch=2", "objective.coefficient=0.1")
+_LORA = (
+    *_SMALL, "model.lora={r: 4, dropout: 0.1}", "train.passes_per_batch=2", "objective.coefficient=0.1", "eval.every=1",
+)  # fmt: skip
 
 # Two generations of one pair, six trainings of four steps. The map matters so much, and the seeds are such, that no
 # twins are equally fit. (Elites and the test of acceptance are killed in tests/search/test_kills.py, where a member

@@ -14,13 +14,13 @@ from mirrorpo.config.study import Study
 from mirrorpo.errors import InputError
 from mirrorpo.files import one_line_if_refused
 from mirrorpo.reports import write_curve, write_report
-from mirrorpo.reports.study_page import as_json, write_study_report
+from mirrorpo.reports.study_page import as_json, write_study_page, write_study_report
 from mirrorpo.runs.folder import is_study
 from mirrorpo.studies.collection import Collection
 from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import gather, study_collection
 from mirrorpo.studies.runner import check_arms, estimate, grown_from, measure_study, open_pool, open_study, run_study
-from mirrorpo.wording import duration, plural
+from mirrorpo.wording import duration, plural, say
 
 _MANY_ARMS = 12  # more are read in the report
 
@@ -62,9 +62,17 @@ def study(
         from mirrorpo.workers.on_ray import connect
 
         connect(ray, 1)
-    with open_study(plan, out, resume, command) as record, open_pool(workers, threads, ray) as pool:
-        run_study(plan, out, record, pool, console, command=command, retry_failed=retry_failed, redo=redo)
-        measure_study(plan, out, record, pool, console)
+    with open_study(plan, out, resume, command) as record:
+        page = _LivePage(out, console)
+        try:
+            with open_pool(workers, threads, ray) as pool:
+                run_study(
+                    plan, out, record, pool, console, command=command, retry_failed=retry_failed, redo=redo, page=page
+                )
+                measure_study(plan, out, record, pool, console)
+        except BaseException:
+            page(ended=True)
+            raise
     collection = study_collection(out)
     if not collection.runs:
         reasons = "; ".join(dict.fromkeys(failure.reason for failure in collection.failed))
@@ -77,6 +85,22 @@ def study(
     return Outcome(
         headline=headline, written=written, numbers=numbers, nothing_finished=False, arms=_arms_in_words(collection)
     )
+
+
+class _LivePage:
+    """Writes ``report.html`` of a study that goes on; a page that fails is said once, and ends nothing."""
+
+    def __init__(self, out: Path, console: Console) -> None:
+        self.out, self.console, self._failed = out, console, False
+
+    def __call__(self, ended: bool = False) -> None:
+        try:
+            write_study_page(study_collection(self.out), self.out, ended=ended)
+        except Exception as error:  # noqa: BLE001  whatever goes wrong on a page is no reason to end a study
+            if not self._failed:
+                self._failed = True
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                say(self.console, f"warning: the live report.html cannot be written ({reason}); the study goes on")
 
 
 def _arms_in_words(collection: Collection) -> tuple[str, ...]:

@@ -195,7 +195,7 @@ _OPEN = 4  # problems that are visible without a click
 _BUDGET = 250_000  # characters of HTML for all samples: hostile text can be twenty times as long as its source
 
 
-_REFRESH = 15  # seconds after which the page of a running run loads itself again
+REFRESH = 15  # seconds after which the page of a running run loads itself again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +294,7 @@ def _page(run: _Run) -> str:
         "run",
         version=summary.mirrorpo_version,
         title=f"{summary.objective} on {summary.task}" + ("" if progress is None else ", unfinished"),
-        refresh=_REFRESH if progress is not None and progress.running else 0,
+        refresh=REFRESH if progress is not None and progress.running else 0,
         summary=summary,
         unfinished=progress is not None,
         overview=[

@@ -7,6 +7,7 @@ and error messages are outside text: the template shows all of it through its fi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from markupsafe import Markup
 from mirrorpo.errors import InputError
 from mirrorpo.files import write_text_atomic
 from mirrorpo.reports.conclusions import Verdicts, conclude_study, verdicts
-from mirrorpo.reports.run_page import within_budget
+from mirrorpo.reports.run_page import REFRESH, within_budget
 from mirrorpo.reports.study_charts import Cloud, Row, draw_cloud, draw_curves, draw_rows, label_of, learning_curve
 from mirrorpo.reports.tables import accuracy_tables, as_markdown, markdown_text, other_tables, runs_csv
 from mirrorpo.reports.templates import cut, part, render
 from mirrorpo.runs.reader import Sample, read_samples
 from mirrorpo.statistics import MIN_EQUIVALENCE, Interval
-from mirrorpo.studies.collection import Collection, FinishedRun
+from mirrorpo.studies.collection import Collection, FinishedRun, RunState
 from mirrorpo.studies.compare import Comparison, compare
-from mirrorpo.wording import printable
+from mirrorpo.wording import duration, percent, printable
 
 _STUDY_LIMIT = 200_000  # characters of the resolved study
 _SAMPLE_BUDGET = 400_000  # characters of HTML for all completions
@@ -69,12 +70,13 @@ READING = (
 )
 
 
-def study_page(collection: Collection, comparison: Comparison) -> str:
-    """The page.
+def study_page(collection: Collection, comparison: Comparison | None, *, ended: bool = False) -> str:
+    """The page; of a study that is not finished, with the state of each run, and nothing else if none is finished.
 
     Args:
         collection: what was compared.
-        comparison: its numbers.
+        comparison: its numbers; None if no run is finished.
+        ended: the study ends here, though its process still holds the folder.
 
     Returns:
         HTML.
@@ -83,19 +85,17 @@ def study_page(collection: Collection, comparison: Comparison) -> str:
         ValueError: a samples.jsonl is broken; the file and line are named.
     """
     kept, study_note = cut(collection.study or "", _STUDY_LIMIT)
+    going_on = bool(collection.states) and collection.running and not ended
     return render(
         "study",
         version=next((run.summary.mirrorpo_version for run in collection.runs), ""),
         title=collection.title,
+        refresh=REFRESH if going_on else 0,
         overview=_overview(collection),
-        conclusion=conclude_study(collection, comparison),
+        states=[(state, *_state_in_words(state, going_on)) for state in collection.states],
+        whereabouts=_whereabouts(going_on),
+        **({"conclusion": None} if comparison is None else _compared(collection, comparison)),
         baseline=collection.baseline,
-        accuracy=accuracy_tables(collection, comparison),
-        kinds=_kinds(collection, comparison),
-        rows=_rows(collection, comparison),
-        others=other_tables(collection, comparison),
-        clouds=_clouds(collection),
-        curves=draw_curves({name: runs for name, runs in collection.arms.items() if runs}, collection.baseline),
         command=collection.command,
         changes=collection.changes,
         study=kept,
@@ -104,6 +104,37 @@ def study_page(collection: Collection, comparison: Comparison) -> str:
         reading=READING,
         **_samples(collection),
     )
+
+
+def _compared(collection: Collection, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "conclusion": conclude_study(collection, comparison),
+        "accuracy": accuracy_tables(collection, comparison),
+        "kinds": _kinds(collection, comparison),
+        "rows": _rows(collection, comparison),
+        "others": other_tables(collection, comparison),
+        "clouds": _clouds(collection),
+        "curves": draw_curves({name: runs for name, runs in collection.arms.items() if runs}, collection.baseline),
+    }
+
+
+def _whereabouts(going_on: bool) -> str:
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if going_on:
+        return f"Written {now}. The page loads itself again while the study goes on."
+    return f"Written {now}. No process works on the study; `--resume` goes on with it."
+
+
+def _state_in_words(state: RunState, going_on: bool) -> tuple[str, str, bool]:
+    """Where a run is, what it has reached, and whether it has a page of its own."""
+    of = "" if state.steps is None else f" of {state.steps:,}"
+    kind = "begun" if state.kind == "running" and not going_on else state.kind
+    if kind in ("running", "begun"):
+        return kind, f"step {state.step:,}{of}", True
+    if state.accuracy is None:
+        return kind, "", False
+    took = "" if state.seconds is None else f" in {duration(state.seconds)}"
+    return kind, f"accuracy {percent(state.accuracy)}{took}", True
 
 
 def _overview(collection: Collection) -> list[tuple[str, str]]:
@@ -283,6 +314,8 @@ def write_study_report(collection: Collection, folder: Path, exports: Sequence[s
     Raises:
         InputError: no finished run, or a broken file in a run folder.
     """
+    if not collection.runs and any(state.kind != "failed" for state in collection.states):
+        return [write_study_page(collection, folder)]
     if not collection.runs:
         raise InputError(f"{folder}: no run is finished: there is nothing to report")
     comparison = compare(collection)
@@ -299,6 +332,13 @@ def write_study_report(collection: Collection, folder: Path, exports: Sequence[s
 
         written += export(collection, comparison, folder, exports)
     return written
+
+
+def write_study_page(collection: Collection, folder: Path, *, ended: bool = False) -> Path:
+    """Write ``report.html`` alone, of a study that may go on; arguments as for ``study_page``."""
+    page = study_page(collection, compare(collection) if collection.runs else None, ended=ended)
+    write_text_atomic(folder / FILES[0], page)
+    return folder / FILES[0]
 
 
 def markdown(collection: Collection, comparison: Comparison) -> str:
@@ -368,4 +408,4 @@ def _plain(value: Any) -> Any:
     return _plain(vars(value)) if type(value).__module__.startswith("mirrorpo.") else value
 
 
-__all__ = ["FILES", "READING", "as_json", "markdown", "study_page", "write_study_report"]
+__all__ = ["FILES", "READING", "as_json", "markdown", "study_page", "write_study_page", "write_study_report"]

@@ -79,6 +79,27 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where one run of a study is that is not finished as a whole.
+
+    Attributes:
+        arm, seed: which run.
+        kind: finished, failed, running, begun (no process works on it now) or waiting.
+        step, steps: done, and of the whole run (None: the study does not say).
+        accuracy: after training; None before.
+        seconds: that it took; None before it ends.
+    """
+
+    arm: str
+    seed: int
+    kind: str
+    step: int
+    steps: int | None
+    accuracy: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Collection:
     """What a report is about.
 
@@ -94,6 +115,8 @@ class Collection:
         command: how the study was started, None for a set of folders.
         study: the resolved study's text, None for a set of folders.
         notes: what a reader must know about the set, a sentence each.
+        states: where each run is, of a study that is not finished; empty otherwise.
+        running: whether a process works on the study.
     """
 
     title: str
@@ -107,6 +130,8 @@ class Collection:
     command: str | None = None
     study: str | None = None
     notes: tuple[str, ...] = ()
+    states: tuple[RunState, ...] = ()
+    running: bool = False
 
     @property
     def runs(self) -> list[FinishedRun]:
@@ -306,6 +331,7 @@ __all__ = [
     "Collection",
     "Failure",
     "FinishedRun",
+    "RunState",
     "by_seed",
     "check_versions",
     "differences",

@@ -15,12 +15,14 @@ import yaml
 from mirrorpo.config.study import PlanRecord, StudySpec, kept_part
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError, unknown_name
-from mirrorpo.runs.folder import STUDY, is_run, is_study
+from mirrorpo.runs.folder import METRICS_FILE, STUDY, is_run, is_study
 from mirrorpo.runs.reader import read_plain
+from mirrorpo.runs.unfinished import is_finished, is_running
 from mirrorpo.studies.collection import (
     Collection,
     Failure,
     FinishedRun,
+    RunState,
     by_seed,
     check_versions,
     differences,
@@ -55,11 +57,15 @@ def study_collection(folder: Path, *, allow_mixed: bool = False) -> Collection:
     known, command = _read_record(folder)
     arms: dict[str, tuple[FinishedRun, ...]] = {}
     failed: list[Failure] = []
-    num_missing = 0
+    states: list[RunState] = []
+    num_missing, running = 0, is_running(folder)
     for arm, spec in settings["arms"].items():
         runs = []
         for seed in spec["seeds"]:
             result = known.get(f"{arm}/seed{seed}")
+            if running and result is not None and not _is_there(folder, arm, seed, result):
+                result = None  # thrown away, to be run again
+            states.append(_state(folder, arm, seed, spec, result))
             if result is None:
                 num_missing += 1
             elif result["status"] == "failed":
@@ -80,6 +86,36 @@ def study_collection(folder: Path, *, allow_mixed: bool = False) -> Collection:
         command=command or None,
         study=text,
         notes=(*check_versions(runs, allow_mixed), *fairness_notes(arms), *_plan_notes(settings, folder)),
+        states=tuple(states) if num_missing or not runs else (),
+        running=running,
+    )
+
+
+def _is_there(folder: Path, arm: str, seed: int, result: Mapping[str, Any]) -> bool:
+    return result["status"] == "failed" or is_finished(_inside(folder, RUNS_FOLDER, arm, f"seed{seed}"))
+
+
+def _state(folder: Path, arm: str, seed: int, spec: Mapping[str, Any], result: Mapping[str, Any] | None) -> RunState:
+    """Where a run is: as the record says, else as its folder shows."""
+    train = spec.get("train")
+    steps = train.get("steps") if isinstance(train, dict) else None
+    run = _inside(folder, RUNS_FOLDER, arm, f"seed{seed}")
+    try:
+        step = read_plain(run, METRICS_FILE).count(b"\n")
+    except (FileNotFoundError, ValueError):
+        step = 0
+    if result is None:
+        kind = "running" if is_running(run) else "begun" if run.is_dir() else "waiting"
+        return RunState(arm=arm, seed=seed, kind=kind, step=step, steps=steps if type(steps) is int else None)
+    numbers = {key: value for key in ("accuracy_after", "seconds") if type(value := result.get(key)) is float}
+    return RunState(
+        arm=arm,
+        seed=seed,
+        kind=result["status"],
+        step=step,
+        steps=steps if type(steps) is int else None,
+        accuracy=numbers.get("accuracy_after"),
+        seconds=numbers.get("seconds"),
     )
 
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ _MEASURE = "mirrorpo.studies.job:measure_job"
 _MAX_DEATHS = 2  # workers that one run may cost: it is tried once more
 _TIMED_STEPS = 2
 _EVERY = 2.0  # seconds between looks at the run folders
+_PAGE_EVERY, _PAGE_SHARE = 10.0, 0.01  # seconds between two pages, at least, and their share of the time, at most
 _SPEED_PERIOD = 600.0  # seconds over which the speed is averaged: runs alternate between steps and evaluations
 
 
@@ -207,6 +208,7 @@ def run_study(
     command: str,
     retry_failed: bool = False,
     redo: Collection[str] = (),
+    page: Callable[[], None] = lambda: None,
 ) -> None:
     """Run what is missing.
 
@@ -219,6 +221,7 @@ def run_study(
         command: how the study was started, for the runs' summaries.
         retry_failed: try runs again that are recorded as failed.
         redo: runs (``ARM/seedN``) to throw away and run again.
+        page: writes the page of the study that goes on; called now and then, from a thread beside the runs.
 
     Raises:
         InputError: ``redo`` names a run that the study does not have.
@@ -247,7 +250,7 @@ def run_study(
         )
         for job in missing
     }
-    with Progress(console, list(jobs.values()), {job.name for job in missing}, out / RUNS_FOLDER) as progress:
+    with Progress(console, list(jobs.values()), {job.name for job in missing}, out / RUNS_FOLDER, page) as progress:
         while waiting:
             try:
                 for done in pool.run(list(waiting.values())):
@@ -407,10 +410,18 @@ class Progress:
         jobs: all runs of the study.
         missing: names of those that are to be run now.
         folder: of the run folders.
+        page: as for ``run_study``; it takes a hundredth of the time, at most.
     """
 
-    def __init__(self, console: Console, jobs: Sequence[Job], missing: Collection[str], folder: Path) -> None:
-        self.console, self.folder = console, folder
+    def __init__(
+        self,
+        console: Console,
+        jobs: Sequence[Job],
+        missing: Collection[str],
+        folder: Path,
+        page: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.console, self.folder, self._page, self._page_due = console, folder, page, 0.0
         self._total_runs, self._done_runs = len(jobs), len(jobs) - len(missing)
         self._open = {job.name: job.recipe.train.steps for job in jobs if job.name in missing}
         self._total, self._closed = sum(self._open.values()), 0
@@ -434,12 +445,12 @@ class Progress:
         self._task = self._bar.add_task("", total=self._total, completed=self._begun, runs=self._runs())
         self._bar.start()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
-        if self.console.is_terminal:
-            self._watcher.start()
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self._watcher.join()  # a page of this moment must not replace that of the end
         self._bar.stop()
 
     def finished(self, job: Job, result: Mapping[str, Any]) -> None:
@@ -469,6 +480,10 @@ class Progress:
     def _watch(self) -> None:
         while not self._stop.wait(_EVERY):
             self._update()
+            if (began := time.monotonic()) >= self._page_due:
+                self._page()
+                cost = time.monotonic() - began
+                self._page_due = began + max(_PAGE_EVERY, cost / _PAGE_SHARE)
 
     def _update(self) -> None:
         self._bar.update(self._task, completed=self._closed + self._steps_under_way(), runs=self._runs())

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -157,6 +158,8 @@ def train(
         extension = Preferences()
     prepared = together(lambda: prepare(recipe) if extension is None else extension.prepared(prepare(recipe)))
     console = console if is_main() else Console(quiet=True)
+    if not resume:
+        import_module("mirrorpo.training.trainer")  # a vLLM that TRL cannot import leaves no folder behind
     folder = together(
         lambda: RunFolder(out, recipe, resume, lambda line: say(console, line)), main_only=True
     ) or FollowedFolder(out)
