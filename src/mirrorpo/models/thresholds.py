@@ -198,7 +198,7 @@ def reads_padding(model: nn.Module) -> bool:
     model.eval()  # dropout would differ between the two passes
     try:
         device = next(model.parameters()).device
-        # Not the first tokens of the vocabulary: texts never begin so, and rounding of 16 bits moves logits by an eighth.
+        # Not the first tokens of the vocabulary: behind those, rounding in 16 bits alone moves logits by an eighth.
         embeddings = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         ids = (torch.arange(1, 6, device=device) * (embeddings.weight.shape[0] // 8)).unsqueeze(0)
         padded = torch.cat([ids[:, :3], ids], dim=1)
