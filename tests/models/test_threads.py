@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mirrorpo.models import threads
-from mirrorpo.models.threads import fit_threads, suggest_bfloat16, threads_for
+from mirrorpo.models.threads import fit_threads, suggest_dtype, threads_for
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,25 @@ def test_beside_a_gpu_the_threads_stay(chosen: list[int], monkeypatch: pytest.Mo
     assert chosen == []
 
 
-def test_bfloat16_is_suggested_for_a_large_float32_model_where_the_processor_multiplies_it(tmp_path: Path) -> None:
-    able, unable = tmp_path / "able", tmp_path / "unable"
-    able.write_text("processor : 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n")
-    unable.write_text("processor : 0\nmodel name : bf16\nflags\t\t: fpu avx512f\n")
+def test_a_large_model_is_told_of_the_number_format_that_the_processor_computes_in(tmp_path: Path) -> None:
+    texts = {
+        "able": "processor : 0\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile\n",
+        "unable": "processor : 0\nmodel name : bf16\nflags\t\t: fpu avx2\n",
+        "between": "processor : 0\nflags\t\t: fpu avx2 avx512f\n",  # converts within a product: not measured
+        "arm": "processor : 0\nFeatures\t: fp asimd\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
     with torch.device("meta"):
         large, small = torch.nn.Linear(10_000, 10_000), torch.nn.Linear(100, 100)
-    said = suggest_bfloat16(large, able)
-    assert said is not None
-    assert "model.dtype=bfloat16" in said
-    assert suggest_bfloat16(large, unable) is None
-    assert suggest_bfloat16(large, tmp_path / "absent") is None
-    assert suggest_bfloat16(small, able) is None
-    assert suggest_bfloat16(large.bfloat16(), able) is None
+        half = torch.nn.Linear(10_000, 10_000, dtype=torch.bfloat16)
+
+    def said(model: torch.nn.Module, name: str, autocast: bool = False) -> str:
+        line = suggest_dtype(model, autocast, tmp_path / name) or ""
+        return "float32" if "model.dtype=float32" in line else "bfloat16" if "model.dtype=bfloat16" in line else line
+
+    names = [*texts, "absent"]
+    assert [said(large, name) for name in names] == ["bfloat16", "", "", "", ""]
+    assert [said(half, name) for name in names] == ["", "float32", "", "", ""]
+    assert [said(large, name, autocast=True) for name in names] == ["", "float32", "", "", ""]
+    assert [said(small, name) + said(small.bfloat16(), name) for name in names] == [""] * 5

@@ -27,7 +27,7 @@ from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import for_vllm, resolve_model
 from mirrorpo.models.folder import loading
 from mirrorpo.models.generation import CannotGenerateError, check_generates, end_tokens
-from mirrorpo.models.threads import fit_threads, suggest_bfloat16
+from mirrorpo.models.threads import fit_threads, suggest_dtype
 from mirrorpo.models.thresholds import context_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.progress import counted
@@ -243,7 +243,7 @@ def _engine(recipe: Recipe, engine: str, tokenizer: Any, context: int) -> Engine
     except CannotGenerateError as error:
         raise InputError(f"model.path {recipe.model.path!r}: {error}") from error
     fit_threads(model)
-    suggest_bfloat16(model)
+    suggest_dtype(model)
     return TransformersEngine(model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
 
 

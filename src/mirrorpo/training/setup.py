@@ -28,7 +28,7 @@ from mirrorpo.models import tokenizer as tokenizers
 from mirrorpo.models.chat_template import check_chat_template
 from mirrorpo.models.folder import check_model_folder, check_path, loading
 from mirrorpo.models.generation import CannotGenerateError, check_generates
-from mirrorpo.models.threads import fit_threads, suggest_bfloat16
+from mirrorpo.models.threads import fit_threads, suggest_dtype
 from mirrorpo.models.thresholds import Context, context_of, noise_of
 from mirrorpo.models.weights import without_memory
 from mirrorpo.tasks import Row, Task, find_task
@@ -446,8 +446,7 @@ def build_trainer(
             what = f"train.vllm.server_url {recipe.train.vllm.server_url!r}"
         raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error
     fit_threads(trainer.model)
-    if recipe.train.precision == "float32":
-        suggest_bfloat16(trainer.model)
+    suggest_dtype(trainer.model, recipe.train.precision != "float32")
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
     return trainer
 
