@@ -18,16 +18,20 @@ import pytest
 import torch
 import yaml
 
-from mirrorpo.config.study import MeasureSpec, Study, load_study
+from mirrorpo.config.measure import MeasureSpec
+from mirrorpo.config.study import Study, load_study
 from mirrorpo.config.train import Recipe, recipe_from
 from mirrorpo.errors import InputError
 from mirrorpo.evaluation.summary import Evaluation, Sample
 from mirrorpo.models import builtin_path
+from mirrorpo.reports.conclusions import conclude_study
+from mirrorpo.reports.study_page import write_study_report
 from mirrorpo.reports.tables import runs_csv
 from mirrorpo.studies.collection import read_run
+from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import study_collection
-from mirrorpo.studies.job import Response, check_measured, distances, measure_job, measure_run, run_job
-from mirrorpo.studies.runner import grown_from, measure_study, open_study
+from mirrorpo.studies.job import Response, check_measured, distances, measure_job, measure_run, measure_study, run_job
+from mirrorpo.studies.runner import grown_from, open_study
 from mirrorpo.workers import Done, Job
 from test_study_run import BASE, SILENT, Here, go, plan
 
@@ -273,3 +277,69 @@ def test_the_commit_of_a_plan_is_known_only_while_it_is_as_committed(tmp_path: P
     assert study_with(tmp_path, plan="plan.md").plan.commit == git("rev-parse", "HEAD")  # pyright: ignore[reportOptionalMemberAccess]
     (tmp_path / "plan.md").write_text("b")
     assert study_with(tmp_path, plan="plan.md").plan.commit is None  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def curves_study(tmp_path: Path, **matched: Any) -> Path:
+    """Two curves of three arms and a shared one, six seeds; `high` lies 0.1 above `low` at the same distance.
+
+    The distances of `high` are twice those of `low`, so that its arms have more than that difference between them.
+    """
+    settings = {"reference": "low", "curves": {"low": "low_*", "high": "high_*"}, "shared": ["none"], **matched}
+    arms = {"none": {}} | {f"{name}_{n}": {"train.steps": 3 + n} for name in ("low", "high") for n in (1, 2, 4)}
+    data = {"base": BASE, "arms": arms, "seeds": list(range(6)), "baseline": "none", "matched": settings}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(data))
+    out = tmp_path / "out"
+    go(out, Here(), study=load_study(tmp_path / "study.yaml"))
+    for folder in out.glob("runs/*/seed*"):
+        curve, _, step = folder.parent.name.partition("_")
+        x = math.log(0.1 * int(step)) if step else math.log(0.8)
+        x += math.log(2.0) if curve == "high" else 0.0
+        height = 0.5 + 0.1 * x + (0.1 if curve == "high" else 0.0) + 0.001 * int(folder.name[4:])
+        measures = {"trained.policy.reverse_kl_sum": math.exp(x), "easy.policy.pass@4": height}
+        (folder / "measures.json").write_text(json.dumps({"measures": measures}))
+    return out
+
+
+def test_curves_are_compared_where_they_went_equally_far(tmp_path: Path) -> None:
+    out = curves_study(tmp_path, value="easy.policy.pass@4")
+    found = compare(study_collection(out)).matched
+    assert found is not None
+    # Both are straight, with the shared arm on the line of `low`. `high` stays 0.1 above until its last arm, as
+    # far as `none`: the two are one point at mean height, 0.05 above. Common range: 0.2 to 0.8 nats, in logarithms
+    # half of it at 0.1, and half falling from 0.1 to 0.05.
+    expected = 0.5 * 0.1 + 0.5 * (0.1 + 0.05) / 2
+    assert found.heights["high"].mean.estimate == pytest.approx(expected)
+    assert found.heights["high"].p_holm == pytest.approx(2 / 2**6)
+    assert found.left_out == {}
+    page, text = (path.read_text() for path in write_study_report(study_collection(out), out)[:2])
+    assert "Curves at matched distance" in page
+    assert "high above low" in text
+    assert "easy pass@4" in text
+
+
+def test_curves_without_a_common_range_are_left_out_and_counted(tmp_path: Path) -> None:
+    out = curves_study(tmp_path, curves={"low": ["low_1", "low_2"], "high": ["high_4"]}, shared=["none"])
+    for folder in out.glob("runs/none/seed*"):
+        (folder / "measures.json").write_text(json.dumps({"measures": {"trained.policy.reverse_kl_sum": 0.8}}))
+    found = compare(study_collection(out)).matched
+    assert found is not None
+    assert (found.heights, found.left_out) == ({}, {"high": 6})
+    conclusion = conclude_study(study_collection(out), compare(study_collection(out)))
+    assert "At matched distance" not in dict(conclusion.paragraphs)
+
+
+@pytest.mark.parametrize(
+    ("matched", "said"),
+    [
+        ({"reference": "lo"}, "reference: unknown curve 'lo'"),
+        ({"curves": {"low": "low_*", "high": ["high_3"]}}, "curves.high: unknown arm 'high_3'"),
+        ({"curves": {"low": "low_*", "high": "hi-*"}, "shared": []}, "curves.high: must have at least 2 arms"),
+        ({"shared": ["nothing"]}, "shared: unknown arm 'nothing'"),
+        ({"curves": {"low": "low_*"}}, "curves"),
+    ],
+)
+def test_curves_that_no_arm_has_are_refused(tmp_path: Path, matched: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match="matched") as refused:
+        curves_study(tmp_path, **matched)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -19,7 +19,8 @@ from mirrorpo.runs.folder import is_study
 from mirrorpo.studies.collection import Collection
 from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import gather, study_collection
-from mirrorpo.studies.runner import check_arms, estimate, grown_from, measure_study, open_pool, open_study, run_study
+from mirrorpo.studies.job import measure_study
+from mirrorpo.studies.runner import check_arms, estimate, grown_from, open_pool, open_study, run_study
 from mirrorpo.wording import duration, plural, say
 
 _MANY_ARMS = 12  # more are read in the report

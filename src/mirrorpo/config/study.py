@@ -17,24 +17,20 @@ An arm is merged into the base by the rule of ``mirrorpo.config.yaml``: key by k
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from mirrorpo.config.measure import MatchedSpec, MeasureSpec, PlanRecord, read_plan
 from mirrorpo.config.train import Recipe, check_keys, recipe_from
 from mirrorpo.config.yaml import explain, load, merge, nested, overridden, parse_override, with_bases
 from mirrorpo.errors import InputError, unknown_name
-from mirrorpo.losses.facts import UnknownPart, divergence_facts
-from mirrorpo.tasks import TaskSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,79}")
 # What a key with several forms may be, for the message when it is none of them.
@@ -58,151 +54,6 @@ class SeedRange(BaseModel):
 
 
 _SEEDS: TypeAdapter[list[int] | SeedRange] = TypeAdapter(list[Seed] | SeedRange)
-TRAINED = "trained"  # the task of the recipe itself, among the tasks that are measured
-
-
-class MeasureSpec(BaseModel):
-    """What is measured of each trained policy, on the same problems for all, beside the run's own evaluation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    problems: int = Field(default=256, ge=1, le=100_000, description="unseen problems of each task")
-    samples: int = Field(default=1, ge=1, le=10_000, description="completions per problem, at temperature 1")
-    pass_at: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1, description="the k of pass@k")
-    distances: list[str | dict[str, Any]] = Field(
-        default=["reverse_kl", "forward_kl"], description="divergences from the start, over the vocabulary"
-    )
-    responses: int = Field(default=128, ge=1, le=100_000, description="responses that a distance is measured on")
-    tasks: dict[str, TaskSettings] = Field(default={}, description="name to further tasks; `trained` is always there")
-    begin: dict[str, str] = Field(
-        default={},
-        description="task to how each response begins, with fields of its row such as {prompt[0]}",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _enough_samples(cls, data: Any) -> Any:
-        """``samples`` left out is the largest ``pass_at``."""
-        if isinstance(data, dict) and "samples" not in data and isinstance(data.get("pass_at"), list):
-            whole = [k for k in data["pass_at"] if type(k) is int]
-            return {**data, "samples": max(whole, default=1)} if whole else data
-        return data
-
-    @field_validator("distances")
-    @classmethod
-    def _known(cls, value: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
-        for one in value:
-            with suppress(UnknownPart):
-                divergence_facts(one)
-        labels = [label_of_divergence(one) for one in value]
-        twice = next((label for label in labels if labels.count(label) > 1), None)
-        if twice is not None:
-            raise ValueError(f"duplicate divergence {twice!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _fits(self) -> MeasureSpec:
-        if max(self.pass_at) > self.samples:
-            raise ValueError(f"pass_at must be at most samples = {self.samples}, got {max(self.pass_at)}")
-        if self.responses > self.problems * self.samples:
-            raise ValueError(
-                f"responses must be at most problems * samples = {self.problems * self.samples}, got {self.responses}"
-            )
-        for name in self.begin:
-            if name not in (TRAINED, *self.tasks):
-                raise ValueError(f"begin: {unknown_name('task', name, (TRAINED, *self.tasks))}")
-        for name in self.tasks:
-            if name == TRAINED or not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
-                raise ValueError(
-                    f"tasks: name {name!r} must be lower-case letters, digits and _ (at most 40), and not {TRAINED!r}"
-                )
-        return self
-
-
-def label_of_divergence(spec: str | Mapping[str, Any]) -> str:
-    """The name of a divergence as a column: its options behind it.
-
-    Example:
-        >>> label_of_divergence({"name": "alpha", "alpha": 0.5})
-        'alpha_0.5'
-    """
-    if isinstance(spec, str):
-        return spec
-    return "_".join(str(value) for value in (spec.get("name"), *(v for k, v in spec.items() if k != "name")))
-
-
-class PlanRecord(BaseModel):
-    """A plan that was written down before the first run.
-
-    Attributes:
-        path: as the study names it.
-        sha256: of the file when the study began.
-        commit: the last one that changed the file; None where the file is not as committed, or there is no repository.
-        later: hashes of the file when the study went on, where they differ.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    commit: str | None = Field(default=None, pattern=r"^[0-9a-f]{7,64}$")
-    later: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = []
-
-
-def read_plan(name: str, beside: Path, where: str) -> PlanRecord:
-    """The plan that a study names: its hash, and the commit it stands in.
-
-    Args:
-        name: a path, from the working folder or from the study file.
-        beside: the folder of the study file.
-        where: of the study, for messages.
-
-    Raises:
-        InputError: no such file.
-    """
-    path = next((found for found in (Path(name), beside / name) if found.is_file()), None)
-    if path is None:
-        raise InputError(
-            f"{where}: plan: no file {name!r}, from the working folder or beside the study file (plan=null: none)"
-        )
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{where}: plan: {name!r} cannot be read ({error.strerror})") from None
-    return PlanRecord(path=name, sha256=hashlib.sha256(content).hexdigest(), commit=_commit_of(path.resolve()))
-
-
-def plan_since(begun: PlanRecord | None, now: PlanRecord | None) -> PlanRecord | None:
-    """The plan that a study began with, and the hashes it has had since."""
-    if begun is None or now is None:
-        return begun or now
-    since = dict.fromkeys((*begun.later, now.sha256, *now.later))
-    return begun.model_copy(update={"later": [sha for sha in since if sha != begun.sha256]})
-
-
-_Part = TypeVar("_Part", MeasureSpec, PlanRecord)
-
-
-def kept_part(model: type[_Part], data: Any, where: str) -> _Part | None:
-    """What a study's folder says of its measures or its plan; raises ``InputError`` for what no study wrote."""
-    try:
-        return None if data is None else model.model_validate(data)
-    except ValidationError as error:
-        raise InputError(f"{where}: {error.errors(include_url=False)[0]['msg']}") from None
-
-
-def _commit_of(path: Path) -> str | None:
-    """The last commit that changed a file, None if the file differs from it or is in no repository."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(path.parent), *arguments, "--", path.name]
-        try:
-            found = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError:  # no git
-            return None
-        return found.stdout.strip() if found.returncode == 0 else None
-
-    return None if git("status", "--porcelain") != "" else git("log", "-1", "--format=%H") or None
 
 
 class StudySpec(BaseModel):
@@ -220,6 +71,7 @@ class StudySpec(BaseModel):
     margin: float = Field(default=0.02, gt=0.0, le=1.0, description="accuracy differences within this count as none")
     measure_divergence: bool = Field(default=True, description="exact KL from the start after each run")
     measure: MeasureSpec | None = Field(default=None, description="further measures of each trained policy")
+    matched: MatchedSpec | None = Field(default=None, description="curves that are compared at the same distance")
     plan: str | None = Field(default=None, min_length=1, description="a file, written before the first run")
 
 
@@ -251,6 +103,7 @@ class Study:
         keep_models: whether runs keep their weights.
         measure_divergence: whether the exact KL from the start is measured after each run.
         measure: what else is measured.
+        matched: which curves are compared at the same distance.
         plan: what was decided before the first run.
     """
 
@@ -263,6 +116,7 @@ class Study:
     keep_models: bool
     measure_divergence: bool
     measure: MeasureSpec | None = None
+    matched: MatchedSpec | None = None
     plan: PlanRecord | None = None
 
     def jobs(self) -> list[Job]:
@@ -288,7 +142,7 @@ class Study:
             "keep_models": self.keep_models,
             "measure_divergence": self.measure_divergence,
         }
-        for name, value in (("measure", self.measure), ("plan", self.plan)):
+        for name, value in (("measure", self.measure), ("matched", self.matched), ("plan", self.plan)):
             settings |= {} if value is None else {name: value.model_dump(mode="json")}
         return yaml.safe_dump({**settings, "arms": arms}, sort_keys=False, allow_unicode=True)
 
@@ -412,8 +266,19 @@ def _resolve(spec: StudySpec, where: str, path: Path, overrides: Sequence[str]) 
         keep_models=spec.keep_models,
         measure_divergence=spec.measure_divergence,
         measure=spec.measure,
+        matched=_matched(spec.matched, arms, where),
         plan=None if spec.plan is None else read_plan(spec.plan, path.parent, where),
     )
+
+
+def _matched(spec: MatchedSpec | None, arms: Mapping[str, Recipe], where: str) -> MatchedSpec | None:
+    """The curves with their patterns replaced by the arms that they mean."""
+    if spec is None:
+        return None
+    try:
+        return spec.resolved(list(arms))
+    except ValueError as error:
+        raise InputError(f"{where}: matched.{error}") from None
 
 
 def _arms(spec: StudySpec, where: str) -> dict[str, dict[str, Any]]:
@@ -486,4 +351,4 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-__all__ = ["Job", "Study", "StudySpec", "load_study", "study_from"]
+__all__ = ["Job", "MatchedSpec", "MeasureSpec", "Study", "StudySpec", "load_study", "study_from"]

@@ -231,6 +231,7 @@ def conclude_study(collection: Collection, comparison: Comparison) -> StudyConcl
         ("Inconclusive after correction", _open(collection, comparison, found)),
         ("Agreement between seeds", _variances(collection, comparison)),
         ("Speed, length and drift", _others(collection, comparison)),
+        ("At matched distance", _matched(comparison)),
         ("Left out", _failures(collection)),
         *(("Note", note) for note in collection.notes),
     ]
@@ -394,6 +395,21 @@ def _others(collection: Collection, comparison: Comparison) -> str:
     if not sentences:
         return ""
     return ". ".join(sentences) + ". Each measure is corrected for the number of arms, not for the other measures."
+
+
+def _matched(comparison: Comparison) -> str:
+    """Which curves lie above or below the reference where both went equally far."""
+    found = comparison.matched
+    if found is None or not found.heights:
+        return ""
+    kinds = {"above": [], "below": [], "not shown to differ from": []}
+    for curve, d in found.heights.items():
+        side = "above" if d.mean.estimate > 0 else "below"
+        kinds[side if d.significant else "not shown to differ from"].append(curve)
+    said = [f"{', '.join(curves)} {kind} {found.reference}" for kind, curves in kinds.items() if curves]
+    left = sum(found.left_out.values())
+    rest = f" Left out for want of a common range: {left}." if left else ""
+    return f"{found.value} over {found.distance}, after correction: {'; '.join(said)}.{rest}"
 
 
 def _failures(collection: Collection) -> str:

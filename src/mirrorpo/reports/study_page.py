@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from mirrorpo.errors import InputError
@@ -113,7 +114,7 @@ def _compared(collection: Collection, comparison: Comparison) -> dict[str, Any]:
         "kinds": _kinds(collection, comparison),
         "rows": _rows(collection, comparison),
         "others": other_tables(collection, comparison),
-        "clouds": _clouds(collection),
+        "clouds": _clouds(collection) + _matched_curves(comparison),
         "curves": draw_curves({name: runs for name, runs in collection.arms.items() if runs}, collection.baseline),
     }
 
@@ -247,6 +248,37 @@ def _clouds(collection: Collection) -> Markup:
                 paths=True,
             ),
         )
+    )
+
+
+def _matched_curves(comparison: Comparison) -> Markup:
+    """Each curve through the means of its arms, in the order of their distances."""
+    found = comparison.matched
+    if found is None:
+        return Markup("")
+    curves = []
+    for curve, by_seed in found.points.items():
+        arms: dict[str, list[tuple[float, float]]] = {}
+        for points in by_seed.values():
+            for far, high, arm in points:
+                arms.setdefault(arm, []).append((far, high))
+        means = {arm: np.exp(np.log([x for x, _ in own]).mean()) for arm, own in arms.items()}
+        heights = {arm: float(np.mean([y for _, y in own])) for arm, own in arms.items()}
+        ordered = sorted(means, key=lambda arm: means[arm])
+        curves.append(
+            Cloud(name=curve, points=[(float(means[arm]), heights[arm], f"{curve}: {arm}") for arm in ordered])
+        )
+    return draw_cloud(
+        "Curves at matched distance",
+        "Each curve joins the means of its arms (of the distance: geometric). Curves by number: "
+        + ", ".join(f"{n} {curve}" for n, curve in enumerate(found.points, start=1))
+        + ".",
+        curves,
+        across=found.distance,
+        up=found.value,
+        across_log=True,
+        up_share=found.value.rpartition(".")[2].startswith(("accuracy", "pass@")),
+        paths=True,
     )
 
 

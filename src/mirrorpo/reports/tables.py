@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mirrorpo.statistics import Interval
+from mirrorpo.statistics import Interval, equivalent
 from mirrorpo.studies.collection import Collection, FinishedRun
-from mirrorpo.studies.compare import Arrival, Comparison, Spread, area_under_curve, steps_to_target
+from mirrorpo.studies.compare import Arrival, Comparison, Matched, Spread, area_under_curve, steps_to_target
 from mirrorpo.wording import number, printable, signed, three_digits
 
 NOTHING = "–"
@@ -119,7 +119,49 @@ def other_tables(collection: Collection, comparison: Comparison) -> tuple[Table,
             rows=tuple((arm, (*_arrival_cells(comparison.arrivals[arm]), *cells)) for arm, cells in steps.rows),
         ),
     )
-    return tuple(table for table in tables if table.heads)
+    tasks = dict.fromkeys(name.partition(".")[0] for name in known if "." in name)
+    of_tasks = (measured(*(_titled(name) for name in known if name.startswith(f"{task}."))) for task in tasks)
+    matched = () if comparison.matched is None else (matched_table(comparison.matched, collection.margin),)
+    return tuple(table for table in (*tables, *of_tasks, *matched) if table.heads)
+
+
+def _titled(name: str) -> tuple[str, str, str]:
+    """Column, title and explanation of a measure."""
+    task, _, what = name.split(".", 2)
+    says = {
+        "accuracy": "share of right completions",
+        "distinct_right": "different right texts of a problem, mean over problems",
+        "reverse_kl": "exact KL(policy || start) a token, on responses of the policy, nats",
+        "forward_kl": "exact KL(start || policy) a token, on responses of the start, nats",
+    }.get(what, "a problem is solved by one of so many completions")
+    return name, f"{task} {what.replace('_', ' ')}", f"{says}; task {task}"
+
+
+def matched_table(found: Matched, margin: float) -> Table:
+    """Curves against the reference where they went equally far; a value that is a share is shown in points."""
+    share = found.value.rpartition(".")[2].startswith(("accuracy", "pass@"))
+    show = _scaled(100, 1, signed=True) if share else signed
+    heads = (
+        ("Height", f"{found.value} above {found.reference} at the same {found.distance}, mean over what both cover"),
+        ("95 %", "studentised bootstrap over seeds"),
+        ("Seeds", "with a common range of more than a factor of 2"),
+        ("p", "paired permutation test"),
+        ("p Holm", "corrected for the number of curves"),
+        ("Same", f"the interval for all curves at once lies within {margin:g}"),
+    )
+    rows = []
+    for curve, d in found.heights.items():
+        same = share and equivalent(d.values, margin, 0.0, d.num_comparisons)
+        cells = (
+            _cell(d.mean.estimate, show),
+            _interval(d.mean, show),
+            Cell(text=str(len(d.seeds)), value=len(d.seeds)),
+            _cell(d.p, three_digits),
+            _cell(d.p_holm, three_digits),
+            Cell(text="yes" if same else "no", value=float(same)),
+        )
+        rows.append((curve, cells))
+    return Table(heads=heads if rows else (), rows=tuple(rows))
 
 
 def _measure_heads(title: str, says: str) -> list[tuple[str, str]]:
@@ -240,4 +282,14 @@ def csv_text(text: str) -> str:
     return f"'{printable(text)}" if text.lstrip().startswith(_FORMULA) else printable(text)
 
 
-__all__ = ["Cell", "Table", "accuracy_tables", "as_markdown", "csv_text", "markdown_text", "other_tables", "runs_csv"]
+__all__ = [
+    "Cell",
+    "Table",
+    "accuracy_tables",
+    "as_markdown",
+    "csv_text",
+    "markdown_text",
+    "matched_table",
+    "other_tables",
+    "runs_csv",
+]

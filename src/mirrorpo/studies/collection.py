@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mirrorpo.config.measure import MatchedSpec
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError
 from mirrorpo.runs.folder import RECIPE_FILE, SUMMARY_FILE, flat
@@ -114,6 +115,7 @@ class Collection:
         num_missing: runs of the study that have not been run.
         command: how the study was started, None for a set of folders.
         study: the resolved study's text, None for a set of folders.
+        matched: curves that are compared at the same distance.
         notes: what a reader must know about the set, a sentence each.
         states: where each run is, of a study that is not finished; empty otherwise.
         running: whether a process works on the study.
@@ -129,6 +131,7 @@ class Collection:
     num_missing: int = 0
     command: str | None = None
     study: str | None = None
+    matched: MatchedSpec | None = None
     notes: tuple[str, ...] = ()
     states: tuple[RunState, ...] = ()
     running: bool = False

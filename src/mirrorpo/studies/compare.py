@@ -9,11 +9,13 @@ intervals are never narrower than the binomial noise of that, and every interval
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mirrorpo.config.measure import MatchedSpec
 from mirrorpo.statistics import (
     ANY,
     CHANGE,
@@ -30,6 +32,7 @@ from mirrorpo.statistics import (
     permutation_p,
     variance_ratio,
 )
+from mirrorpo.statistics.curves import height_difference
 from mirrorpo.studies.collection import Collection, FinishedRun
 
 WINDOW = 5  # steps that the target's curve is averaged over: one lucky batch is no arrival
@@ -181,12 +184,34 @@ class Arrival:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Matched:
+    """Curves at matched distance (``mirrorpo.statistics.curves``).
+
+    Attributes:
+        reference: the curve that the others are compared with.
+        distance, value: columns.
+        points: curve to seed to (distance, value, arm) of its runs.
+        heights: curve to its height above the reference: over the seeds in which both cover a common range of more than
+            a factor of 2.
+        left_out: curve to how many seeds have no such range.
+    """
+
+    reference: str
+    distance: str
+    value: str
+    points: Mapping[str, Mapping[int, tuple[tuple[float, float, str], ...]]]
+    heights: Mapping[str, Difference]
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Measure name to arm to numbers; an arm is absent from a measure that none of its runs has."""
 
     measures: Mapping[str, Mapping[str, Spread]]
     arrivals: Mapping[str, Arrival]
     num_comparisons: int
+    matched: Matched | None = None
 
     @property
     def accuracy(self) -> Mapping[str, Spread]:
@@ -210,6 +235,10 @@ class Legal:
     difference: tuple[float, float] = ANY
 
 
+_SHOWN = re.compile(r"\w+\.(policy\.(accuracy|pass@\d+|distinct_right|reverse_kl)|start\.forward_kl)")
+MIN_RANGE = math.log(2.0)  # a common range of distance that is narrower says nothing of a curve's height
+
+
 _POSITIVE = Legal(mean=(0.0, math.inf))
 _LEGAL = {"accuracy": Legal(mean=SHARE, difference=CHANGE), "length": _POSITIVE, "divergence": _POSITIVE}
 
@@ -228,6 +257,10 @@ def compare(collection: Collection) -> Comparison:
         measure: {name: _values(runs, of) for name, runs in arms.items() if _values(runs, of)}
         for measure, of in _OF.items()
     }
+    columns = dict.fromkeys(name for runs in arms.values() for run in runs for name in run.measures)
+    for measure in (name for name in columns if _SHOWN.fullmatch(name)):
+        found = {name: _values(runs, lambda run, of=measure: run.measures.get(of)) for name, runs in arms.items()}
+        values[measure] = {name: own for name, own in found.items() if own}
     horizon = min((run.metrics.steps[-1] for runs in arms.values() for run in runs if run.metrics.steps), default=0)
     arrivals = {name: _arrival(runs, collection.target, horizon) for name, runs in arms.items()}
     values["steps"] = {
@@ -235,7 +268,8 @@ def compare(collection: Collection) -> Comparison:
         for name, found in arrivals.items()
     }
     noises = {name: noise for name, runs in arms.items() if (noise := _noise(runs)) is not None}
-    legal = _LEGAL | {"steps": Legal(mean=(0.0, float(horizon)), difference=(-float(horizon), float(horizon)))}
+    shares = {name: _LEGAL["accuracy"] for name in values if name.rpartition(".")[2].startswith(("accuracy", "pass@"))}
+    legal = _LEGAL | shares | {"steps": Legal(mean=(0.0, float(horizon)), difference=(-float(horizon), float(horizon)))}
     return Comparison(
         measures={
             name: spreads(found, collection.baseline, noises if name == "accuracy" else None, legal.get(name, Legal()))
@@ -244,6 +278,55 @@ def compare(collection: Collection) -> Comparison:
         },
         arrivals=arrivals,
         num_comparisons=max(1, len(arms) - 1),
+        matched=None if collection.matched is None else match(arms, collection.matched),
+    )
+
+
+def match(arms: Mapping[str, Sequence[FinishedRun]], spec: MatchedSpec) -> Matched:
+    """Compare curves of arms at matched distance.
+
+    Args:
+        arms: name to finished runs; a run without the distance or the value is no point.
+        spec: the curves; its patterns are resolved.
+
+    Returns:
+        Points and heights; a curve is absent from ``heights`` if no seed can be compared.
+    """
+
+    def value(run: FinishedRun) -> float | None:
+        return run.accuracy if spec.value == "accuracy" else run.measures.get(spec.value)
+
+    points: dict[str, dict[int, tuple[tuple[float, float, str], ...]]] = {}
+    for curve, members in spec.curves.items():
+        own = points.setdefault(curve, {})
+        for arm in (arm for arm in arms if arm in (*members, *spec.shared)):
+            for run in arms[arm]:
+                far, high = run.measures.get(spec.distance), value(run)
+                if far is not None and far > 0 and high is not None:
+                    own[run.seed] = (*own.get(run.seed, ()), (far, high, arm))
+    heights: dict[str, dict[int, float]] = {spec.reference: {}}
+    left_out: dict[str, int] = {}
+    for curve in (name for name in points if name != spec.reference):
+        for seed in sorted(set(points[curve]) & set(points[spec.reference])):
+            lines = [
+                ([math.log(x) for x, _, _ in p], [y for _, y, _ in p])
+                for p in (points[curve][seed], points[spec.reference][seed])
+            ]
+            found = height_difference(*lines[0], *lines[1], min_width=MIN_RANGE)
+            if found is None:
+                left_out[curve] = left_out.get(curve, 0) + 1
+            else:
+                heights.setdefault(curve, {})[seed] = found
+    heights[spec.reference] = {seed: 0.0 for own in heights.values() for seed in own}
+    spread = spreads({name: own for name, own in heights.items() if own}, spec.reference)
+    found_heights = {name: one.difference for name, one in spread.items() if one.difference is not None}
+    return Matched(
+        reference=spec.reference,
+        distance=spec.distance,
+        value=spec.value,
+        points=points,
+        heights=found_heights,
+        left_out=left_out,
     )
 
 
@@ -342,9 +425,11 @@ __all__ = [
     "Arrival",
     "Comparison",
     "Difference",
+    "Matched",
     "Spread",
     "area_under_curve",
     "compare",
+    "match",
     "median_steps",
     "restricted",
     "spreads",

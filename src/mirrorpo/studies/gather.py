@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from mirrorpo.config.study import PlanRecord, StudySpec, kept_part
+from mirrorpo.config.measure import MatchedSpec, PlanRecord, kept_part
+from mirrorpo.config.study import StudySpec
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError, unknown_name
 from mirrorpo.runs.folder import METRICS_FILE, STUDY, is_run, is_study
@@ -85,6 +86,7 @@ def study_collection(folder: Path, *, allow_mixed: bool = False) -> Collection:
         num_missing=num_missing,
         command=command or None,
         study=text,
+        matched=kept_part(MatchedSpec, settings.get("matched"), f"{folder / STUDY.file}: matched"),
         notes=(*check_versions(runs, allow_mixed), *fairness_notes(arms), *_plan_notes(settings, folder)),
         states=tuple(states) if num_missing or not runs else (),
         running=running,
@@ -271,6 +273,7 @@ def gather(
         },
         failed=tuple(failure for found in studies for failure in found.failed),
         num_missing=sum(found.num_missing for found in studies),
+        matched=studies[0].matched if studies else None,
         notes=(*dropped, *check_versions(runs, allow_mixed), *fairness_notes(arms)),
     )
 

@@ -24,7 +24,8 @@ from rich.console import Console
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from mirrorpo.config.study import TRAINED, MeasureSpec, label_of_divergence
+from mirrorpo.config.measure import TRAINED, MeasureSpec, label_of_divergence
+from mirrorpo.config.study import Study
 from mirrorpo.config.train import Recipe, recipe_from
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.divergences import divergence
@@ -39,13 +40,17 @@ from mirrorpo.models.folder import loading
 from mirrorpo.runs.folder import RECIPE_FILE, wait_until_free
 from mirrorpo.runs.reader import read_json, read_recipe, read_samples
 from mirrorpo.studies.collection import DIVERGENCE_FILE, MEASURES_FILE
+from mirrorpo.studies.gather import RUNS_FOLDER, statuses
 from mirrorpo.tasks.task import Grade, Row, Split, Task, grade_all
 from mirrorpo.training.setup import build_task, load_tokenizer, sampler_of
+from mirrorpo.wording import say
+from mirrorpo.workers import Job, Record
 
 ATTEMPTS = 2  # a run that fails is tried once more, then recorded as failed
 _SECONDS_TO_DIE = 60.0
 _DROPPED = ("model", "checkpoints")
 _REVERSE_KL = divergence("reverse_kl")
+_MEASURE = "mirrorpo.studies.job:measure_job"
 _LOGITS_AT_ONCE = 2**24  # numbers in the logits of a batch, of each of the two models
 
 
@@ -67,6 +72,39 @@ def measure_job(job: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  untrusted: the user's own reward may run
         return {"status": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
     return {"status": "measured"}
+
+
+def measure_study(study: Study, out: Path, record: Record, pool: Any, console: Console) -> list[str]:
+    """Measure every finished run that has not been measured as the study says, and whose model was kept.
+
+    Args:
+        study: its ``measure`` says what; None: nothing is done.
+        out, record, pool, console: as in ``run_study``.
+
+    Returns:
+        What could not be measured and why, a line each.
+    """
+    if study.measure is None:
+        return []
+    finished = {name for name, result in statuses(record).items() if result["status"] == "finished"}
+    measure = study.measure.model_dump(mode="json")
+    jobs, problems = [], []
+    for name in (job.name for job in study.jobs() if job.name in finished):
+        folder = out / RUNS_FOLDER / name
+        if is_measured(folder, study.measure):
+            continue
+        if not (folder / "model").is_dir():
+            problems.append(f"{name}: not measured, its model was not kept (keep_models)")
+            continue
+        payload = {"folder": str(folder.resolve()), "threads": pool.num_threads, "measure": measure}
+        jobs.append(Job(key=name, function=_MEASURE, payload=payload))
+    for count, done in enumerate(pool.run(jobs) if jobs else (), start=1):
+        if done.result["status"] == "failed":
+            problems.append(f"{done.job.key}: not measured ({done.result['reason']})")
+        say(console, f"{count}/{len(jobs)} measured  {done.job.key}")
+    for line in problems:
+        say(console, line)
+    return problems
 
 
 def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,5 +400,6 @@ __all__ = [
     "is_measured",
     "measure_job",
     "measure_run",
+    "measure_study",
     "run_job",
 ]

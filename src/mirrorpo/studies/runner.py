@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mirrorpo.config.study import Job, MeasureSpec, PlanRecord, Study, kept_part, plan_since
+from mirrorpo.config.measure import MatchedSpec, MeasureSpec, PlanRecord, kept_part, plan_since
+from mirrorpo.config.study import Job, Study
 from mirrorpo.config.train import Recipe, recipe_from
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.errors import InputError
@@ -36,7 +37,7 @@ from mirrorpo.runs.folder import (
 )
 from mirrorpo.runs.reader import read_metrics
 from mirrorpo.studies.gather import RECORD_FILE, RUNS_FOLDER, check_settings, statuses
-from mirrorpo.studies.job import check_measured, is_measured
+from mirrorpo.studies.job import check_measured
 from mirrorpo.training.setup import prepare
 from mirrorpo.wording import duration, say
 from mirrorpo.workers import Job as WorkerJob
@@ -45,7 +46,6 @@ from mirrorpo.workers.local import default_workers
 from mirrorpo.workers.local import open_pool as open_workers
 
 _FUNCTION = "mirrorpo.studies.job:run_job"
-_MEASURE = "mirrorpo.studies.job:measure_job"
 _MAX_DEATHS = 2  # workers that one run may cost: it is tried once more
 _TIMED_STEPS = 2
 _EVERY = 2.0  # seconds between looks at the run folders
@@ -89,13 +89,14 @@ def grown(study: Study, text: str, where: str) -> Study:
         seeds=seeds | {arm: study.seeds[arm] for arm in new},
         changes=changes | {arm: study.changes[arm] for arm in new},
         measure=study.measure or kept_part(MeasureSpec, kept.get("measure"), f"{where}/{STUDY.file}: measure"),
+        matched=study.matched or kept_part(MatchedSpec, kept.get("matched"), f"{where}/{STUDY.file}: matched"),
         plan=plan_since(kept_part(PlanRecord, kept.get("plan"), f"{where}/{STUDY.file}: plan"), study.plan),
     )
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a resumed study keeps, without its arms: what is measured afterwards changes no run."""
-    return {key: value for key, value in settings.items() if key not in ("arms", "measure", "plan")}
+    return {key: value for key, value in settings.items() if key not in ("arms", "measure", "matched", "plan")}
 
 
 def _same_settings(kept: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
@@ -262,39 +263,6 @@ def run_study(
                 result = {"status": "failed", "attempts": _MAX_DEATHS, "reason": str(error)}
                 record.add(error.key, waiting.pop(error.key).digest, result)
                 progress.finished(jobs[error.key.partition("#")[0]], result)
-
-
-def measure_study(study: Study, out: Path, record: Record, pool: Any, console: Console) -> list[str]:
-    """Measure every finished run that has not been measured as the study says, and whose model was kept.
-
-    Args:
-        study: its ``measure`` says what; None: nothing is done.
-        out, record, pool, console: as in ``run_study``.
-
-    Returns:
-        What could not be measured and why, a line each.
-    """
-    if study.measure is None:
-        return []
-    finished = {name for name, result in statuses(record).items() if result["status"] == "finished"}
-    measure = study.measure.model_dump(mode="json")
-    jobs, problems = [], []
-    for name in (job.name for job in study.jobs() if job.name in finished):
-        folder = out / RUNS_FOLDER / name
-        if is_measured(folder, study.measure):
-            continue
-        if not (folder / "model").is_dir():
-            problems.append(f"{name}: not measured, its model was not kept (keep_models)")
-            continue
-        payload = {"folder": str(folder.resolve()), "threads": pool.num_threads, "measure": measure}
-        jobs.append(WorkerJob(key=name, function=_MEASURE, payload=payload))
-    for count, done in enumerate(pool.run(jobs) if jobs else (), start=1):
-        if done.result["status"] == "failed":
-            problems.append(f"{done.job.key}: not measured ({done.result['reason']})")
-        say(console, f"{count}/{len(jobs)} measured  {done.job.key}")
-    for line in problems:
-        say(console, line)
-    return problems
 
 
 def _runs_in_words(study: Study) -> str:
@@ -501,7 +469,6 @@ __all__ = [
     "Progress",
     "check_arms",
     "estimate",
-    "measure_study",
     "open_pool",
     "open_study",
     "run_study",
