@@ -1,6 +1,6 @@
-"""Analysis of studies/frontier as docs/evidence/frontier.md registered it, from the runs file alone.
+"""Analysis of studies/frontier as docs/evidence/frontier.md registered it, from its runs files alone.
 
-    python scripts/frontier.py runs/frontier/runs.csv [--figure docs/evidence/frontier.png]
+    python scripts/frontier.py runs/frontier/runs.csv ... [--figure docs/evidence/frontier.png]
 
 Part 1: accuracy at matched distance; part 2: which divergence predicts what is forgotten. An arm's curve is its name
 without the coefficient; the arm `none` is a point of every curve.
@@ -34,19 +34,34 @@ DIVERGENCES = ("reverse_kl", "forward_kl", "js", "tv", "prob_l2", "chi2", "helli
 Runs = Mapping[tuple[str, int], Mapping[str, str]]
 
 
-def read(path: Path) -> tuple[Runs, list[int]]:
-    """Finished runs of whole seeds, by arm and seed, and those seeds; what is left out is printed."""
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] == "finished"]
-    runs = {(row["arm"], int(row["seed"])): row for row in rows}
-    arms = {arm for arm, _ in runs}
-    seeds = sorted({seed for _, seed in runs})
-    whole = [seed for seed in seeds if all((arm, seed) in runs for arm in arms)]
-    if whole != seeds:
-        print(f"left out, not every arm has them: seeds {sorted(set(seeds) - set(whole))}\n")
-    if len(whole) < MIN_SEEDS:
-        print(f"{len(whole)} seeds: by the plan fewer than {MIN_SEEDS} decide nothing\n")
-    return runs, whole
+def read(paths: Sequence[Path]) -> tuple[Runs, list[int]]:
+    """Finished runs of seeds that are whole in one file, by arm and seed, and those seeds; the rest is printed.
+
+    Raises:
+        ValueError: a seed is whole in two files, or no seed is whole.
+    """
+    tables = []
+    for path in paths:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["status"] == "finished"]
+        tables.append({(row["arm"], int(row["seed"])): row for row in rows})
+    arms = list(dict.fromkeys(arm for table in tables for arm, _ in table))
+    found: dict[tuple[str, int], Mapping[str, str]] = {}
+    seeds: list[int] = []
+    for path, table in zip(paths, tables, strict=True):
+        for seed in sorted({seed for _, seed in table}):
+            if not all((arm, seed) in table for arm in arms):
+                print(f"{path.name}: seed {seed} is left out, not every arm has it there")
+            elif seed in seeds:
+                raise ValueError(f"{path}: seed {seed} is whole in another file too")
+            else:
+                seeds.append(seed)
+                found |= {(arm, seed): table[arm, seed] for arm in arms}
+    if not seeds:
+        raise ValueError("no seed has all arms in one file")
+    if len(seeds) < MIN_SEEDS:
+        print(f"{len(seeds)} seeds: by the plan fewer than {MIN_SEEDS} decide nothing\n")
+    return found, sorted(seeds)
 
 
 def number(row: Mapping[str, str], column: str) -> float:
@@ -192,7 +207,7 @@ def figure(runs: Runs, seeds: Sequence[int], path: Path) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("runs", type=Path)
+    options.add_argument("runs", type=Path, nargs="+", help="one file, or one for each machine; seeds are whole in one")
     options.add_argument("--figure", type=Path)
     args = options.parse_args()
     runs, seeds = read(args.runs)
