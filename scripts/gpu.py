@@ -165,7 +165,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         *_rows(("part", "command", "seconds", ""), [_outcome(name, parts.get(name)) for name, *_ in PARTS]),
     ]
-    for name, tables in (("paths", _paths), ("sweep", _sweeps), ("triton", _triton), ("train", _train)):
+    for name, tables in TABLES.items():
         if parts.get(name, {}).get("result"):
             lines += tables(parts[name]["result"])
     return "\n".join(lines).rstrip() + "\n"
@@ -174,7 +174,8 @@ def page(results: dict[str, Any]) -> str:
 def _outcome(name: str, part: dict[str, Any] | None) -> tuple[Any, ...]:
     if part is None:
         return name, "", "", "not run"
-    return name, f"`{part['command']}`", part["seconds"], part.get("error", "")
+    remarks = (part.get("error", ""), part.get("remark", ""))
+    return name, f"`{part['command']}`", part["seconds"], "; ".join(filter(None, remarks))
 
 
 def _rows(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
@@ -184,6 +185,8 @@ def _rows(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
 
 def _shown(value: Any) -> str:
     shown = "" if value is None else f"{value:.3g}" if isinstance(value, float) and value < 100 else str(value)
+    if isinstance(value, float) and value >= 100:
+        shown = f"{value:.0f}"
     return shown.replace("|", "\\|").replace("\n", " ")
 
 
@@ -264,12 +267,53 @@ def _train(result: dict[str, Any]) -> list[str]:
             *_rows(("trainer", *phases, "tokens/s", "peak MiB"), rows)]  # fmt: skip
 
 
+def _head(result: dict[str, Any]) -> list[str]:
+    rows = [
+        (shape, contender, 1e3 * seconds, *(_get(found, of, contender) for of in ("time over mirrorpo", "peak MiB")))
+        for key, shape in result["shapes"].items()
+        for found in (result["values"][key],)
+        for contender, seconds in found["seconds"].items()
+    ]
+    head = ("from hidden states to gradients, float32", "contender", "ms", "time over mirrorpo", "peak MiB")
+    return ["## Head and objective beside others", "", *_rows(head, rows)]
+
+
+def _policy_steps(result: dict[str, Any]) -> list[str]:
+    keys = ("x TRL, packed", "x TRL, padded", "tokens/s, TRL", "tokens/s, packed")
+    rows = [(shape, *(found[key] for key in keys)) for shape, found in result["values"].items()]
+    return ["## Policy steps of a small model beside TRL", "", *_rows(("shape", *keys), rows)]
+
+
+TABLES = {
+    "paths": _paths,
+    "sweep": _sweeps,
+    "triton": _triton,
+    "train": _train,
+    "head": _head,
+    "policy_step": _policy_steps,
+}
+
+
+def kept(out: Path, versions: dict[str, Any]) -> dict[str, Any]:
+    """The parts that an earlier run on the same card with the same versions has left there."""
+    try:
+        found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found["parts"] if found.get("versions") == versions else {}
+
+
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     made.add_argument("--quick", action="store_true", help="at most 280 seconds")
     made.add_argument("--seconds", type=float, help="in all; default 530, with --quick 275")
-    made.add_argument("--only", nargs="+", choices=[name for name, *_ in PARTS], help="these parts")
+    made.add_argument(
+        "--only",
+        nargs="+",
+        choices=[name for name, *_ in PARTS],
+        help="these parts; others that are there from the same card and versions stay",
+    )
     made.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "gpu")
     made.add_argument("--fetch", type=Path, metavar="FOLDER", help="download the wheels, and no more")
     made.add_argument("--wheels", type=Path, metavar="FOLDER", help="install these first")
@@ -288,6 +332,8 @@ def main() -> None:
         "versions": versions(),
         "parts": {},
     }
+    if args.only:
+        results["parts"] = kept(args.out, results["versions"])
     # `make bench` measures the other pages' benchmarks on a CPU, in minutes
     chosen = [
         (name, arguments, quick if args.quick else whole)
