@@ -265,3 +265,48 @@ def test_a_plan_refuses_what_the_run_would_refuse(tmp_path: Path) -> None:
     assert "training rows" in refused("train", "arithmetic", "train.prompts_per_step=9000", "--plan")
     assert "Set task.path" in refused("train", "gsm8k/dr_grpo_0.6b", "--plan")
     assert "--out: missing" in refused("train", "arithmetic")
+
+
+@pytest.mark.parametrize(("lora", "share"), [(False, 0.5), (True, 0.9)])
+def test_on_a_cpu_the_whole_process_is_planned_and_nothing_comes_on_top(
+    lora: bool, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/performance.md: 0.55 GB of packages, and a share of the activations that glibc does not give back."""
+    recipe = recipe_from({"task": {"name": "arithmetic"}}, ["model.lora.r=4"] if lora else [])
+    parts = memory(recipe, model_facts(recipe), 10)
+    assert parts["process"] == round(0.55e9 + share * parts["activations"])
+    assert "no GPU, the whole process is counted" in render(plan(recipe))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert memory(recipe, model_facts(recipe), 10)["total"] == parts["total"] - parts["process"]
+    assert "and 1 to 2 GB for its libraries" in render(plan(recipe))
+
+
+def test_packed_weights_are_said_to_take_less_than_is_counted(tmp_path: Path) -> None:
+    """A config of 4 bits has the number format of the passes in it, 16 bits: four times what its weights take."""
+    model = {**LlamaConfig(**{**WIDE, "vocab_size": 300}).to_dict(), "dtype": "bfloat16"}
+    packed = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    for name, settings in (("whole", {}), ("packed", packed)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({**model, **settings}))
+    facts = {
+        name: model_facts(
+            recipe_from({"task": {"name": "arithmetic"}}, [f"model.path={tmp_path / name}", "model.lora.r=4"])
+        )
+        for name in ("whole", "packed")
+    }
+    assert (facts["whole"].quantised, facts["packed"].quantised) == (None, "bitsandbytes")
+    assert facts["whole"].parameters == facts["packed"].parameters
+
+
+def test_every_parameter_of_a_model_of_70_billion_is_counted(tmp_path: Path) -> None:
+    """Sizes beyond 32 bits: Llama 3's 70B, whose layers' parameters are added up here."""
+    hidden, inner, layers, keys, words = 8192, 28672, 80, 1024, 128256
+    settings = LlamaConfig(
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=64,
+        num_key_value_heads=8, vocab_size=words, tie_word_embeddings=False, dtype="float16",
+    )  # fmt: skip
+    settings.save_pretrained(tmp_path)
+    recipe = recipe_from({"task": {"name": "arithmetic"}}, [f"model.path={tmp_path}"])
+    layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner + 2 * hidden
+    expected = layers * layer + 2 * words * hidden + hidden
+    assert memory(recipe, model_facts(recipe), 10)["weights"] == 2 * expected

@@ -23,8 +23,9 @@ cache           2 c L K a token: keys and values of a step's completions, all at
 
 Peak: weights, gradients, optimiser and reference, plus the larger of update (casts, activations, logits) and generation
 (cache). The device's context, fragmentation and the buffers of its libraries (1 to 2 GB) come on top. On a CPU they are
-part of the plan as ``process``: the packages take 0.55 GB, and the C library kept about half of the freed
-activations once more where it was measured (docs/performance.md).
+part of the plan as ``process``: 0.55 GB for the packages, and what the C library does not give back of tensors that are
+freed between others that stay. It is a share of the activations, measured (docs/performance.md): 0.5, and 0.9 with
+LoRA, whose layers compute their output four times (base, adapter, scaled, sum) and keep one.
 """
 
 from __future__ import annotations
@@ -201,6 +202,10 @@ def _model(recipe: Recipe, longest: int, notes: list[str]) -> tuple[dict[str, An
     if facts.unknown is not None:
         notes.append(f"memory is unknown: {facts.unknown}")
         return about, None
+    if facts.quantised is not None:
+        notes.append(
+            f"the weights are packed ({facts.quantised}) and counted at {facts.weight_bytes} bytes: they take less"
+        )
     try:
         return about, memory(recipe, facts, longest)
     except NotImportedError:
@@ -260,8 +265,14 @@ def _memory_lines(parts: dict[str, int] | None) -> list[str]:
     return [
         f"{'memory':<12}{named}",
         f"{'':<12}peak {size(parts['total'])} (update {size(parts['update'])}, generation "
-        f"{size(parts['generation'])}); fits a device of {size(parts['device'])}, and 1 to 2 GB for its libraries",
+        f"{size(parts['generation'])}); fits {_where(parts)}",
     ]
+
+
+def _where(parts: dict[str, int]) -> str:
+    if parts["process"]:
+        return f"a machine with {size(parts['device'])} free: no GPU, the whole process is counted"
+    return f"a device of {size(parts['device'])}, and 1 to 2 GB for its libraries"
 
 
 def size(value: int) -> str:
@@ -278,7 +289,7 @@ def size(value: int) -> str:
 
 
 _PACKAGES = 0.55e9  # bytes of a process that has imported the trainer
-_KEPT_FREE = 0.5  # of the activations: what glibc keeps of freed tensors at the peak of an update
+_KEPT_FREE, _KEPT_FREE_LORA = 0.5, 0.9  # of the activations: what glibc keeps of freed tensors at an update's peak
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # What the public configs of the models in the shipped recipes say, for a plan without network.
 _QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
@@ -299,6 +310,7 @@ class ModelFacts:
         context: the longest sequence.
         normed_keys: whether query and key pass a norm of their own.
         rank: of the adapters, 0 without.
+        quantised: how the weights are packed, which the bytes here leave out; None if they are not.
         unknown: why the sizes of a layer are not known, and memory with them; they are 0 then.
         weight_bytes, trained_bytes: of one number.
         source: where the sizes come from.
@@ -318,6 +330,7 @@ class ModelFacts:
     key: int = 0
     normed_keys: bool = False
     rank: int = 0
+    quantised: str | None = None
     unknown: str | None = None
 
 
@@ -344,9 +357,17 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         source=source,
         normed_keys=any(name.endswith("q_norm") for name, _ in model.named_modules()),
         rank=0 if recipe.model.lora is None else recipe.model.lora.r,
+        quantised=_quantised(config),
         unknown=sizes if isinstance(sizes, str) else None,
         **({} if isinstance(sizes, str) else sizes),
     )
+
+
+def _quantised(config: Any) -> str | None:
+    written = getattr(config, "quantization_config", None)  # only configs of such models have it
+    if written is None or (isinstance(written, dict) and written.get("dequantize")):
+        return None
+    return str(written.get("quant_method") if isinstance(written, dict) else written.quant_method)[:40]
 
 
 # Older families name the same sizes otherwise, or leave them to be derived.
@@ -458,8 +479,8 @@ def memory(recipe: Recipe, model: ModelFacts, longest_prompt: int) -> dict[str, 
         "logits": 4 * rows * train.max_completion_length * model.vocabulary * logits,
         "cache": 2 * c * model.layers * model.key * train.batch_size * length,
     }
-    # Measured on a CPU; on other devices not part of the plan.
-    parts["process"] = 0 if torch.cuda.is_available() else round(_PACKAGES + _KEPT_FREE * parts["activations"])
+    kept_free = _KEPT_FREE_LORA if lora else _KEPT_FREE  # measured on a CPU; on other devices not part of the plan
+    parts["process"] = 0 if torch.cuda.is_available() else round(_PACKAGES + kept_free * parts["activations"])
     fixed = parts["process"] + parts["weights"] + parts["gradients"] + parts["optimiser"] + parts["reference"]
     update = fixed + parts["casts"] + parts["activations"] + parts["logits"]
     colocated = train.use_vllm and train.vllm.mode == "colocate"
