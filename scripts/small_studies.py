@@ -172,11 +172,11 @@ class Run:
 
 @torch.no_grad()
 def distance(policy: Policy, batch: Batch) -> dict[str, float]:
-    """Exact KLs of policy and start at a batch's tokens, in nats a token, and tokens in a response."""
+    """Exact KLs of policy and start at a batch's tokens, in nats a response, and the length of a response."""
     logits, start = batch.logits(policy.model), batch.logits(policy.start)
     length = float(batch.mask.sum()) / len(batch.mask)
     found = {"reverse_kl": REVERSE.exact(logits, start), "forward_kl": FORWARD.exact(logits, start)}
-    return {**{name: batch.mean(x) for name, x in found.items()}, "length": length}
+    return {**{name: length * batch.mean(x) for name, x in found.items()}, "length": length}
 
 
 def overoptimised(policy: Policy, seed: int) -> Iterator[list[dict[str, Any]]]:

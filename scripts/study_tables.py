@@ -77,10 +77,10 @@ def comparison(title: str, differences: Mapping[str, NDArray[np.float64]], effec
     legal = CHANGE if unit == 100 else ANY
     for (name, x), p, corrected in zip(differences.items(), p_values, holm(p_values), strict=True):
         mean = mean_interval(x, legal=legal)
-        interval = f"{unit * mean.estimate:+.1f} ({unit * mean.low:+.1f} to {unit * mean.high:+.1f})"
+        middle, low, high = (f"{unit * x:+.{1 if unit == 100 else 3}f}" for x in (mean.estimate, mean.low, mean.high))
         same = "yes" if -effect < mean.low and mean.high < effect else "no"
         needed = seeds_for(x, effect, len(differences))
-        lines.append(f"| `{name}` | {interval} | {p:.4f} | {corrected:.3f} | {same} | {needed} |")
+        lines.append(f"| `{name}` | {middle} ({low} to {high}) | {p:.4f} | {corrected:.3f} | {same} | {needed} |")
     return "\n".join(lines)
 
 
@@ -202,23 +202,19 @@ def overoptimisation(rows: list[dict[str, str]], figure: Path | None) -> str:
     lines = [
         f"Seeds {seeds[0]} to {seeds[-1]} ({len(seeds)}).",
         "",
-        "| arm | gold % | proxy % | guesses % | KL(policy, start) | KL(start, policy) |",
+        "| arm | gold % | proxy % | guesses % | KL(policy, start), nats a response | KL(start, policy) |",
         "|---|---|---|---|---|---|",
     ]
 
     def line(name: str, own: Mapping[int, Mapping[str, float]]) -> str:
         shares = [shown(np.array([own[s][key] for s in seeds])) for key in ("gold", "proxy", "guesses")]
-        ways = [f"{np.mean([own[s][key] for s in seeds]):.4f}" for key in ("reverse_kl", "forward_kl")]
+        ways = [f"{np.mean([own[s][key] for s in seeds]):.2f}" for key in ("reverse_kl", "forward_kl")]
         return f"| {name} | {' | '.join(shares + ways)} |"
 
     lines += [line("start", start), *(line(f"`{arm}`", runs[f"{arm}@{last}"]) for arm in arms)]
-    for row_seed in runs["none@0"]:  # tokens of a response: a guess and a calculation differ fourfold
-        for name in runs:
-            run = runs[name].get(row_seed)
-            if run is not None:
-                length = run.get("length", 9 * run["guesses"] + 33 * (1 - run["guesses"]))
-                run["response"] = length * run["reverse_kl"]
-    for measure, title in (("reverse_kl", "the same distance, a token"), ("response", "the same distance, a response")):
+    for run in (run for own in runs.values() for run in own.values()):
+        run["token"] = run["reverse_kl"] / run["length"]
+    for measure, title in (("reverse_kl", "the same distance, a response"), ("token", "the same distance, a token")):
         found, note = matched(runs, seeds, last, measure)
         lines += ["", comparison(f"gold against `none` at {title}", found, 0.03), "", note]
     for key in ("gold", "proxy", "guesses"):
@@ -260,7 +256,7 @@ def _overoptimisation_figure(runs: Runs, seeds: Sequence[int], path: Path) -> No
                 markersize=4,
                 label=label,
             )
-        left.set_xlabel("square root of KL(policy, start), nats a token")
+        left.set_xlabel("square root of KL(policy, start), nats a response")
         right.set_xlabel("proxy: accepted by the faulty verifier, %")
         left.set_ylabel("gold: right answers, %")
         right.legend(fontsize=9)

@@ -61,6 +61,14 @@ def test_one_seed_bounds_nothing_and_equal_seeds_leave_no_width() -> None:
     assert mean_interval([0.1] * 9 + [0.9]).high > 0.18
 
 
+def test_an_interval_of_coarse_values_ends_somewhere() -> None:
+    # Seven zeros of ten: 0.7^10 or 2.8 % of the resamples have no spread, more than the tail: Student's end.
+    values = [0.0] * 7 + [1.0, 2.0, 2.0]
+    spread = float(np.std(values, ddof=1))
+    assert mean_interval(values).high == pytest.approx(0.5 + stats.t.ppf(0.975, 9) * spread / math.sqrt(10))
+    assert mean_interval([-x for x in values]).low == pytest.approx(-mean_interval(values).high)
+
+
 @pytest.mark.parametrize("count", [2, 5, 10])
 def test_the_permutation_test_is_scipys(count: int) -> None:
     rng = np.random.default_rng(count)

@@ -141,7 +141,9 @@ def mean_interval(
         low, high = student
         if count >= MIN_BOOTSTRAP:
             drawn = sample[_draws(count)]
-            low, high = _quantiles(drawn.mean(axis=1) - mean, np.std(drawn, axis=1, ddof=1), spread, count, tails)
+            found = _quantiles(drawn.mean(axis=1) - mean, np.std(drawn, axis=1, ddof=1), spread, count, tails)
+            # Coarse values, such as seven zeros of ten: if more resamples than the tail have no spread, Student's end.
+            low, high = (end if math.isfinite(end) else own for end, own in zip(found, student, strict=True))
     below, above = high * spread, -low * spread
     if noise > spread:
         below, above = max(below, student[1] * noise), max(above, student[1] * noise)
