@@ -102,6 +102,7 @@ def test_the_page_is_there_while_the_run_goes_on_and_says_how_far_it_is(watched:
 def test_a_disk_that_refuses_the_page_is_said_once_and_ends_no_training(plain: tuple[Path, Done]) -> None:
     out, done = plain
     assert done.stderr.count("the live report.html cannot be written (OSError: [Errno 28]") == 1
+    assert "\r" not in done.stdout + done.stderr, "bars of other packages, drawn over themselves, in a log file"
     assert (out / "summary.json").exists()
 
 
