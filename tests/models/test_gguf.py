@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from mirrorpo.errors import InputError
 from mirrorpo.models import builtin_path, resolve_model
@@ -47,17 +54,27 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{_NAMES[part]}.{kind}"
 
 
-def original() -> Qwen2ForCausalLM:
+def original(architecture: str = "qwen2") -> Qwen2ForCausalLM | LlamaForCausalLM:
     """A model with random weights."""
     torch.manual_seed(0)
+    if architecture == "llama":
+        sizes = {key: value for key, value in CONFIG.to_dict().items() if key not in ("model_type", "architectures")}
+        return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     return Qwen2ForCausalLM(CONFIG).eval()
 
 
-def write_gguf(path: Path, *, quantised: bool = False, left_out: str = "") -> dict[str, torch.Tensor]:
+def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a Llama's queries or keys as GGUF has them: the two halves of a head, which rotate together, in turns."""
+    return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape).contiguous()
+
+
+def write_gguf(
+    path: Path, *, quantised: bool = False, left_out: str = "", architecture: str = "qwen2"
+) -> dict[str, torch.Tensor]:
     """A model with the built-in one's tokenizer as a GGUF file; returns the weights that are in it."""
     folder = builtin_path("tiny")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    writer = gguf.GGUFWriter(str(path), "qwen2")
+    writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_context_length(CONFIG.max_position_embeddings)
     writer.add_embedding_length(CONFIG.hidden_size)
     writer.add_block_count(CONFIG.num_hidden_layers)
@@ -77,10 +94,15 @@ def write_gguf(path: Path, *, quantised: bool = False, left_out: str = "") -> di
     writer.add_pad_token_id(256)
     writer.add_chat_template((folder / "chat_template.jinja").read_text())
     written = {}
-    for name, tensor in original().state_dict().items():
+    heads = {"q_proj": CONFIG.num_attention_heads, "k_proj": CONFIG.num_key_value_heads}
+    for name, tensor in original(architecture).state_dict().items():
         if name == "lm_head.weight" or name == left_out:
             continue
         values = tensor.numpy()
+        if architecture == "llama" and (found := [count for part, count in heads.items() if part in name]):
+            writer.add_tensor(gguf_name(name), interleaved(tensor, found[0]).numpy())
+            written[name] = tensor
+            continue
         if quantised and values.ndim == 2 and values.shape[1] % 32 == 0:
             packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
             writer.add_tensor(gguf_name(name), packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
@@ -88,6 +110,8 @@ def write_gguf(path: Path, *, quantised: bool = False, left_out: str = "") -> di
         else:
             writer.add_tensor(gguf_name(name), values)
         written[name] = torch.as_tensor(values)
+    if architecture == "llama":  # newer files have the rotary factors too, which belong to no layer
+        writer.add_tensor("rope_freqs.weight", np.ones(12, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -109,11 +133,11 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize(("architecture", "quantised"), [("qwen2", False), ("qwen2", True), ("llama", False)])
 def test_the_converted_folder_holds_the_weights_and_the_tokenizer_that_were_written(
-    tmp_path: Path, quantised: bool
+    tmp_path: Path, architecture: str, quantised: bool
 ) -> None:
-    written = write_gguf(tmp_path / "tiny.gguf", quantised=quantised)
+    written = write_gguf(tmp_path / "tiny.gguf", quantised=quantised, architecture=architecture)
     folder = resolve_model(str(tmp_path / "tiny.gguf"))
     check_model_folder(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -130,7 +154,7 @@ def test_the_converted_folder_holds_the_weights_and_the_tokenizer_that_were_writ
     assert tokenizer.eos_token_id == ours.eos_token_id
     if not quantised:
         tokens = torch.tensor([ids])
-        torch.testing.assert_close(model(tokens).logits, original()(tokens).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(tokens).logits, original(architecture)(tokens).logits, rtol=0, atol=1e-5)
 
 
 def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -62,14 +62,15 @@ def test_a_large_model_is_told_of_the_number_format_that_the_processor_computes_
         (tmp_path / name).write_text(text)
     with torch.device("meta"):
         large, small = torch.nn.Linear(10_000, 10_000), torch.nn.Linear(100, 100)
-        half = torch.nn.Linear(10_000, 10_000, dtype=torch.bfloat16)
+        half, old = (torch.nn.Linear(10_000, 10_000, dtype=dtype) for dtype in (torch.bfloat16, torch.float16))
 
-    def said(model: torch.nn.Module, name: str, autocast: bool = False) -> str:
+    def said(model: torch.nn.Module, name: str, autocast: str = "float32") -> str:
         line = suggest_dtype(model, autocast, tmp_path / name) or ""
         return "float32" if "model.dtype=float32" in line else "bfloat16" if "model.dtype=bfloat16" in line else line
 
     names = [*texts, "absent"]
     assert [said(large, name) for name in names] == ["bfloat16", "", "", "", ""]
     assert [said(half, name) for name in names] == ["", "float32", "", "", ""]
-    assert [said(large, name, autocast=True) for name in names] == ["", "float32", "", "", ""]
+    assert [said(old, name) for name in names] == ["bfloat16", "float32", "float32", "", ""]
+    assert [said(large, name, "bfloat16") for name in names] == ["", "float32", "", "", ""]
     assert [said(small, name) + said(small.bfloat16(), name) for name in names] == [""] * 5

@@ -21,6 +21,7 @@ PARAMETERS_A_THREAD = 500_000
 # Below so many parameters a step is not spent in matrix products, and a shorter format saves little.
 _WORTH_BFLOAT16 = 50_000_000
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86-64's, and Arm's
+_FLOAT16_FLAG = "avx512_fp16"
 _CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -58,48 +59,53 @@ def _flags(cpuinfo: str) -> frozenset[str]:
     )
 
 
-def suggested_dtype(cpuinfo: str, in_bfloat16: bool) -> str | None:
+def suggested_dtype(cpuinfo: str, now: str) -> str | None:
     """The number format in which a processor computes much faster than in the present one; None if there is none.
 
     Args:
         cpuinfo: the text of ``/proc/cpuinfo``.
-        in_bfloat16: whether the weights, or the passes, have 16 bits now.
+        now: float32, bfloat16 or float16: of the weights, or of the passes.
 
     Example:
-        >>> suggested_dtype("flags : fpu avx512f avx512_bf16", in_bfloat16=False)
-        'bfloat16'
-        >>> suggested_dtype("flags : fpu avx2", in_bfloat16=True)
-        'float32'
+        >>> suggested_dtype("flags : fpu avx512f avx512_bf16", "float32"), suggested_dtype("flags : avx2", "bfloat16")
+        ('bfloat16', 'float32')
     """
     flags = _flags(cpuinfo)
-    if _BFLOAT16_FLAGS & flags:
-        return None if in_bfloat16 else "bfloat16"
-    # With AVX-512 oneDNN converts within its own products; without, they are a loop.
-    return "float32" if in_bfloat16 and "avx2" in flags and "avx512f" not in flags else None
+    able = bool(_BFLOAT16_FLAGS & flags)
+    if now == "float32":
+        return "bfloat16" if able else None
+    if "avx2" not in flags or _FLOAT16_FLAG in flags:  # of other processors nothing was measured
+        return None
+    if now == "float16":  # products in it are a loop, with AVX-512 too
+        return "bfloat16" if able else "float32"
+    return "float32" if not able and "avx512f" not in flags else None
 
 
-def suggest_dtype(model: torch.nn.Module, autocast: bool = False, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+def suggest_dtype(
+    model: torch.nn.Module, autocast: str = "float32", cpuinfo: Path = Path("/proc/cpuinfo")
+) -> str | None:
     """One line where a model on a CPU would be much faster in another number format, which is also logged; else None.
 
     Args:
         model: its weights tell the format.
-        autocast: whether passes are in bfloat16 whatever the weights are in.
+        autocast: what passes are computed in, if the weights are in float32.
         cpuinfo: where the processor is described.
     """
     large = sum(p.numel() for p in model.parameters()) >= _WORTH_BFLOAT16
     if not large or torch.cuda.is_available() or not cpuinfo.is_file():
         return None
-    floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    half = autocast or bool(floats & {torch.bfloat16, torch.float16})
-    dtype = suggested_dtype(cpuinfo.read_text(), half)
-    if dtype is None or (dtype == "bfloat16" and floats != {torch.float32}):
+    floats = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    now = autocast if floats == {"float32"} else next((one for one in ("float16", "bfloat16") if one in floats), None)
+    dtype = None if now is None else suggested_dtype(cpuinfo.read_text(), now)
+    if dtype is None:
         return None
-    line = {
-        "bfloat16": "this processor multiplies bfloat16: model.dtype=bfloat16 is about twice as fast for a model of "
-        "this size, with the rounding that `mirrorpo docs performance` measures",
-        "float32": "this processor has no arithmetic for 16 bits: model.dtype=float32 with precision float32 computes "
-        "five to eight times as fast, with twice the memory for weights",
-    }[dtype]
+    rounding = "with the rounding that `mirrorpo docs performance` measures"
+    line = f"this processor multiplies bfloat16: model.dtype=bfloat16 is about twice as fast for this model, {rounding}"
+    if now != "float32":
+        line = (
+            f"this processor has no arithmetic for {now}: model.dtype={dtype} (and train.precision={dtype}) is several "
+            "times as fast"
+        )
     logger.warning_once(line)  # pyright: ignore[reportAttributeAccessIssue]
     return line
 

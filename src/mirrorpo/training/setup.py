@@ -446,7 +446,7 @@ def build_trainer(
             what = f"train.vllm.server_url {recipe.train.vllm.server_url!r}"
         raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error
     fit_threads(trainer.model)
-    suggest_dtype(trainer.model, recipe.train.precision != "float32")
+    suggest_dtype(trainer.model, recipe.train.precision)
     trainer.remove_callback(PrinterCallback)  # the progress bar says it better
     return trainer
 
