@@ -194,6 +194,29 @@ def test_merged_adapters_give_the_same_logits_and_leave_every_weight_as_it_was()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_adapter_too_small_for_16_bits_still_moves_what_is_drawn(autocast: bool) -> None:
+    """A weight of 1 in bfloat16 stays 1 with anything from -2^-9 to 2^-8 added: merged, the adapter would be gone."""
+    model = lora().eval()
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            if "base_layer" in name:
+                parameter.copy_(parameter.sign())
+            elif "lora_" in name:
+                parameter.fill_(0.015)  # four products, scaled by 8 / 4: 0.0018 in every place, 2^-9 is 0.00195
+    if not autocast:
+        model = model.to(torch.bfloat16)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        trained = model(input_ids=ids).logits
+        with model.disable_adapter():
+            without = model(input_ids=ids).logits
+        with decoding_weights(model, torch.bfloat16 if autocast else None):
+            drawn = model(input_ids=ids).logits
+    assert not torch.equal(trained, without)
+    assert torch.equal(drawn, trained)
+
+
 def test_weights_cast_once_give_what_autocast_gives_bit_for_bit() -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SMALL, **HEADS, tie_word_embeddings=True)).eval()

@@ -29,6 +29,7 @@ Draw = Callable[[Tensor, Tensor, int], Tensor]
 _BLOCK = 64  # tokens by which the space for keys and values grows
 _LEAVE = 0.125  # share of finished rows at which they are taken out: each time, the cache of the others is copied
 _SHORTLIST = 1024  # most likely tokens that are sorted first for a nucleus; beyond them the whole vocabulary is
+_MERGED = 4  # bytes of a weight that an adapter is merged into, at least
 _LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 # Parts of generation that a model class may change: then it must be decoded by its own.
 _HOOKS = (
@@ -286,13 +287,16 @@ def _parameters(causal: nn.Module) -> frozenset[str]:
 def decoding_weights(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Within it, LoRA adapters are merged and linear layers have weights in ``dtype``; afterwards all is as before.
 
+    Adapters are not merged into weights of 16 bits. A weight that 16 bits can hold, as those of most checkpoints are,
+    swallows whatever is below half of its last digit: early in training, the whole adapter.
+
     Args:
         model: whose parameters are restored to the same tensors, bit for bit.
         dtype: that of autocast, which would cast the weights again for every token; None without autocast.
     """
     undo: list[Callable[[], None]] = []
     try:
-        _merge(model, undo)
+        _merge(model, dtype, undo)
         if dtype is not None:
             for module in model.modules():
                 if type(module) is nn.Linear and module.weight.is_floating_point():
@@ -312,7 +316,7 @@ def _cast(module: nn.Linear, dtype: torch.dtype, undo: list[Callable[[], None]])
             undo.append(partial(module._parameters.__setitem__, name, parameter))
 
 
-def _merge(model: nn.Module, undo: list[Callable[[], None]]) -> None:
+def _merge(model: nn.Module, dtype: torch.dtype | None, undo: list[Callable[[], None]]) -> None:
     if not is_peft_available():
         return
     from peft.tuners.lora import Linear as LoraLinear
@@ -322,6 +326,8 @@ def _merge(model: nn.Module, undo: list[Callable[[], None]]) -> None:
             continue
         base = layer.get_base_layer()
         if type(base) is not nn.Linear or not base.weight.is_floating_point():
+            continue
+        if (dtype or base.weight.dtype).itemsize < _MERGED:
             continue
         # Subtracting a merged adapter again would leave rounding errors: the weights before are kept instead.
         weight, bias = base.weight.data, None if base.bias is None else base.bias.data
