@@ -448,10 +448,11 @@ class Progress:
     def _watch(self) -> None:
         while not self._stop.wait(_EVERY):
             self._update()
-            if (began := time.monotonic()) >= self._page_due:
+            if (now := time.monotonic()) >= self._page_due:
+                began = time.thread_time()
                 self._page()
-                cost = time.monotonic() - began
-                self._page_due = began + max(_PAGE_EVERY, cost / _PAGE_SHARE)
+                cost = time.thread_time() - began if self._page_due else 0.0  # the first one imports what draws it
+                self._page_due = now + max(_PAGE_EVERY, cost / _PAGE_SHARE)
 
     def _update(self) -> None:
         self._bar.update(self._task, completed=self._closed + self._steps_under_way(), runs=self._runs())
