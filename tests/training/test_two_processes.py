@@ -60,16 +60,18 @@ def test_two_processes_give_the_loss_gradient_and_metrics_of_one(
         assert_same(found[case], one)
 
 
-@pytest.mark.parametrize("objective", two_ranks.OBJECTIVES)
+@pytest.mark.parametrize("case", two_ranks.sharded_cases(), ids=" with ".join)
 def test_parameters_sharded_by_fsdp2_give_the_loss_gradient_and_metrics_of_one_process(
-    objective: str, ranks: list[Any], tmp_path: Path
+    case: tuple[str, str, str], ranks: list[Any], tmp_path: Path
 ) -> None:
-    one = two_ranks.measure(objective, "ragged", "packed", tmp_path)
+    one = two_ranks.measure(*case, tmp_path)
     one["metrics"].pop("penalty_gradient_share")  # not measured where gradients are sharded
     for found in ranks:
-        assert found["FSDP2", objective]["parameters"] == "DTensor"
-        assert not found["FSDP2", objective]["packed"]
-        assert_same(found["FSDP2", objective], one)
+        assert found["FSDP2", case]["parameters"] == "DTensor"
+        # Packed where every process can: one without a token, or with two rows, pads, and so does the other.
+        packed = case[1] == "ragged" and case[2] in ("packed", "LoRA", "resharded")
+        assert found["FSDP2", case]["read in a row"] == packed
+        assert_same(found["FSDP2", case], one)
 
 
 def assert_same(two: dict[str, Any], one: dict[str, Any]) -> None:

@@ -44,9 +44,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "packed": {},
     "padded": {"fast": "off"},
     "unused parameters looked for": {"ddp_find_unused_parameters": True},
-    "recomputed, in several rows": {"activation_checkpointing": True, "token_budget": 40},
+    "recomputed, in several rows": {"activation_checkpointing": True, "token_budget": 32},
     "LoRA": {"lora": True},
 }
+# Of models in parts: what is gathered anew after the forward pass, and a head that is a part of its own.
+PARTS = ("resharded", "head apart")
 
 
 def cases() -> list[tuple[str, str, str]]:
@@ -55,13 +57,20 @@ def cases() -> list[tuple[str, str, str]]:
     return packed + [("token_mean", layout, way) for layout in LAYOUTS for way in WAYS if way != "packed"]
 
 
+def sharded_cases() -> list[tuple[str, str, str]]:
+    """The same of models in parts."""
+    ways = [("token_mean", layout, way) for layout in LAYOUTS for way in ("packed", "recomputed, in several rows")]
+    ways += [("token_mean", "ragged", "LoRA"), *(("token_mean", "ragged", part) for part in PARTS)]
+    return ways + [(name, "ragged", "packed") for name in OBJECTIVES if name != "token_mean"]
+
+
 def measure(objective: str, layout: str, way: str, folder: Path, *, shard: bool = False) -> dict[str, Any]:
     """Loss, gradient (the mean over processes) and metrics of one batch; this process takes its share of the rows.
 
     With ``shard`` the parameters lie on both processes (FSDP2: torch's ``fully_shard``; accelerate's own FSDP asks for
     an accelerator and is not used on CPU).
     """
-    processes, more = world_size(), dict(WAYS[way])
+    processes, more = world_size(), dict(WAYS.get(way, {}))
     adapter = {"peft_config": lora()} if more.pop("lora", False) else {}
     more |= {"per_device_train_batch_size": ROWS // processes, "gradient_share_every": 0 if shard else 1}
     if objective.startswith("teacher"):
@@ -81,8 +90,12 @@ def measure(objective: str, layout: str, way: str, folder: Path, *, shard: bool 
     inputs["num_items_in_batch"] = inputs["completion_mask"].sum()  # TRL sums it over the processes
     mine = slice(rank() * ROWS // processes, (rank() + 1) * ROWS // processes)
     inputs = {name: value[mine] if value.dim() else value for name, value in inputs.items()}
-    model = sharded(built.model) if shard else built.accelerator.prepare(built.model)
+    model = sharded(built.model, way) if shard else built.accelerator.prepare(built.model)
     model.train()
+    if shard:  # what was found of the whole model is asked again
+        built.packed._examined.clear()
+        built.packed.compared.clear()
+        built.packed.last = None
     loss = built._compute_loss(model, inputs)
     built.accelerator.backward(loss)
     grads = [p.grad for p in built.model.parameters() if p.grad is not None]
@@ -94,6 +107,7 @@ def measure(objective: str, layout: str, way: str, folder: Path, *, shard: bool 
         "parameters": type(next(built.model.parameters())).__name__,
         "type": str(built.accelerator.distributed_type),
         "packed": built.packed.reason is None and not built.packed._said,
+        "read in a row": built.packed.last is not None,
     }
 
 
@@ -113,12 +127,15 @@ def lora() -> Any:
     return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
 
 
-def sharded(model: Any) -> Any:
+def sharded(model: Any, way: str) -> Any:
     """FSDP2: every layer, and the rest."""
     mesh = init_device_mesh("cpu", (world_size(),))
-    for layer in model.model.layers:
+    causal = model.get_base_model() if way == "LoRA" else model
+    for layer in causal.model.layers:
         fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    if way == "head apart":
+        fully_shard([causal.model.embed_tokens, causal.lm_head], mesh=mesh)  # as accelerate does
+    return fully_shard(model, mesh=mesh, reshard_after_forward=way == "resharded")
 
 
 def unequal(folder: Path) -> str:
@@ -133,7 +150,7 @@ def unequal(folder: Path) -> str:
 
 def main(folder: Path) -> None:
     found: dict[Any, Any] = {case: measure(*case, folder) for case in cases()}
-    found |= {("FSDP2", name): measure(name, "ragged", "packed", folder, shard=True) for name in OBJECTIVES}
+    found |= {("FSDP2", case): measure(*case, folder, shard=True) for case in sharded_cases()}
     found["unequal"] = unequal(folder)
     torch.save(found, folder / f"rank-{rank()}.pt")
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mirrorpo.errors import InputError
@@ -207,40 +209,74 @@ def quantiles_over_ranks(accelerator: Any, log_ratio: Tensor, mask: Tensor) -> d
     return {name: value.item() for name, value in ratio_quantiles(everyone, ~everyone.isnan()).items()}
 
 
-def through(wrapper: nn.Module, function: Callable[[], Tensor], later: nn.Module) -> Tensor:
-    """The result of ``function``, called inside ``wrapper``'s forward pass if that synchronises gradients.
+def why_padded(accelerator: Any) -> str | None:
+    """Why a model in parts cannot read packed rows, in a few words; None if it is whole, or its parts may.
+
+    ZeRO-1 and 2 keep parameters whole. ZeRO-3, and accelerate's FSDP2, gather a head's when the head is called, which
+    packed rows never do; a model that was given to ``fully_shard`` as a whole is looked at when it is read.
+    """
+    kind = accelerator.distributed_type
+    whole = kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage < 3
+    return None if whole or kind in UNSHARDED else f"the model is sharded ({kind.value.lower()})"
+
+
+def parts_elsewhere(model: nn.Module, head: nn.Module | None) -> str | None:
+    """Why a sharded model's parts are not those that its forward pass gathers, in a few words; None if they are."""
+    meshes = [parameter.device_mesh for parameter in model.parameters() if isinstance(parameter, DTensor)]
+    if meshes and (not isinstance(model, FSDPModule) or any(mesh.ndim > 1 for mesh in meshes)):
+        return "the model is sharded (distributed tensors)"
+    return "the model's head is sharded apart from it" if isinstance(head, FSDPModule) else None
+
+
+def agreed(flag: bool, device: torch.device) -> bool:
+    """Whether all processes of the run say so."""
+    everyone = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(everyone, torch.distributed.ReduceOp.MIN)
+    return bool(everyone)
+
+
+def through(wrapper: nn.Module, module: nn.Module, function: Callable[[], T], later: nn.Module) -> T:
+    """The result of ``function``, called inside ``wrapper``'s forward pass if that gathers parameters or gradients.
 
     Args:
-        wrapper: the model as the trainer holds it; anything but ``DistributedDataParallel`` is not called.
-        function: runs a part of the wrapped module.
+        wrapper: the model as the trainer holds it.
+        module: the model in it.
+        function: runs a part of the module; a tensor is differentiable.
         later: a module whose parameters the loss uses outside of this call; without it a wrapper that looks for unused
             parameters would take them for unused, and its backward pass would fail.
     """
-    if not isinstance(wrapper, DistributedDataParallel):
+    in_place = isinstance(module, FSDPModule)
+    if wrapper is module and not in_place:
         return function()
 
     def forward(_: None) -> tuple[Any, ...]:
+        if not isinstance(wrapper, DistributedDataParallel):
+            return (function(),)
         # An empty view has the parameter in its graph, and is all that the wrapper looks at.
         return function(), *(p[:0] for p in later.parameters() if p.requires_grad)
 
-    module = wrapper.module
     own = vars(module).get("forward")  # accelerate and TRL give modules a forward of their own
     vars(module)["forward"] = forward
     try:
-        return wrapper(None)[0]  # on a GPU the wrapper moves its inputs there, and wants one
+        found = (module if in_place else wrapper)(None)[0]  # on a GPU a wrapper moves its inputs there, and wants one
     finally:
         if own is None:
             del vars(module)["forward"]
         else:
             vars(module)["forward"] = own
+    if in_place:
+        module.unshard()  # the head is used next
+    return found
 
 
 __all__ = [
     "MAX_GATHERED_TOKENS",
     "UNSHARDED",
+    "agreed",
     "check_equal",
     "gather",
     "is_main",
+    "parts_elsewhere",
     "quantiles_over_ranks",
     "rank",
     "reduce_metrics",
@@ -250,5 +286,6 @@ __all__ = [
     "trainer_settings",
     "unsharded_notice",
     "uses_deepspeed",
+    "why_padded",
     "world_size",
 ]

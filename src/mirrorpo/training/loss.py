@@ -187,10 +187,10 @@ class LossComputer:
         hidden = None if packing is None else path.hidden(model, packing)
         if packing is None or hidden is None:
             return None
-        if not bool(hidden.detach().isfinite().all()):
+        if not path.everywhere(bool(hidden.detach().isfinite().all())):
             return None  # the padded path says which tokens it is, and raises or leaves them out
         kept = slice(None) if mask is inputs["completion_mask"] else mask.reshape(-1).bool()[packing.slots]
-        if isinstance(kept, Tensor) and not bool(kept.any()):
+        if not path.everywhere(not isinstance(kept, Tensor) or bool(kept.any())):
             return None  # nothing counts: a zero with a gradient, as the padded path gives it
         reference = None
         if "reference" in objective.needs_logits_of:
@@ -220,7 +220,7 @@ class LossComputer:
             entropy_weight=self._entropy_weight(moment),
             **self._common(inputs, moment),
         )
-        if not bool(output.loss.detach().isfinite()):
+        if not path.everywhere(bool(output.loss.detach().isfinite())):
             return None  # finite hidden states, but logits that are not: as above
         return output, Scored(logp=logp, entropy=entropy)
 

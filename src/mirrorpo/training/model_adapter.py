@@ -8,10 +8,8 @@ travels with the call, hence gradient checkpointing recomputes the same attentio
 Head: its matrix, and what the config says is done to the logits after it. The config has a different key in each
 family; whether the reading is right is asked of the model itself (``check_head``).
 
-Comparison: small groups cannot show a feature that begins at a length (``mirrorpo.models.thresholds``), and no list of
-such features is complete. So the first batch of a run is read both ways, and again every batch that is longer than any
-before by a factor of two. Without gradient and dropout, and without a draw from any random state: a run that compares
-is, bit for bit, one that does not.
+Comparison: small groups cannot show a feature that begins at a length (``mirrorpo.models.thresholds``). So the first
+batch of a run is read both ways, and every batch twice as long as any before; no random state is touched.
 """
 
 from __future__ import annotations
@@ -315,7 +313,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def disagreement(
-    causal: PreTrainedModel, head: Head, packing: Packing, ids: Tensor, attention: Tensor, keep: int
+    causal: PreTrainedModel, head: Head, packing: Packing, ids: Tensor, attention: Tensor, keep: int, at_once: int = 0
 ) -> str | None:
     """How packed and padded log-probabilities differ, in a few words; None if by no more than rounding.
 
@@ -326,9 +324,12 @@ def disagreement(
         ids: (B, P + T).
         attention: (B, P + T).
         keep: T.
+        at_once: padded rows in a pass; 0 for as many as a packed row has tokens for.
     """
     with undisturbed(causal, training=False):
-        padded = _padded(causal, packing, ids, attention, keep)  # first: an error of the model itself is its own
+        padded = _padded(
+            causal, packing, ids, attention, keep, at_once
+        )  # first: an error of the model itself is its own
         try:
             packed = hidden_states(causal, packing).index_select(0, packing.predictors)
             logp, _ = token_logps(packed, head, packing.tokens)
@@ -347,9 +348,11 @@ def disagreement(
     return f"packed and padded log-probabilities differ by {worst:.1e} (relative, {allowed:g} is rounding)"
 
 
-def _padded(causal: PreTrainedModel, packing: Packing, ids: Tensor, attention: Tensor, keep: int) -> Tensor:
+def _padded(
+    causal: PreTrainedModel, packing: Packing, ids: Tensor, attention: Tensor, keep: int, at_once: int
+) -> Tensor:
     """(N, H): what predicts each token of the completions, from padded rows; so many at once as a packed row holds."""
-    size = max(1, max(row.segments.length for row in packing.rows) // ids.shape[1])
+    size = at_once or max(1, max(row.segments.length for row in packing.rows) // ids.shape[1])
     parts = []
     for first in range(0, ids.shape[0], size):
         part = slice(first, first + size)

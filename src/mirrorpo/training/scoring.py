@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.utils import logging
 from trl.trainer.utils import use_adapter
@@ -33,7 +33,7 @@ from mirrorpo.kernels.packing import Packing, UnpackableError, pack
 from mirrorpo.kernels.vocabulary import Anchor
 from mirrorpo.models.generation import causal_part
 from mirrorpo.models.thresholds import Threshold, thresholds
-from mirrorpo.training.distributed import UNSHARDED, through
+from mirrorpo.training.distributed import agreed, parts_elsewhere, through, why_padded
 from mirrorpo.training.model_adapter import (
     IMPLEMENTATIONS,
     UnsupportedAttentionError,
@@ -64,6 +64,7 @@ FORWARD_KEYS = (
 )
 # A batch that is longer by more than this factor than any that was compared is compared.
 _LONGER = 2
+_ELSEWHERE = "they failed on another process"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,7 @@ class PackedPath:
         found: the same, found while the run went on; a part of a checkpoint.
         compared: columns of the longest batch that packed and padded agreed on, for each kind of model.
         last: model and padded batch of the last micro-batch that was trained on.
+        in_parts: whether passes of the policy gather it from all processes, which must then all make the same ones.
 
     Raises:
         ValueError: ``kernels`` asks for Triton where it cannot run, or where everything is padded.
@@ -148,14 +150,17 @@ class PackedPath:
         self._examined: set[int] = set()
         self._thresholds: dict[int, tuple[Threshold, ...]] = {}
         self._heads: dict[int, Head] = {}
+        self._roots: dict[int, nn.Module] = {}  # whose forward pass gathers the parameters of a causal model
         self._said: set[str] = set()
         self.last: tuple[PreTrainedModel, Tensor, Tensor, int] | None = None
+        self.in_parts = False
         self.reason: str | None = None
         if args.fast == "off":
             self.reason = "fast is 'off'"
             return
-        if accelerator.distributed_type not in UNSHARDED:
-            self.reason = f"the model is sharded ({accelerator.distributed_type.value.lower()})"
+        sharded = why_padded(accelerator)
+        if sharded is not None:
+            self.reason = sharded
         elif args.n_gpu > 1:
             self.reason = "the model is wrapped (data parallel)"
         elif args.torch_compile:
@@ -192,6 +197,10 @@ class PackedPath:
         self.reason = self.found = reason
         self.say(reason)
 
+    def everywhere(self, flag: bool) -> bool:
+        """Whether it holds here and, where passes gather a model from all processes, on all of them."""
+        return agreed(flag, self.accelerator.device) if self.in_parts else flag
+
     def state(self) -> dict[str, Any]:
         """What was found out about the models so far, for a checkpoint."""
         return {"found": self.found, "compared": dict(self.compared)}
@@ -208,12 +217,16 @@ class PackedPath:
             return None
         unwrapped = self.accelerator.unwrap_model(model)
         causal = causal_part(unwrapped)
+        self.in_parts = self.in_parts or isinstance(unwrapped, FSDPModule)
         reason = None
-        if any(isinstance(parameter, DTensor) for parameter in causal.parameters()):  # a model is sharded in place
-            reason = "the model is sharded (distributed tensors)"
-        elif id(causal) not in self._examined:
+        if id(causal) not in self._examined:
             self._examined.add(id(causal))
-            reason = prompt_adapter(unwrapped) or self._unsupported(causal)
+            self._roots[id(causal)] = unwrapped
+            reason = parts_elsewhere(unwrapped, causal.get_output_embeddings()) or prompt_adapter(unwrapped)
+            if reason is None:
+                reason = through(unwrapped, unwrapped, lambda: self._unsupported(causal), causal)
+            if not self.everywhere(reason is None):
+                reason = reason or _ELSEWHERE
         if reason is not None:
             self.give_up(reason)
             return None
@@ -244,6 +257,18 @@ class PackedPath:
             attention: (B, P + T).
             keep: T.
         """
+        packing = self._plan(causal, ids, attention, keep)
+        several = packing is not None and len(packing.rows) > 1 and self.in_parts  # more passes than other processes
+        if several:
+            self.say("token_budget: a sharded model is read in one row")
+        if not self.everywhere(packing is not None and not several):
+            return None
+        assert packing is not None
+        if torch.is_grad_enabled():
+            self.last = (causal, ids, attention, keep)
+        return packing if self._agrees(causal, packing, ids, attention, keep) else None
+
+    def _plan(self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int) -> Packing | None:
         width = ids.shape[1]
         known = self._thresholds.setdefault(id(causal), thresholds(causal.config))
         beyond = next((threshold for threshold in known if width > threshold.length), None)
@@ -258,23 +283,25 @@ class PackedPath:
         except UnpackableError as error:
             self.say(str(error))
             return None
-        if packing.tokens.numel() == 0:
-            return None
-        if torch.is_grad_enabled():
-            self.last = (causal, ids, attention, keep)
-        return packing if self._agrees(causal, packing, ids, attention, keep) else None
+        return packing if packing.tokens.numel() else None
 
     def _agrees(self, causal: PreTrainedModel, packing: Packing, ids: Tensor, attention: Tensor, keep: int) -> bool:
         """Whether packed and padded rows give the same log-probabilities, as far as that is not known yet."""
         width = ids.shape[1]
         # The question is about code, not about weights: policy and reference share the answer.
         kind = f"{type(causal).__name__} {causal.config._attn_implementation} {causal.dtype}"
-        if width <= _LONGER * self.compared.get(kind, 0):
+        if self.everywhere(width <= _LONGER * self.compared.get(kind, 0)):
             return True
+        root = self._roots.get(id(causal), causal)
+        rows = len(ids) if self.in_parts else 0  # as many passes as other processes
+
+        def compare() -> str | None:
+            return disagreement(causal, self.head(causal), packing, ids, attention, keep, rows)
+
         with self.accelerator.autocast():
-            reason = disagreement(causal, self.head(causal), packing, ids, attention, keep)
-        if reason is not None:
-            self.give_up(f"{type(causal).__name__}, a batch of {width} columns: {reason}")
+            reason = through(root, root, compare, causal)
+        if not self.everywhere(reason is None):
+            self.give_up(f"{type(causal).__name__}, a batch of {width} columns: {reason or _ELSEWHERE}")
             return False
         self.compared[kind] = width
         return True
@@ -286,7 +313,8 @@ class PackedPath:
             model: as the trainer holds it; ``self.model`` has accepted it.
             packing: what it reads.
         """
-        causal = causal_part(self.accelerator.unwrap_model(model))
+        whole = self.accelerator.unwrap_model(model)
+        causal = causal_part(whole)
         head = causal.get_output_embeddings()
         assert head is not None
 
@@ -295,7 +323,7 @@ class PackedPath:
 
         try:
             with self.accelerator.autocast():
-                return through(model, read, head) if torch.is_grad_enabled() else read()
+                return through(model if torch.is_grad_enabled() else whole, whole, read, head)
         except UnsupportedAttentionError as error:
             self.give_up(str(error))
             return None
@@ -342,7 +370,7 @@ class PackedPath:
         parts = []
         for first in range(0, ids.shape[0], rows):
             part = slice(first, first + rows)
-            if not bool(attention[part, -keep:].any()):  # completions without a token
+            if self.everywhere(not bool(attention[part, -keep:].any())):  # completions without a token
                 parts.append((torch.zeros(len(ids[part]), keep, device=ids.device),) * 2)
                 continue
             packing = self.pack(causal, ids[part], attention[part], keep)
