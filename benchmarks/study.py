@@ -1,8 +1,9 @@
 """What does a study add to its runs, and how long does its report take? (about 5 min; --quick 1 min)
 
 Orchestration: the same two runs of the demo's task, first by ``train`` alone, then through worker, record, divergence
-from the start and pruning; the worker's start, which a study pays once, stands by itself. Report: 20 arms x 10 seeds of
-simulated runs of 60 steps.
+from the start and pruning; the worker's start, which a study pays once, stands by itself. A short run (8 steps, about
+10 s) by processor time, which other programs do not change: what its job takes beyond ``train``. Report: 20 arms x 10
+seeds of simulated runs of 60 steps.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -19,6 +22,7 @@ from mirrorpo.config.study import Study, study_from
 from mirrorpo.interrupts import quiet
 from mirrorpo.reports.study_page import write_study_report
 from mirrorpo.studies.collection import Collection, by_seed, read_run
+from mirrorpo.studies.job import run_job
 from mirrorpo.studies.runner import open_pool, open_study, run_study
 from mirrorpo.training.run import train
 from mirrorpo.workers import Job
@@ -61,6 +65,36 @@ def studied(study: Study, folder: Path) -> tuple[float, float]:
         return start, time.perf_counter() - started
 
 
+def short_run(folder: Path) -> float:
+    """Processor time of a job of 8 steps over that of its ``train``, in percent above 1; the second of two jobs."""
+    recipe = study_from(
+        {"base": "arithmetic", "arms": ["dr_grpo"], "seeds": [0]},
+        [
+            "base.task.difficulty=hard",
+            "base.train.steps=8",
+            "base.train.group_size=4",
+            "base.train.updates_per_batch=4",
+        ],
+    ).jobs()[0]
+    inside = [0.0]
+
+    def timed(*args: Any, **options: Any) -> Any:
+        began = time.process_time()
+        try:
+            return train(*args, **options)
+        finally:
+            inside[0] = time.process_time() - began
+
+    share = 0.0
+    with patch("mirrorpo.training.run.train", timed):
+        for number in range(2):
+            job = {"recipe": recipe.recipe.model_dump(mode="json"), "folder": str(folder / str(number)), "command": ""}
+            began = time.process_time()
+            run_job({**job, "threads": torch.get_num_threads(), "keep_models": False, "measure_divergence": True})
+            share = 100 * ((time.process_time() - began) / inside[0] - 1)
+    return share
+
+
 def report(folder: Path) -> tuple[float, float]:
     """Seconds and megabytes of the report of 200 runs."""
     runs = {}
@@ -89,6 +123,7 @@ def main() -> None:
         "the same as a study (s)": through,
         "a worker's start, once (s)": start,
         "orchestration (%, aim 3)": 100 * (through / alone - 1),
+        "of a short run, processor time (%, aim 3)": short_run(folder / "short"),
     }
     show("orchestration", rows, "", args.json)
 
