@@ -83,8 +83,8 @@ def against_the_loop(rounds: int) -> dict[str, float]:
 
     table = step(d.sampled, torch.float32)
     contenders = {
-        "loop, float64": step(textbook(mirror.parameters), torch.float64),
-        "loop, float32": step(textbook(mirror.parameters.float()), torch.float32),
+        "loop, float64": step(textbook(mirror.parameters.to(logp.device)), torch.float64),
+        "loop, float32": step(textbook(mirror.parameters.to(logp.device).float()), torch.float32),
         # Several steps at a time: one alone would mostly measure the caches that the loop has just emptied.
         "table": lambda: [table() for _ in range(10)],
     }

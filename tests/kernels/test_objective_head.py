@@ -8,7 +8,7 @@ import torch
 
 import mirrorpo
 from kernels_batch import Batch, batch, converted, distance, gradients
-from mirrorpo.kernels import objective_from_hidden
+from mirrorpo.kernels import Anchor, Head, objective_from_hidden
 from mirrorpo.losses.surrogates import SURROGATES
 from naive import logits
 
@@ -307,3 +307,22 @@ def test_what_entries_cannot_give_is_refused() -> None:
     region = {"name": "exact", "radius": 0.1, "anchor": "teacher"}
     with pytest.raises(ValueError, match="region 'exact' needs teacher, got teacher_top"):
         fused(mirrorpo.objective("dapo", regions=[region]), b, teacher=None, teacher_top=top)
+
+
+@pytest.mark.parametrize("name", ["neural", "prob_l2", "js"])
+def test_tensors_are_made_where_their_inputs_are_whatever_the_default_device(name: str) -> None:
+    hidden, weight, tokens = logits(6, 8, seed=0), logits(17, 8, seed=1), torch.arange(6)
+
+    def gradient() -> torch.Tensor:
+        objective = mirrorpo.objective("grpo", divergence=name, estimator="exact", coefficient=0.5)
+        leaf = hidden.float().requires_grad_()
+        anchor = Anchor(hidden=hidden.float().flip(0), head=Head(weight.float()))
+        given = {"advantages": tokens[:2].float(), "mask": tokens.view(2, 3) >= 0}
+        output, *_ = objective_from_hidden(objective, leaf, Head(weight.float()), tokens, reference=anchor, **given)
+        output.loss.backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    expected = gradient()
+    with torch.device("meta"):  # as torch.set_default_device("cuda"), on a machine that has none
+        assert torch.equal(gradient(), expected)

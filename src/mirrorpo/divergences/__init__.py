@@ -149,7 +149,7 @@ def bregman_from(h: Generator, name: str) -> BregmanDivergence:
         >>> d.sampled(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())  # (0.5 - 0.25)^2
         tensor([0.0625])
     """
-    grid = torch.logspace(-8, 0, 257, dtype=torch.float64)
+    grid = torch.logspace(-8, 0, 257, dtype=torch.float64, device="cpu")
     check_convex(h, grid, f"divergence generator {name!r}", "(0, 1]")
     remainder = Remainder(h, is_smooth(h, grid[:-8:8]))
 
@@ -174,11 +174,11 @@ def f_divergence_from(f: Generator, name: str) -> RatioDivergence:
         tensor(0.)
     """
     what = f"divergence generator {name!r}"
-    one = torch.ones(1, dtype=torch.float64)
-    at_one = torch.as_tensor(f(one.clone())).sum().item()
+    one = torch.ones(1, dtype=torch.float64, device="cpu")
+    at_one = torch.as_tensor(f(one.clone()), device="cpu").sum().item()
     if not abs(at_one) < 1e-8:
         raise ValueError(f"{what}: f(1) must be 0, got {at_one:g}")
-    check_convex(f, torch.logspace(-6, 6, 385, dtype=torch.float64), what, "(0, inf)")
+    check_convex(f, torch.logspace(-6, 6, 385, dtype=torch.float64, device="cpu"), what, "(0, inf)")
     remainder = Remainder(f, is_smooth(f, one))
 
     def form(delta: Tensor) -> Parts:
@@ -192,7 +192,13 @@ def f_divergence_from(f: Generator, name: str) -> RatioDivergence:
 
 def _growth_of(f: Generator) -> float:
     """The rate a in f(t) ~ t^a at infinity or f(t) ~ t^(-a) at 0, whichever is larger, from two decades."""
-    ends = f(torch.tensor([1e-12, 1e-10, 1e10, 1e12], dtype=torch.float64)).abs().clamp(min=1e-30).log().tolist()
+    ends = (
+        f(torch.tensor([1e-12, 1e-10, 1e10, 1e12], dtype=torch.float64, device="cpu"))
+        .abs()
+        .clamp(min=1e-30)
+        .log()
+        .tolist()
+    )
     decades = math.log(100.0)
     rates = [(ends[0] - ends[1]) / decades + 1.0, (ends[3] - ends[2]) / decades]
     return min(8.0, max(rate for rate in rates if math.isfinite(rate)))

@@ -8,6 +8,8 @@ reward and the implicit reward of a preference loss both come from it. Its deriv
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,7 +64,7 @@ def score_and_slope(d: Divergence, logx: Tensor, logz: Tensor) -> tuple[Tensor, 
 
 def require_convex(d: Divergence, what: str) -> None:
     """Raises ``ValueError`` if d is not convex in its first argument (``k2``, ``log_l2``): ``what`` needs that."""
-    logs = torch.linspace(-12.0, 0.0, 97, dtype=torch.float64)
+    logs = torch.linspace(-12.0, 0.0, 97, dtype=torch.float64, device="cpu")
     for log_z in (-0.5, -3.0, -8.0):
         g = score(d, logs, torch.full_like(logs, log_z))
         fall = g[:-1] - g[1:]
@@ -75,7 +77,7 @@ def require_convex(d: Divergence, what: str) -> None:
 
 
 def _e(log: float) -> str:
-    return f"{torch.tensor(log).exp().item():.3g}"
+    return f"{math.exp(log):.3g}"
 
 
 def limit(values: Tensor) -> float | None:
@@ -97,13 +99,13 @@ def limit(values: Tensor) -> float | None:
 
 def score_without_anchor(d: Divergence) -> float | None:
     """The limit of g(1, z) for z -> 0: finite where D(p, q) stays finite although q has a 0 that p has not."""
-    logz = torch.tensor([_END, 2.0 * _END, 3.0 * _END], dtype=torch.float64)
+    logz = torch.tensor([_END, 2.0 * _END, 3.0 * _END], dtype=torch.float64, device="cpu")
     return limit(score(d, torch.zeros_like(logz), logz))
 
 
 def score_at_zero(d: Divergence, logz: float = -1.0) -> float | None:
     """The limit of g(x, z) for x -> 0: finite where an optimum may put a probability to exactly 0."""
-    logx = torch.tensor([_END, 2.0 * _END, 3.0 * _END], dtype=torch.float64)
+    logx = torch.tensor([_END, 2.0 * _END, 3.0 * _END], dtype=torch.float64, device="cpu")
     return limit(score(d, logx, torch.full_like(logx, logz)))
 
 

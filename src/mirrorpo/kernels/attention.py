@@ -89,8 +89,8 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
         length, heads, _ = query.shape[1:]
-        out = torch.empty(query.shape, dtype=query.dtype)
-        lse = torch.empty(length, heads, dtype=query.dtype if query.dtype == torch.float64 else torch.float32)
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        lse = query.new_empty(length, heads, dtype=query.dtype if query.dtype == torch.float64 else torch.float32)
         for bucket in segments.buckets:
             part, part_lse = _flash(*(_taken(x, bucket) for x in (query, key, value)), 0.0, True, scale=scale)
             _put(out, part, bucket)
@@ -115,7 +115,7 @@ class _Flash(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, out, lse = ctx.saved_tensors
         scale, segments = ctx.scale, ctx.segments
-        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value)]
+        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
         for bucket in segments.buckets:
             padding = bucket.padding.unsqueeze(1)
             parts = _flash_backward(

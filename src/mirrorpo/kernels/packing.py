@@ -104,19 +104,19 @@ class Segments:
         both = [((prefix, length), (start, size)) for start, size, prefix, length in spans]
         keys = _ranges([first for pair in both for first, _ in pair], [count for pair in both for _, count in pair])
         sizes = [prefix + own for own, prefix in zip(self.size, self.prefix_size, strict=True)]
-        ends_q = torch.tensor([0, *self.size]).cumsum(0, dtype=torch.int32)
-        ends_k = torch.tensor([0, *sizes]).cumsum(0, dtype=torch.int32)
+        ends_q = torch.tensor([0, *self.size], device="cpu").cumsum(0, dtype=torch.int32)
+        ends_k = torch.tensor([0, *sizes], device="cpu").cumsum(0, dtype=torch.int32)
         return keys.to(self.device), ends_q.to(self.device), ends_k.to(self.device)
 
     @cached_property
     def mask(self) -> Tensor:
         """(L, L) bool, true where a query (first axis) sees a key."""
-        seen = torch.zeros(self.length, self.length, dtype=torch.bool)
+        seen = torch.zeros(self.length, self.length, dtype=torch.bool, device="cpu")
         for start, size, prefix, prefix_size in zip(
             self.start, self.size, self.prefix_start, self.prefix_size, strict=True
         ):
             own = slice(start, start + size)
-            seen[own, own] = torch.ones(size, size, dtype=torch.bool).tril()
+            seen[own, own] = torch.ones(size, size, dtype=torch.bool, device="cpu").tril()
             seen[own, prefix : prefix + prefix_size] = True
         return seen.to(self.device)
 
@@ -224,8 +224,8 @@ def pack(
 def _sizes(kept: Tensor, num_prompt: int) -> tuple[list[int], list[int]]:
     prompt, completion = kept[:, :num_prompt], kept[:, num_prompt:]
     prompt_sizes, sizes = prompt.sum(1), completion.sum(1)
-    left = torch.arange(num_prompt) >= num_prompt - prompt_sizes.unsqueeze(1)
-    right = torch.arange(completion.shape[1]) < sizes.unsqueeze(1)
+    left = torch.arange(num_prompt, device="cpu") >= num_prompt - prompt_sizes.unsqueeze(1)
+    right = torch.arange(completion.shape[1], device="cpu") < sizes.unsqueeze(1)
     if not torch.equal(prompt, left) or not torch.equal(completion, right):
         raise UnpackableError("prompts must be padded on the left and completions on the right, without holes")
     if bool((prompt_sizes == 0).any()):
@@ -322,9 +322,9 @@ class _Layout:
 
     def packing(self, rows: list[Row], ids: Tensor) -> Packing:
         within = _ranges([0] * len(self.sizes), self.sizes)
-        owner = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
-        later = torch.tensor(self.later)[owner] + within - 1
-        predictors = torch.where(within == 0, torch.tensor(self.first)[owner], later)
+        owner = torch.arange(len(self.sizes), device="cpu").repeat_interleave(torch.tensor(self.sizes, device="cpu"))
+        later = torch.tensor(self.later, device="cpu")[owner] + within - 1
+        predictors = torch.where(within == 0, torch.tensor(self.first, device="cpu")[owner], later)
         tokens = ids.reshape(-1)[(owner * self.width + self.num_prompt + within).to(ids.device)]
         return Packing(
             rows=tuple(rows),
@@ -343,19 +343,19 @@ def _buckets(start: Sequence[int], size: Sequence[int]) -> list[Tensor]:
         buckets[-1].append(index)
     made = []
     for bucket in buckets:
-        steps = torch.arange(size[bucket[0]])
-        first = torch.tensor([start[i] for i in bucket]).unsqueeze(1)
-        length = torch.tensor([size[i] for i in bucket]).unsqueeze(1)
+        steps = torch.arange(size[bucket[0]], device="cpu")
+        first = torch.tensor([start[i] for i in bucket], device="cpu").unsqueeze(1)
+        length = torch.tensor([size[i] for i in bucket], device="cpu").unsqueeze(1)
         made.append(torch.where(steps < length, first + steps, -1))
     return made
 
 
 def _ranges(first: Sequence[int], count: Sequence[int]) -> Tensor:
     """first[0], first[0] + 1, ... (count[0] of them), first[1], ..."""
-    counts = torch.tensor(count)
+    counts = torch.tensor(count, device="cpu")
     ends = counts.cumsum(0)
-    shift = torch.tensor(first) - (ends - counts)
-    return torch.arange(int(counts.sum())) + shift.repeat_interleave(counts)
+    shift = torch.tensor(first, device="cpu") - (ends - counts)
+    return torch.arange(int(counts.sum()), device="cpu") + shift.repeat_interleave(counts)
 
 
 __all__ = ["Bucket", "Packing", "Row", "RowTooLongError", "Segments", "UnpackableError", "pack"]

@@ -160,11 +160,11 @@ TARGETS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def places() -> tuple[Tensor, Tensor]:
     """The fixed (w, b) of the fit, (6, 21) each: singularities -b/w and exponential rates spread evenly in log."""
-    w = torch.ones(len(GROUPS), UNITS_PER_GROUP, dtype=torch.float64)
-    b = torch.logspace(-4, 1, UNITS_PER_GROUP, dtype=torch.float64).expand_as(w).clone()
+    w = torch.ones(len(GROUPS), UNITS_PER_GROUP, dtype=torch.float64, device="cpu")
+    b = torch.logspace(-4, 1, UNITS_PER_GROUP, dtype=torch.float64, device="cpu").expand_as(w).clone()
     log, exp = GROUPS.index("log"), GROUPS.index("exp")
-    w[log], b[log] = torch.logspace(-1, 2, UNITS_PER_GROUP, dtype=torch.float64), 0.0
-    w[exp], b[exp] = torch.logspace(-1, 0.6, UNITS_PER_GROUP, dtype=torch.float64), 0.0
+    w[log], b[log] = torch.logspace(-1, 2, UNITS_PER_GROUP, dtype=torch.float64, device="cpu"), 0.0
+    w[exp], b[exp] = torch.logspace(-1, 0.6, UNITS_PER_GROUP, dtype=torch.float64, device="cpu"), 0.0
     return w, b
 
 
@@ -182,9 +182,9 @@ def closest(target: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
         >>> round(parameters[SLICES["c"]].item(), 12), error < 1e-14
         (1.0, True)
     """
-    x = torch.linspace(LOG_LOWEST, 0.0, _GRID, dtype=torch.float64).exp()
+    x = torch.linspace(LOG_LOWEST, 0.0, _GRID, dtype=torch.float64, device="cpu").exp()
     w, b = places()
-    parameters = torch.zeros(NUM_PARAMETERS, dtype=torch.float64)
+    parameters = torch.zeros(NUM_PARAMETERS, dtype=torch.float64, device="cpu")
     parameters[SLICES["w"]], parameters[SLICES["b"]] = w.view(-1), b.view(-1)
     # a and c first: where a unit does the same, they are taken
     heights = [SLICES["a"].start, SLICES["c"].start, *range(NUM_UNITS)]

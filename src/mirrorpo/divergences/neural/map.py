@@ -102,7 +102,8 @@ class MirrorMap:
         largest = check_number("scale", scale, 0.0, 10.0, open_low=True)
         generator = torch.Generator().manual_seed(seed)
         return cls(
-            largest * torch.rand(NUM_PARAMETERS, generator=generator, dtype=torch.float64), f"random, seed {seed}"
+            largest * torch.rand(NUM_PARAMETERS, generator=generator, dtype=torch.float64, device="cpu"),
+            f"random, seed {seed}",
         )
 
     @classmethod
@@ -130,7 +131,7 @@ class MirrorMap:
     def divergence(self) -> NeuralDivergence:
         """The divergence of this map; building its table takes a few milliseconds."""
         table = build_table(self.parameters)
-        steepness = curvature(self.parameters, torch.ones(1, dtype=torch.float64)).item()
+        steepness = curvature(self.parameters, torch.ones(1, dtype=torch.float64, device="cpu")).item()
         return NeuralDivergence(
             "neural",
             coordinate=table,
@@ -173,7 +174,7 @@ def checked(given: Any) -> Tensor:
         at = int(bad[0])
         raise ValueError(f"{parameter_name(at)} must be in [0, inf), got {parameters[at].item()!r}")
     # Everything in h'' but c/x is largest at 1, and c/x is ordinary wherever c is.
-    steepness = curvature(parameters, torch.ones(1, dtype=torch.float64)).item()
+    steepness = curvature(parameters, torch.ones(1, dtype=torch.float64, device="cpu")).item()
     if not steepness < _LARGEST_CURVATURE:
         raise ValueError(
             f"parameters give phi_inv a slope of {steepness:g} at 1, legal: below {_LARGEST_CURVATURE:g}; "
@@ -215,7 +216,9 @@ def _numbers(name: str, given: Any, count: int) -> Tensor:
     """``count`` numbers in a row, as a new float64 tensor on the CPU."""
     try:  # untrusted: whatever the caller or a file holds
         # Lists hold Python's floats, which are float64; an array or a tensor knows its own type.
-        numbers = torch.as_tensor(given, dtype=torch.float64 if isinstance(given, list | tuple | int | float) else None)
+        numbers = torch.as_tensor(
+            given, dtype=torch.float64 if isinstance(given, list | tuple | int | float) else None, device="cpu"
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be {count} numbers, got {type(given).__name__} ({error})") from None
     if numbers.is_complex() or numbers.dtype == torch.bool:

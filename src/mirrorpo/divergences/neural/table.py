@@ -211,7 +211,7 @@ class Nodes:
         parts = max(1, round(table.width / _NODES_WIDTH))
         width, number = table.width / parts, (table.columns.shape[1] - 1) * parts + 1
         first = round((1.0 - table.shift.item()) * parts)
-        places = width * torch.arange(first, first + number, dtype=torch.float64)
+        places = width * torch.arange(first, first + number, dtype=torch.float64, device="cpu")
         logs = _points(places, table.rate).float().double()
         s = logs.exp()
         offset, base, beta, alpha = (
@@ -286,13 +286,13 @@ def build_table(parameters: Tensor) -> Table:
     rate = rate if _SMALLEST_RATE < rate < math.inf else 0.0
     start = LOG_BOTTOM + rate * math.exp(LOG_BOTTOM)
     cells = math.ceil((LOG_TOP + rate * math.exp(LOG_TOP) - start) / _CELL)
-    coarse = start + _CELL / _DEGREE * torch.arange(_DEGREE * cells + 1, dtype=torch.float64)
+    coarse = start + _CELL / _DEGREE * torch.arange(_DEGREE * cells + 1, dtype=torch.float64, device="cpu")
     coarse_s = _points(coarse, rate).exp()
     m = curvature(parameters, coarse_s)
     cuts = _cuts(coarse_s, m)
     width = _CELL / cuts
     m = torch.cat([(m.unfold(0, _DEGREE + 1, _DEGREE) @ _lagrange(cuts)).view(-1), m[-1:]])
-    logs = _points(start + width * torch.arange(cells * cuts + 1, dtype=torch.float64), rate)
+    logs = _points(start + width * torch.arange(cells * cuts + 1, dtype=torch.float64, device="cpu"), rate)
     s = logs.exp()
     slope = m.diff() / s.diff()
     beta = torch.cat([c, torch.addcmul(m[:-1], slope, s[:-1], value=-1.0)])
@@ -302,9 +302,9 @@ def build_table(parameters: Tensor) -> Table:
     fall_beta, fall_alpha = -beta.diff(), -alpha.diff()
     offset = torch.addcmul(fall_beta * logs, fall_alpha, s).cumsum(0)
     base = fall_beta.addcmul_(fall_alpha, s, value=0.5).mul_(s).cumsum(0)
-    zero = torch.zeros(1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.float64, device="cpu")
     columns = torch.stack([torch.cat([zero, offset]), torch.cat([zero, base]), beta, alpha])
-    return Table(columns, width, rate, torch.tensor(1.0 - start / width, dtype=torch.float64))
+    return Table(columns, width, rate, torch.tensor(1.0 - start / width, dtype=torch.float64, device="cpu"))
 
 
 def _points(ends: Tensor, rate: float) -> Tensor:
@@ -329,8 +329,8 @@ def _cuts(s: Tensor, m: Tensor) -> int:
 
 def _lagrange(cuts: int) -> Tensor:
     """(6, cuts): the weights of a cell's six coarse values at 0, 1/cuts, 2/cuts, ... of the cell."""
-    nodes = torch.linspace(0.0, 1.0, _DEGREE + 1, dtype=torch.float64)
-    at = torch.arange(cuts, dtype=torch.float64) / cuts
+    nodes = torch.linspace(0.0, 1.0, _DEGREE + 1, dtype=torch.float64, device="cpu")
+    at = torch.arange(cuts, dtype=torch.float64, device="cpu") / cuts
     rows = []
     for i, node in enumerate(nodes):
         others = torch.cat([nodes[:i], nodes[i + 1 :]]).unsqueeze(-1)
