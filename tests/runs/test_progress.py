@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from mirrorpo.progress import counted, so_far
+from mirrorpo.training import monitors
+from mirrorpo.training.records import MetricsWriter
 
 
 class Told(io.StringIO):
@@ -50,3 +55,16 @@ def test_work_that_ends_at_once_prints_nothing() -> None:
     with counted(Console(file=out), "evaluating", 1) as advance:
         advance(1)
     assert out.getvalue() == ""
+
+
+def test_a_step_of_minutes_is_not_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(monitors, "EVERY", 0.01)
+    out = Told()
+    bar = monitors.ProgressBar(Console(file=out, width=200), 24, MetricsWriter(tmp_path / "metrics.jsonl", 1))
+    before = threading.active_count()
+    bar.on_train_begin(None, SimpleNamespace(is_world_process_zero=True, global_step=6), None)
+    assert out.line.wait(60)
+    bar.silent = True  # an evaluation tells how far it is
+    bar.stop()
+    assert out.getvalue().replace("\u00a0", " ").startswith("training: 6 of 24 (25.0 %) after ")
+    assert threading.active_count() == before, "the thread ends with the training"

@@ -28,7 +28,7 @@ from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.models.generation import causal_part, say_what_is_ignored
 from mirrorpo.models.thresholds import say_padding
-from mirrorpo.progress import EVERY
+from mirrorpo.progress import EVERY, so_far
 from mirrorpo.training.distributed import UNSHARDED, unsharded_notice
 from mirrorpo.training.model_adapter import say_noise
 from mirrorpo.training.records import MetricsWriter
@@ -52,7 +52,7 @@ def say_at_start(accelerator: Any, model: nn.Module) -> None:
 
 class ProgressBar(TrainerCallback):
     """A bar with reward, divergence, clip share, length and time left; where there is no terminal a line at every tenth
-    of the run and every half minute.
+    of the run and every half minute, also within a step.
 
     Args:
         console: where to draw (stderr, so that stdout stays machine-readable).
@@ -74,19 +74,33 @@ class ProgressBar(TrainerCallback):
         )
         self.bar: Any = None
         self.first, self.began, self.told = 0, 0.0, 0.0  # step and time of the start, time of the last line
+        self.silent = False  # while something else tells how far it is
+        self._step, self._over, self._speaker = 0, threading.Event(), threading.Thread(target=self._speak, daemon=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.first = done = state.global_step // self.writer.updates_per_step
+            self.first = self._step = done = state.global_step // self.writer.updates_per_step
             self.began = self.told = time.monotonic()
             self.bar = self.progress.add_task("training", total=self.steps, completed=done, numbers="")
             self.progress.start()
+            if not self.console.is_terminal:
+                self._speaker.start()
+
+    def _speak(self) -> None:
+        while not self._over.wait(EVERY / 10):
+            now = time.monotonic()
+            if self.silent:
+                self.told = now
+            elif now - self.told >= EVERY:
+                self.told = now
+                done = self._step - self.first
+                say(self.console, f"training: {so_far(self._step, self.steps, done, now - self.began)}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.bar is None or not logs or "loss" not in logs:
             return
         line = self.writer.last
-        step = int(line["step"] or 0)
+        self._step = step = int(line["step"] or 0)
         self.progress.update(self.bar, completed=step, numbers=numbers_of(line))
         now = time.monotonic()
         due = step % max(1, self.steps // 10) == 0 or step == self.steps or now - self.told >= EVERY
@@ -106,6 +120,9 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.progress.stop()
             self.bar = None
+            self._over.set()
+            if self._speaker.is_alive():
+                self._speaker.join()
 
 
 def numbers_of(line: dict[str, float | int | None]) -> str:

@@ -309,10 +309,13 @@ class _Run:
                 raise _EndedBySignal
 
         quiet = Console(quiet=True) if self.console.is_terminal else self.console  # there is a bar already
+        self.bar.silent = True
         try:
             return _evaluation_record(run_evaluation(self.prepared, self.trainer.model, quiet, label, watch))
         except _EndedBySignal:
             return None
+        finally:
+            self.bar.silent = False
 
     def _evaluated(self, step: int, record: dict[str, Any] | None, seconds: float) -> None:
         """What an evaluation between two steps has found goes to people and trackers; its time to no step."""
