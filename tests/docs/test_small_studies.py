@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+
+from mirrorpo.statistics import mean_interval
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +115,36 @@ def test_the_number_of_seeds_grows_with_the_square_of_spread_over_effect(tables:
 
 def test_equal_differences_are_no_reason_to_fail(tables: ModuleType) -> None:
     assert "`x`" in tables.comparison("title", {"x": np.full(5, 0.02)}, 0.03)
+
+
+def rows_of(page: str) -> list[dict[str, str]]:
+    with Path(f"docs/evidence/{page}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def stands(page: str, differences: dict[str, np.ndarray]) -> list[str]:
+    """The arms whose mean and interval, in points, are not on the page."""
+    text = Path(f"docs/evidence/{page}.md").read_text()
+    found = {arm: mean_interval(100 * x) for arm, x in differences.items()}
+    return [arm for arm, x in found.items() if f"{x.estimate:+.1f} ({x.low:+.1f} to {x.high:+.1f})" not in text]
+
+
+def test_the_pages_say_what_their_runs_say(tables: ModuleType) -> None:
+    runs, seeds = tables.complete(rows_of("staleness"))
+    for updates in (4, 16):
+        base = tables.column(runs, seeds, f"none_{updates}", "accuracy_after")
+        own = {arm: tables.column(runs, seeds, f"{arm}_{updates}", "accuracy_after") - base for arm in tables.REGIONS}
+        assert stands("staleness", own) == []
+
+    runs, seeds = tables.complete(rows_of("overoptimisation"), "step")
+    found, _ = tables.matched(runs, seeds, 12, "reverse_kl")
+    assert stands("overoptimisation", found) == []
+    base = tables.column(runs, seeds, "none@12", "gold")
+    arms = [name for name in runs if name.endswith("@12") and name != "none@12"]
+    assert stands("overoptimisation", {arm: tables.column(runs, seeds, arm, "gold") - base for arm in arms}) == []
+
+    runs, seeds = tables.complete([row for row in rows_of("diversity") if row["arm"] != "start"])
+    for measure in ("hard.pass@64", "hard.pass@1"):
+        base = tables.column(runs, seeds, "none", measure)
+        own = {arm: tables.column(runs, seeds, arm, measure) - base for arm in tables.DIVERSITY if arm != "none"}
+        assert stands("diversity", own) == []
