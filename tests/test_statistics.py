@@ -344,6 +344,10 @@ def test_nothing_is_extrapolated_beyond_what_both_curves_cover() -> None:
     assert height_difference([0.0, 1.0], [1.0, 1.0], [0.0, 0.5, 1.0, 1.0 + 1e-12], wild) == pytest.approx(1.0, abs=2e-3)
 
 
+def test_the_order_of_a_curves_points_does_not_matter() -> None:
+    assert height_difference([3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 1.0], [0.0, 0.0]) == pytest.approx(2.0)
+
+
 def test_runs_at_the_same_distance_are_one_point_with_their_mean() -> None:
     assert height_difference([0.0, 1.0, 1.0], [0.0, 0.0, 2.0], [0.0, 1.0], [0.0, 0.0]) == pytest.approx(0.5)
 
@@ -362,6 +366,7 @@ def test_rank_correlation_is_spearmans_with_ties_and_ranks_what_is_infinite_last
     assert rank_correlation(x, y) == pytest.approx(float(stats.spearmanr(x, y).statistic))
     assert rank_correlation([1.0, math.inf, 2.0, math.nan], [1.0, 3.5, 2.0, 3.5]) == pytest.approx(1.0)
     assert math.isnan(rank_correlation([1.0, 1.0], [1.0, 2.0]))
+    assert math.isnan(rank_correlation([math.nan, math.nan], [1.0, 2.0]))  # all are last: no order
 
 
 def simulated_curves(rng: np.random.Generator, curves: int, lift: float) -> np.ndarray:

@@ -27,6 +27,7 @@ from mirrorpo.models import builtin_path
 from mirrorpo.reports.conclusions import conclude_study
 from mirrorpo.reports.study_page import write_study_report
 from mirrorpo.reports.tables import runs_csv
+from mirrorpo.studies import job
 from mirrorpo.studies.collection import read_run
 from mirrorpo.studies.compare import compare
 from mirrorpo.studies.gather import study_collection
@@ -136,6 +137,24 @@ def test_a_policy_that_did_not_move_has_the_numbers_of_its_start_and_no_distance
         assert [found[f"{task}.{source}.reverse_kl"] for source in ("policy", "start")] == [0.0, 0.0]
 
 
+def test_the_start_draws_once_for_all_runs_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder = folder_of(tmp_path, 0.01)
+    lengths: list[int] = []
+
+    def counting(recipe: Recipe, model: Any, *args: Any) -> Any:
+        lengths.append(recipe.train.max_completion_length)
+        return draw(recipe, model, *args)
+
+    draw = job._draw
+    monkeypatch.setattr(job, "_draw", counting)
+    monkeypatch.setattr(job, "_DRAWN", {})
+    spec = MeasureSpec(problems=2, responses=2)
+    for preset, seed, length in (("grpo", 1, 24), ("cispo", 2, 24), ("cispo", 2, 25)):
+        train = {**BASE["train"], "seed": seed, "max_completion_length": length}
+        measure_run(recipe_from(BASE | {"objective": {"preset": preset}, "train": train}), folder, spec)
+    assert lengths == [24, 24, 24, 25, 25]  # start and policy, policy alone, and another length
+
+
 def test_a_response_that_begins_as_told_is_graded_with_its_beginning(tmp_path: Path) -> None:
     spec = {"problems": 48, "responses": 8, "tasks": {"easy": EASY, "free": EASY}}
     recipe, folder = folder_of(tmp_path, 0.02)
@@ -192,9 +211,9 @@ class Measuring(Here):
     """A pool that measures in this process."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
-        for job in jobs:
-            self.keys.append(job.key)
-            yield Done(job=job, result=measure_job(job.payload), seconds=1.0)
+        for one in jobs:
+            self.keys.append(one.key)
+            yield Done(job=one, result=measure_job(one.payload), seconds=1.0)
 
 
 FEW = {"problems": 4, "responses": 4}

@@ -15,7 +15,6 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -197,12 +196,11 @@ def measure_run(recipe: Recipe, folder: Path, spec: MeasureSpec) -> dict[str, An
     """
     if not (folder / "model").is_dir():
         raise InputError(f"{folder}: the model was not kept (keep_models): nothing can be measured")
-    policy = _loaded(recipe, str(folder / "model"))
+    policy, start = (_loaded(recipe, path) for path in (str(folder / "model"), resolve_model(recipe.model.path)))
     numbers: dict[str, float | None] = {}
     for name, task in {TRAINED: recipe.task, **spec.tasks}.items():
         asked, begin = recipe.model_copy(update={"task": task}), spec.begin.get(name, "")
-        start, from_start = _start(asked.to_yaml(), spec.model_dump_json(), begin)
-        from_policy = _draw(asked, policy, spec, begin)
+        from_start, from_policy = _from_start(asked, start, spec, begin), _draw(asked, policy, spec, begin)
         for source, drawn in (("policy", from_policy), ("start", from_start)):
             found = drawn.numbers(spec) | distances(policy, start, drawn.responses(spec.responses), spec)
             numbers |= {f"{name}.{source}.{key}": value for key, value in found.items()}
@@ -243,6 +241,10 @@ class Drawn:
         each = self.evaluation.samples_per_problem
         order = sorted(range(len(self.tokens)), key=lambda n: (n % each, n // each))
         return [Response(prompt=self.prompts[n // each], tokens=self.tokens[n]) for n in order[:count]]
+
+
+_DRAWN: dict[str, Drawn] = {}  # of starts, in this process
+_MOST_DRAWN = 16
 
 
 class _Recording:
@@ -288,12 +290,15 @@ def _loaded(recipe: Recipe, path: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype, **options).to(device).eval()  # pyright: ignore[reportArgumentType]
 
 
-@lru_cache(maxsize=8)
-def _start(recipe_yaml: str, spec_json: str, begin: str) -> tuple[Any, Drawn]:
-    """The start of a recipe and what it draws: the same for all runs of a worker, but for the seed of the training."""
-    recipe, spec = recipe_from(parse_yaml(recipe_yaml, "recipe")), MeasureSpec.model_validate_json(spec_json)
-    model = _loaded(recipe, resolve_model(recipe.model.path))
-    return model, _draw(recipe, model, spec, begin)
+def _from_start(recipe: Recipe, start: Any, spec: MeasureSpec, begin: str) -> Drawn:
+    """What the start of a recipe draws: the same for all runs of a worker, whatever their objective and seed."""
+    parts = [part.model_dump(mode="json") for part in (recipe.task, recipe.model, recipe.eval)]
+    key = json.dumps([parts, recipe.train.max_completion_length, spec.problems, spec.samples, begin], sort_keys=True)
+    if key not in _DRAWN:
+        if len(_DRAWN) >= _MOST_DRAWN:
+            _DRAWN.clear()
+        _DRAWN[key] = _draw(recipe, start, spec, begin)
+    return _DRAWN[key]
 
 
 def _draw(recipe: Recipe, model: Any, spec: MeasureSpec, begin: str) -> Drawn:
