@@ -118,7 +118,9 @@ def trainer_of(kind: type, bf16: bool, options: argparse.Namespace, folder: Path
     low, high = options.prompt
     sizes = torch.randint(low, high + 1, (4096,), generator=torch.Generator().manual_seed(0)).tolist()
     ours = kind is MirrorTrainer
-    more = {"objective": "dr_grpo"} if ours else {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}
+    more: dict[str, Any] = (
+        {"objective": "dr_grpo"} if ours else {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}
+    )
     return kind(
         model_folder(options, folder),
         reward_funcs=lambda completion_ids, **_: [(sum(ids) % 97) / 97 for ids in completion_ids],
@@ -194,11 +196,12 @@ def main() -> None:
     options.add_argument("--groups", type=int, default=4, help="prompts a step (default 4)")
     options.add_argument("--micro-batch", type=int, help="completions at once in loss and backward (default all)")
     options.add_argument("--bf16", action="store_true", help="ours in float32 over ours in bfloat16")
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, help="default 3, quick 2")
     options.add_argument("--warmup", type=int, default=1, help="rounds before those")
     options.add_argument("--cpu", action="store_true", help="processor time, for a busy machine: set one thread")
     options.add_argument("--axis", choices=AXES, help="what grows")
     args = options.parse_args()
+    args.rounds = args.rounds or (2 if args.quick else 3)
     warnings.simplefilter("ignore", FutureWarning)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -215,7 +215,7 @@ class PackedPath:
         """The causal language model to read packed rows with, None if it cannot."""
         if self.reason is not None:
             return None
-        unwrapped = self.accelerator.unwrap_model(model)
+        unwrapped: nn.Module = self.accelerator.unwrap_model(model)
         causal = causal_part(unwrapped)
         self.in_parts = self.in_parts or isinstance(unwrapped, FSDPModule)
         reason = None
@@ -313,7 +313,7 @@ class PackedPath:
             model: as the trainer holds it; ``self.model`` has accepted it.
             packing: what it reads.
         """
-        whole = self.accelerator.unwrap_model(model)
+        whole: nn.Module = self.accelerator.unwrap_model(model)
         causal = causal_part(whole)
         head = causal.get_output_embeddings()
         assert head is not None
