@@ -43,10 +43,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Cloud:
-    """Runs of one arm as points; ``label`` says what each is."""
+    """Runs of one arm as points; ``label`` says what each is. Of a path the point ``mark`` has its number."""
 
     name: str
     points: Sequence[tuple[float, float, str]]
+    mark: int = -1
 
 
 def draw_rows(title: str, says: str, rows: Sequence[Row], *, line: float | None, share: bool = True) -> Markup:
@@ -215,7 +216,8 @@ def _path(cloud: Cloud, n: int, wide: Scale, high: Scale) -> str:
         ' overflow="visible">'
         f'<path class="line {_colour(n)}" d="{line}" vector-effect="non-scaling-stroke"/></svg>'
     )
-    return f'<g data-arm="{plain(cloud.name)}">{drawn}{_badge(cloud.name, n, *fitting[-1])}</g>'
+    badge = _badge(cloud.name, n, *fitting[min(cloud.mark, len(fitting) - 1)])
+    return f'<g data-arm="{plain(cloud.name)}">{drawn}{badge}</g>'
 
 
 def _badge(name: str, n: int, x: float, y: float) -> str:

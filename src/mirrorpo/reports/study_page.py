@@ -265,9 +265,9 @@ def _matched_curves(comparison: Comparison) -> Markup:
         means = {arm: np.exp(np.log([x for x, _ in own]).mean()) for arm, own in arms.items()}
         heights = {arm: float(np.mean([y for _, y in own])) for arm, own in arms.items()}
         ordered = sorted(means, key=lambda arm: means[arm])
-        curves.append(
-            Cloud(name=curve, points=[(float(means[arm]), heights[arm], f"{curve}: {arm}") for arm in ordered])
-        )
+        points = [(float(means[arm]), heights[arm], f"{curve}: {arm}") for arm in ordered]
+        mark = (len(curves) + 1) * len(points) // (len(found.points) + 1)  # apart: curves may share their last arm
+        curves.append(Cloud(name=curve, points=points, mark=mark))
     return draw_cloud(
         "Curves at matched distance",
         "Each curve joins the means of its arms (of the distance: geometric). Curves by number: "
