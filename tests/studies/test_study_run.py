@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import io
 import json
-import re
 import shutil
 import sqlite3
 import threading
@@ -19,11 +17,10 @@ import yaml
 from rich.console import Console
 from test_cli import refused, run
 
-from mirrorpo.cli import study_commands
 from mirrorpo.config.study import Study, study_from
 from mirrorpo.errors import InputError
 from mirrorpo.reports.export import latex_text
-from mirrorpo.reports.study_page import write_study_page, write_study_report
+from mirrorpo.reports.study_page import write_study_report
 from mirrorpo.studies.gather import gather, statuses, study_collection
 from mirrorpo.studies.job import ATTEMPTS, run_job
 from mirrorpo.studies.runner import grown_from, open_study, run_study
@@ -358,68 +355,6 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(InputError, match=r"study\.sqlite: is not a record of jobs"):
         study_collection(tmp_path)
-
-
-def test_the_page_of_a_study_tells_where_each_run_is_and_loads_itself_again_while_it_goes_on(tmp_path: Path) -> None:
-    pages: list[str] = []
-
-    def look(key: str) -> dict[str, Any] | None:
-        if key == "grpo/seed1":
-            raise KeyboardInterrupt
-        if key == "grpo/seed0":
-            (tmp_path / "runs" / key).mkdir(parents=True)
-            (tmp_path / "runs" / key / "metrics.jsonl").write_text('{"step": 1}\n')
-            with (tmp_path / "runs" / key / ".lock").open("w") as lock:  # as the worker's process holds it
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                pages.append(page())
-            shutil.rmtree(tmp_path / "runs" / key)
-        if key in ("dr_grpo/seed0", "cispo/seed0"):
-            pages.append(page())
-        return {"status": "failed", "attempts": 2, "reason": "out of luck"} if key == "cispo/seed0" else None
-
-    def page() -> str:
-        path = write_study_page(study_collection(tmp_path), tmp_path)
-        return " ".join(
-            re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", path.read_text(), flags=re.S).split()
-        )
-
-    with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, Here(look))
-    first, second, third = pages
-    assert "dr_grpo 0 waiting" in first
-    assert "Accuracy by arm" not in first
-    assert "dr_grpo 0 finished accuracy 50.0" in second
-    assert "grpo 0 running step 1 of 2" in second
-    assert "is not the result of the study" in second
-    assert "grpo 0 finished" in third
-    stopped = page()
-    assert "cispo 0 failed" in stopped
-    assert "No process works on the study" in stopped
-    assert 'http-equiv="refresh"' not in (tmp_path / "report.html").read_text()
-    go(tmp_path, Here(), resume=True)
-    write_study_report(study_collection(tmp_path), tmp_path)
-    assert "the runs of the study" not in (tmp_path / "report.html").read_text()
-
-
-def test_a_page_that_cannot_be_written_ends_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirrorpo.studies.runner._EVERY", 0.001)
-    written, said = threading.Event(), Console(file=io.StringIO(), width=300)
-    page = study_commands._LivePage(tmp_path, said)
-
-    def look(key: str) -> None:
-        if key == "dr_grpo/seed0":
-            assert written.wait(60)
-
-    def once() -> None:
-        page()
-        written.set()
-
-    with open_study(plan(1), tmp_path, False, "") as record:
-        (tmp_path / "report.html").mkdir()
-        run_study(plan(1), tmp_path, record, Here(look), SILENT, command="", page=once)
-    page()
-    assert said.file.getvalue().count("the live report.html cannot be written") == 1
-    assert len(study_collection(tmp_path).runs) == 3
 
 
 # ---- the command, with real workers and real training
