@@ -34,7 +34,7 @@ class Model(nn.Module):
 def test_a_model_that_nobody_wraps_is_not_called() -> None:
     model = Model()
     x = torch.randn(2, 3)
-    assert torch.equal(through(model, lambda: model.backbone(x), model.head), model.backbone(x))
+    assert torch.equal(through(model, model, lambda: model.backbone(x), model.head), model.backbone(x))
 
 
 @pytest.mark.usefixtures("group")
@@ -59,7 +59,7 @@ def test_every_gradient_is_reduced_once_the_head_s_too(unused: bool) -> None:
     for _ in range(2):  # the second forward pass checks that the first was finished
         model.zero_grad()
         reduced.clear()
-        hidden = through(wrapper, lambda: model.backbone(x), model.head)
+        hidden = through(wrapper, model, lambda: model.backbone(x), model.head)
         model.head(hidden).square().sum().backward()
         assert sorted(reduced) == sorted(str(tuple(p.shape)) for p in model.parameters())
     for name, p in model.named_parameters():
@@ -80,7 +80,7 @@ def test_the_forward_pass_is_put_back_also_after_an_error(own: bool) -> None:
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        through(wrapper, fail, model.head)
+        through(wrapper, model, fail, model.head)
     assert vars(model).get("forward") is before
-    assert through(wrapper, lambda: model.backbone(x), model.head).shape == (2, 4)
+    assert through(wrapper, model, lambda: model.backbone(x), model.head).shape == (2, 4)
     assert vars(model).get("forward") is before
