@@ -387,23 +387,25 @@ def test_a_region_over_the_vocabulary_falls_back(tmp_path: Path, caught: pytest.
 
 
 @pytest.mark.parametrize(
-    ("kind", "compiled", "aux", "said"),
+    ("kind", "stage", "compiled", "aux", "said"),
     [
-        (DistributedType.MULTI_GPU, False, False, None),
-        (DistributedType.FSDP, False, False, "the model is sharded (fsdp)"),
-        (DistributedType.DEEPSPEED, False, False, "the model is sharded (deepspeed)"),
-        (DistributedType.NO, True, False, "torch_compile"),
-        (DistributedType.NO, False, True, "load-balancing loss"),
-        (DistributedType.NO, False, False, None),
+        (DistributedType.MULTI_GPU, 0, False, False, None),
+        (DistributedType.FSDP, 0, False, False, "the model is sharded (fsdp)"),
+        (DistributedType.DEEPSPEED, 2, False, False, None),
+        (DistributedType.DEEPSPEED, 3, False, False, "the model is sharded (deepspeed)"),
+        (DistributedType.NO, 0, True, False, "torch_compile"),
+        (DistributedType.NO, 0, False, True, "load-balancing loss"),
+        (DistributedType.NO, 0, False, False, None),
     ],
 )
 def test_settings_that_rule_packing_out_are_said_at_the_start(
-    kind: DistributedType, compiled: bool, aux: bool, said: str | None, caught: pytest.LogCaptureFixture
+    kind: DistributedType, stage: int, compiled: bool, aux: bool, said: str | None, caught: pytest.LogCaptureFixture
 ) -> None:
     args = SimpleNamespace(
         fast="auto", kernels="torch", token_budget=None, torch_compile=compiled, n_gpu=1, entropy_coef=0.0
     )
-    path = PackedPath(args, SimpleNamespace(distributed_type=kind, is_main_process=True), 1.0, aux)
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    path = PackedPath(args, SimpleNamespace(distributed_type=kind, is_main_process=True, state=state), 1.0, aux)
     assert (path.reason is None) == (said is None)
     assert len(reasons(caught)) == (said is not None)
     assert said is None or said in reasons(caught)[0]
