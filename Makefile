@@ -31,7 +31,7 @@ FAST := $(addprefix tests/divergences/test_,custom.py enumeration.py neural.py n
   $(addprefix tests/losses/test_,advantages.py aggregation.py anchors.py coefficient.py combinations.py metrics.py \
   objective.py presets.py regions.py solver.py surrogates.py) tests/kernels/test_packing.py \
   $(addprefix tests/config/test_,merge.py objective_file.py train_recipe.py) tests/runs/test_folder.py tests/tasks/test_plugins.py \
-  tests/training/test_trl_seam.py tests/cli/test_start.py tests/test_moved.py tests/test_user_code.py
+  tests/training/test_trl_seam.py tests/test_moved.py tests/test_user_code.py
 
 test-fast: $(STAMP)  ## the pure core and the contracts: under 90 seconds
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(FAST)
