@@ -23,11 +23,17 @@ WORKER = "skyrl.backends.skyrl_train.workers.worker"
 @dataclass
 class OffPolicyCorrectionConfig:
     tis_ratio_type: str | None = None
+    token_tis_ratio_clip_high: float = 2.0
     sequence_mask_metric: str | None = None
     outlier_token_is_threshold_low: float | None = None
     outlier_token_is_threshold_high: float | None = None
     token_mask_is_threshold_low: float | None = None
     token_mask_is_threshold_high: float | None = None
+
+
+@dataclass
+class KLCtrlConfig:
+    type: str = "fixed"
 
 
 @dataclass
@@ -45,6 +51,7 @@ class AlgorithmConfig:
     kl_estimator_type: str = "k3"
     kl_loss_coef: float = 0.001
     max_seq_len: int | None = None
+    kl_ctrl: KLCtrlConfig = field(default_factory=KLCtrlConfig)
     off_policy_correction: OffPolicyCorrectionConfig = field(default_factory=OffPolicyCorrectionConfig)
 
 

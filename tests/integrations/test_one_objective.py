@@ -73,7 +73,7 @@ def of_verl(built: MirrorTrainer, file: str, inputs: dict[str, Tensor]) -> tuple
         rollout_n=4,
         ppo_micro_batch_size_per_gpu=8,
         policy_loss=PolicyLossConfig(loss_mode=name),
-        loss_agg_mode=REACH.aggregations[objective.aggregation],
+        **REACH.aggregations[objective.aggregation],
         loss_scale_factor=MAX_COMPLETION,
         **penalised,
     )
@@ -148,8 +148,7 @@ def of_skyrl(
     penalised = bool(objective.penalties)
     algorithm = skyrl_call.AlgorithmConfig(
         policy_loss_type=name,
-        loss_reduction=skyrl.REACH.aggregations[objective.aggregation].partition("=")[2],
-        grpo_norm_by_std=objective.advantage == "grpo",
+        **skyrl.REACH.settings(objective),
         use_kl_loss=penalised,
         kl_estimator_type=name if penalised else "k3",
         kl_loss_coef=1.0,

@@ -141,6 +141,10 @@ def test_skyrl_keeps_its_own_kl_names() -> None:
         ),
         ({"preset": "grpo", "estimator": "exact"}, "cannot express estimator 'exact'"),
         ({"preset": "opd"}, "cannot express penalty 'reverse_kl' with anchor 'teacher'.*Legal: reference"),
+        (
+            {"preset": "prob_l2_kl_grpo", "estimator": "sampled", "placement": ["loss", "reward"]},
+            "cannot express penalties in the loss and in the reward: it has one KL term. Legal: one placement",
+        ),
         ({"preset": "dapo", "advantage": "none"}, "cannot express advantage|advantage"),
         ({"preset": "dr_grpoo"}, "unknown objective preset"),
     ],
@@ -170,9 +174,16 @@ def test_a_setting_that_contradicts_the_objective_is_named_before_the_run(name: 
         algorithm_of({"preset": "dapo"}, **{name: value})
 
 
+def test_a_controller_that_would_move_the_coefficient_of_a_penalty_in_the_reward_is_refused() -> None:
+    spec = {"preset": "dapo", "divergence": "js", "coefficient": 0.3, "placement": "reward"}
+    with pytest.raises(InputError, match=r"trainer.algorithm.kl_ctrl.type must be 'fixed'.*got 'adaptive'"):
+        algorithm_of(spec, kl_ctrl=skyrl_call.KLCtrlConfig("adaptive"))
+    algorithm_of({"preset": "dapo"}, kl_ctrl=skyrl_call.KLCtrlConfig("adaptive"))  # SkyRL does not look at it then
+
+
 def test_corrections_that_only_skyrls_own_losses_apply_are_refused() -> None:
     correction = skyrl_call.OffPolicyCorrectionConfig(tis_ratio_type="token")
-    with pytest.raises(InputError, match=r"off_policy_correction.tis_ratio_type must be null.*behaviour: sampler"):
+    with pytest.raises(InputError, match=r"off_policy_correction.tis_ratio_type must be None.*behaviour: sampler"):
         algorithm_of({"preset": "dapo"}, off_policy_correction=correction)
 
 
@@ -198,7 +209,7 @@ def test_a_kl_term_without_our_policy_loss_is_no_ratio_of_1() -> None:
     spec = {"preset": "grpo", "estimator": "weighted"}
     algorithm = algorithm_of(spec)
     skyrl.load()
-    with pytest.raises(InputError, match="policy_loss_type must be the same as kl_estimator_type"):
+    with pytest.raises(InputError, match="policy_loss_type must be the kl_estimator_type"):
         sys.modules[skyrl_call.WORKER].compute_approx_kl(
             batch().logp, batch().logp_ref, kl_estimator_type=algorithm.kl_estimator_type
         )
@@ -227,7 +238,7 @@ def test_a_sequence_without_tokens_and_a_batch_of_padding_have_no_loss_and_a_gra
 
 def test_a_call_that_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[skyrl_call.UTILS], "reduce_loss", lambda loss, loss_mask, reduction: loss)
-    with pytest.raises(TypeError, match=r"SkyRL's reduce_loss takes .*'reduction'\], expected .*moved since"):
+    with pytest.raises(TypeError, match=r"SkyRL's reduce_loss takes .*'reduction'\], expected .*moved"):
         skyrl.load()
 
 

@@ -141,7 +141,7 @@ def test_every_preset_through_verl_is_ours_called_directly(preset: str) -> None:
     spec = {"preset": preset}
     objective = mirrorpo.objective(preset)
     if "teacher" in objective.needs or objective.advantage == "soft_value":
-        with pytest.raises(InputError, match=r"verl cannot express .*'(teacher|soft_value)'.*Legal: "):
+        with pytest.raises(InputError, match=r"verl cannot express .*'(teacher|soft_value|reference)'.*Legal: "):
             plugin.policy_loss(name_of(spec))
         return
     if objective.penalties:
@@ -370,6 +370,14 @@ def test_the_penalty_in_the_reward_of_verl_is_ours(estimator: str) -> None:
         (
             {"loss_mode": "mirrorpo:{preset: grpo, control: {kind: linear, end: 0.0}}"},
             "cannot express control 'linear'",
+        ),
+        (
+            {"loss_mode": "mirrorpo:{preset: prob_l2_kl_grpo, estimator: sampled, placement: [loss, reward]}"},
+            "penalties in the loss and in the reward: it has one KL term",
+        ),
+        (
+            {"loss_mode": "mirrorpo:{preset: a_star_po, advantage: grpo}"},
+            "surrogate 'regression' with anchor 'reference': its hook does not get",
         ),
         ({"kl_loss_type": "mirrorpo:jss"}, "unknown divergence 'jss'; did you mean 'js'"),
         ({"kl_loss_type": "mirrorpo:{divergence: js, estimator: exact}"}, "needs logits"),

@@ -20,25 +20,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 from torch import Tensor
 
-from mirrorpo.config.objective_file import read_objective
-from mirrorpo.errors import InputError
-from mirrorpo.integrations.shared import Reach, check_expressible
+from mirrorpo.integrations.shared import Reach, SeamError, check_expressible, expressible
 from mirrorpo.losses.objective import Objective
 
 REACH = Reach(
     framework="prime-rl",
-    aggregations={"token_mean": "its only denominator"},
-    advantages={"dr_grpo": "orchestrator.algo.type = grpo: the reward minus the group's mean"},
-    placements=frozenset({"loss", "advantage"}),
-    behaviours=frozenset({"old", "sampler"}),  # inference_logprobs are both: it hands no other
-    region_anchors=frozenset({"old", "sampler", "reference"}),
-    penalty_anchors=frozenset({"old", "sampler", "reference"}),
+    aggregations={"token_mean": {}},  # its only denominator
+    advantages={"dr_grpo": {"orchestrator.algo.type": "grpo"}},  # the reward minus the group's mean
+    rollout_policies=1,  # inference_logprobs
 )
 _NEEDED = ("trainer_logprobs", "inference_logprobs", "advantages", "loss_mask")
 _OPTIONAL = ("ref_logprobs", "loss_weights")
@@ -59,12 +53,12 @@ def loss(inputs: Any, objective: str | Mapping[str, Any]) -> Any:
 
     Raises:
         InputError: an objective that prime-rl cannot express.
-        TypeError: ``LossInputs`` has other fields than those that are documented.
+        SeamError: ``LossInputs`` has other fields than those that are documented.
         ValueError: a penalty without reference log-probabilities.
 
     Reference: prime-rl, docs/algorithms.md, "Custom Loss"; tests/integrations/test_prime_rl.py.
     """
-    chosen = _objective(objective if isinstance(objective, str) else json.dumps(objective))
+    chosen = expressible(objective if isinstance(objective, str) else json.dumps(objective), REACH)
     given = _fields(inputs)
     ref = given["ref_logprobs"]
     if chosen.needs_reference:
@@ -91,7 +85,7 @@ def _fields(inputs: Any) -> dict[str, Tensor | None]:
     names = {field.name for field in dataclasses.fields(inputs)}
     missing = [name for name in _NEEDED if name not in names]
     if missing:
-        raise TypeError(
+        raise SeamError(
             f"prime-rl's LossInputs has no {missing[0]!r} (it has {', '.join(sorted(names))}): its custom-loss call "
             f"moved; mirrorpo reads {', '.join(_NEEDED)}"
         )
@@ -122,28 +116,13 @@ def _row(x: Tensor | None) -> Tensor:
     return x.unsqueeze(0)
 
 
-@lru_cache(maxsize=8)
-def _objective(source: str) -> Objective:
-    return _checked(read_objective(source))
-
-
-def _checked(objective: Objective) -> Objective:
-    for rule in check_expressible(objective, REACH).rules:
-        if rule.of == "old":
-            raise InputError(
-                f"prime-rl cannot express region {rule.region.name!r} of 'old': inference_logprobs are the only "
-                "log-probabilities of the rollouts that it hands. Legal: of policy"
-            )
-    return objective
-
-
 def settings(source: str, objective: Objective) -> str:
     """prime-rl's TOML for an objective file.
 
     Raises:
         InputError: what prime-rl cannot express.
     """
-    _checked(objective)
+    check_expressible(objective, REACH)
     lines = [
         "[trainer.loss]",
         'type = "custom"',

@@ -21,33 +21,28 @@ import inspect
 import os
 import shlex
 from collections.abc import Callable
-from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mirrorpo.config.objective_file import read_objective
 from mirrorpo.errors import InputError
-from mirrorpo.integrations.shared import Reach, check_expressible, flat_rows, pad_rows
+from mirrorpo.integrations import shared
+from mirrorpo.integrations.shared import pad_rows
 from mirrorpo.losses.objective import Objective, TokenTerms
 
 VARIABLE = "MIRRORPO_OBJECTIVE"
 _SCORE_PARAMETERS = {"logits", "args", "unconcat_tokens", "total_lengths", "response_lengths", "with_entropy"}
 _SCORE_PARAMETERS |= {"top_p_token_ids", "top_p_token_offsets"}
-REACH = Reach(
+REACH = shared.Reach(
     framework="slime",
     aggregations={
-        "sequence_mean": "the default",
-        "token_mean": "--calculate-per-token-loss",
-        "constant": "the default, and --rollout-max-response-len as its constant",
+        "sequence_mean": {"calculate_per_token_loss": False},
+        "token_mean": {"calculate_per_token_loss": True},
+        "constant": {"calculate_per_token_loss": False},  # with --rollout-max-response-len
     },
-    advantages={"grpo": "--advantage-estimator grpo", "dr_grpo": "the same, --disable-grpo-std-normalization"},
-    placements=frozenset({"loss", "advantage"}),
-    behaviours=frozenset({"old", "sampler"}),
-    region_anchors=frozenset({"old", "sampler", "reference"}),
-    penalty_anchors=frozenset({"old", "sampler", "reference"}),
+    advantages={"grpo": {"grpo_std_normalization": True}, "dr_grpo": {"grpo_std_normalization": False}},
 )
 
 
@@ -63,59 +58,46 @@ def check(args: Any) -> Objective:
     Raises:
         InputError: no objective, one that slime cannot express, or an argument that contradicts it; names the argument
             and the value that it needs.
-        TypeError: slime's arguments or functions are not those that are documented.
+        SeamError: slime's arguments or functions are not those that are documented.
     """
-    objective = _objective(os.environ.get(VARIABLE, ""))
-    given = vars(args)
-    for name, legal in _wanted(objective).items():
-        if name not in given:
-            raise TypeError(f"slime has no argument {name!r}: its options moved since those that mirrorpo reads")
-        if given[name] not in legal:
-            raise InputError(
-                f"slime: {name} must be {' or '.join(map(repr, legal))} for objective {objective.name!r} "
-                f"({objective.aggregation} aggregation, {objective.advantage} advantages), got {given[name]!r}"
-            )
+    source = os.environ.get(VARIABLE, "")
+    if not source:
+        raise InputError(f"{VARIABLE} is not set: give an objective file, its text in braces, or a preset's name")
+    objective = shared.expressible(source, REACH)
+    shared.check_settings("slime: ", args, _wanted(objective), objective)
     missing = _SCORE_PARAMETERS - set(inspect.signature(_scored()).parameters)
     if missing:
-        raise TypeError(
+        raise shared.SeamError(
             f"slime's get_log_probs_and_entropy takes no {sorted(missing)[0]!r}: its call moved; "
             f"mirrorpo passes {', '.join(sorted(_SCORE_PARAMETERS))}"
         )
     return objective
 
 
-def _wanted(objective: Objective) -> dict[str, tuple[Any, ...]]:
+def _wanted(objective: Objective) -> dict[str, Any]:
     """The legal values of each argument that decides what the objective's loss is."""
-    wanted: dict[str, tuple[Any, ...]] = {
-        "loss_type": ("custom_loss",),  # any other never calls this module
-        "custom_loss_function_path": (f"{__name__}.loss_function",),
-        "context_parallel_size": (1,),  # a sample would lie on several ranks; levels and geometric means need it whole
-        "calculate_per_token_loss": (objective.aggregation == "token_mean",),
+    wanted = {
+        **REACH.settings(objective),
+        "loss_type": "custom_loss",  # any other never calls this module
+        "custom_loss_function_path": f"{__name__}.loss_function",
+        "context_parallel_size": 1,  # a sample would lie on several ranks; levels and geometric means need it whole
         "advantage_estimator": ("grpo", "gspo", "cispo"),  # one and the same: the group's normalised reward
-        "rewards_normalization": (True,),  # the group's mean is subtracted only then
-        "grpo_std_normalization": (objective.advantage == "grpo",),
-        "normalize_advantages": (False,),  # once more, over the batch
-        "kl_coef": (0,),  # a second penalty, in the rewards
+        "rewards_normalization": True,  # the group's mean is subtracted only then
+        "normalize_advantages": False,  # once more, over the batch
+        "kl_coef": 0,  # a second penalty, in the rewards
         # Parts of slime's own policy loss, which a custom loss does not run.
-        "use_tis": (False,),
-        "use_opsm": (False,),
-        "custom_pg_loss_reducer_function_path": (None,),
+        "use_tis": False,
+        "use_opsm": False,
+        "custom_pg_loss_reducer_function_path": None,
     }
     if objective.needs_reference:
-        wanted["use_kl_loss"] = (True,)  # slime scores with the reference only then; its own KL term is not run
+        wanted["use_kl_loss"] = True  # slime scores with the reference only then; its own KL term is not run
     return wanted
 
 
 def _scored() -> Callable[..., Any]:
     """slime's own scoring of the packed logits; it knows tensor and pipeline parallelism."""
     return import_module("slime.backends.megatron_utils.loss").get_log_probs_and_entropy
-
-
-@lru_cache(maxsize=8)
-def _objective(source: str) -> Objective:
-    if not source:
-        raise InputError(f"{VARIABLE} is not set: give an objective file, its text in braces, or a preset's name")
-    return check_expressible(read_objective(source), REACH)
 
 
 def loss_function(
@@ -152,7 +134,7 @@ def loss_function(
     lengths = batch["response_lengths"]
 
     def average(x: Tensor) -> Tensor:
-        return sum_of_sample_mean(flat_rows(x, lengths))
+        return sum_of_sample_mean(shared.flat_rows(x, lengths))
 
     per_token, entropy = terms.loss, pad_rows(found["entropy"])
     if objective.aggregation == "constant":
@@ -164,12 +146,8 @@ def loss_function(
         loss = loss + 0 * logits.sum()  # every rank must take part in the backward pass
     # slime divides what it logs as it divides the loss: a mean over tokens must come as the sum of its share.
     count = average(torch.ones_like(terms.policy))
-    ours = terms.metrics(entropy.detach())
-    metrics = {f"mirrorpo/{name}": value * count for name, value in ours.items() if name.endswith(_MEANS)}
+    metrics = {name: value * count for name, value in shared.means(terms.metrics(entropy.detach())).items()}
     return loss, {"loss": loss.detach(), **metrics}
-
-
-_MEANS = ("/mean", "/frac")
 
 
 def _kept_tokens(args: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -187,17 +165,11 @@ def _kept_tokens(args: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 def _terms(objective: Objective, args: Any, batch: dict[str, Any], found: dict[str, list[Tensor]]) -> TokenTerms:
     old = batch["rollout_log_probs"] if args.use_rollout_logprobs else batch.get("log_probs")
-    ref, sampler = batch.get("ref_log_probs"), batch.get("rollout_log_probs")
-    if "sampler" in objective.needs and not sampler:
-        raise ValueError(
-            f"objective {objective.name!r} needs the sampler's log-probabilities and slime sent no rollout_log_probs: "
-            "let the engine report them, or set behaviour and anchors to 'old'"
-        )
-    if objective.needs_reference and not ref:
-        raise ValueError(
-            f"objective {objective.name!r} has a penalty and slime sent no ref_log_probs: give --use-kl-loss and "
-            "--ref-load, or coefficient: 0"
-        )
+    ref, sampler = batch.get("ref_log_probs") or None, batch.get("rollout_log_probs") or None
+    remedy = "let the engine report them, or set behaviour and anchors to 'old'"
+    shared.need("sampler", objective, sampler, "slime sent no rollout_log_probs", remedy)
+    remedy = "give --use-kl-loss and --ref-load, or coefficient: 0"
+    shared.need("reference", objective, ref, "slime sent no ref_log_probs", remedy)
     return objective.terms(
         logp=pad_rows(found["log_probs"]),
         logp_old=pad_rows(old) if old else None,
@@ -224,7 +196,7 @@ def settings(source: str, objective: Objective) -> str:
     Raises:
         InputError: what slime cannot express.
     """
-    check_expressible(objective, REACH)
+    shared.check_expressible(objective, REACH)
     lines = [
         f"export {VARIABLE}={shlex.quote(source)}",
         "--loss-type custom_loss",

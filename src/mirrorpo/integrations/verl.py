@@ -24,11 +24,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 import warnings
-import weakref
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -41,32 +39,31 @@ from verl.workers.config import ActorConfig
 
 from mirrorpo.divergences import divergence
 from mirrorpo.errors import InputError
-from mirrorpo.integrations.shared import check_expressible
-from mirrorpo.integrations.verl_settings import CALCULATE, PREFIX, REACH, is_objective, loss_objective, penalties_of
+from mirrorpo.integrations import shared
+from mirrorpo.integrations.shared import PREFIX, SeamError
+from mirrorpo.integrations.verl_settings import CALCULATE, REACH, is_objective, loss_objective, penalties_of
 from mirrorpo.losses.objective import Objective
 
 SUPPORTED = (Version("0.9.1"), Version("0.10"))  # from, up to but not with
 logger = logging.getLogger("mirrorpo.integrations.verl")
 
-_LOSS_PARAMETERS = [
-    "old_log_prob",
-    "log_prob",
-    "advantages",
-    "response_mask",
-    "loss_agg_mode",
-    "config",
-    "rollout_is_weights",
-]
+_CALLS = {
+    "compute_policy_loss_vanilla": (
+        "old_log_prob",
+        "log_prob",
+        "advantages",
+        "response_mask",
+        "loss_agg_mode",
+        "config",
+        "rollout_is_weights",
+    ),
+    "kl_penalty": ("logprob", "ref_logprob", "kl_penalty"),
+    "get_policy_loss_fn": ("name",),
+}
 _CONFIG_FIELDS = {"policy_loss", "loss_agg_mode", "loss_scale_factor", "use_kl_loss", "kl_loss_coef", "kl_loss_type"}
 
 
-class SeamError(RuntimeError):
-    """A hook of verl is not where, or not what, this module was written for."""
-
-
-# The policy loss, called first, leaves the rollout policy's log-probabilities for the penalty of the same forward pass:
-# verl hands them to the one and not to the other. A weak reference, so that no graph outlives its step.
-_seen: tuple[weakref.ref[Tensor], Tensor] | None = None
+_passed = shared.Passed()  # the rollout policy's log-probabilities
 # What the rollout engine reported, (B, T), during verl's ``ppo_loss``, which hands it to no policy loss.
 _reported: Tensor | None = None
 
@@ -87,7 +84,7 @@ def policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
 
     Reference: ``compute_policy_loss_vanilla`` in verl/trainer/ppo/core_algos.py, verl 0.9.1.
     """
-    objective = replace(check_expressible(loss_objective(name), REACH), penalties=())
+    objective = shared.policy_alone(loss_objective(name))
 
     def loss(
         old_log_prob: Tensor,
@@ -98,7 +95,6 @@ def policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         config: Any = None,
         rollout_is_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        global _seen
         sampler = _sampler(objective, rollout_is_weights)
         terms = objective.terms(
             logp=log_prob,
@@ -108,8 +104,7 @@ def policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
             mask=response_mask,
             weight=rollout_is_weights,
         )
-        behaviour = old_log_prob if sampler is None or objective.behaviour == "old" else sampler
-        _seen = (weakref.ref(log_prob), behaviour)
+        _passed.leave(log_prob, old_log_prob if sampler is None or objective.behaviour == "old" else sampler)
         total = core.agg_loss(
             loss_mat=terms.policy, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
         )
@@ -122,11 +117,8 @@ def _sampler(objective: Objective, weights: Tensor | None) -> Tensor | None:
     """The engine's log-probabilities, where the objective needs them; (B, T)."""
     if "sampler" not in objective.needs:
         return None
-    if _reported is None:
-        raise InputError(
-            f"objective {objective.name!r} needs the sampler's log-probabilities and verl sent no rollout_log_probs: "
-            f"set {CALCULATE}=True, or behaviour and anchors 'old'"
-        )
+    remedy = f"set {CALCULATE}=True, or behaviour and anchors 'old'"
+    shared.need("sampler", objective, _reported, "verl sent no rollout_log_probs", remedy)
     if weights is not None and (objective.behaviour == "sampler" or objective.truncation):
         raise InputError(
             f"algorithm.rollout_correction.rollout_is must be null with objective {objective.name!r}, whose own ratio "
@@ -152,14 +144,12 @@ def _keeping(ppo_loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _metrics(ours: dict[str, Tensor], log_prob: Tensor, old_log_prob: Tensor, mask: Tensor) -> dict[str, float]:
-    """Python numbers with one transfer; verl's names for the numbers that its dashboards show."""
-    shown = {name: value for name, value in ours.items() if name.endswith(("/mean", "/frac"))}
+    """Python numbers; verl's names for those that its dashboards show."""
     kept = mask.bool() & old_log_prob.isfinite()
     moved = torch.where(kept, old_log_prob - log_prob.detach(), 0.0).sum() / kept.sum().clamp(min=1)
-    values = torch.stack([*(v.detach().double() for v in shown.values()), moved.double()]).tolist()
-    named = dict(zip((f"mirrorpo/{name}" for name in shown), values, strict=False))
+    named = shared.numbers({**shared.means(ours), "actor/ppo_kl": moved})
     low, high = named["mirrorpo/clip/low/frac"], named["mirrorpo/clip/high/frac"]
-    return {**named, "actor/pg_clipfrac": low + high, "actor/pg_clipfrac_lower": low, "actor/ppo_kl": values[-1]}
+    return {**named, "actor/pg_clipfrac": low + high, "actor/pg_clipfrac_lower": low}
 
 
 _verl_kl_penalty = core.kl_penalty
@@ -198,8 +188,9 @@ def kl_penalty(logprob: Tensor, ref_logprob: Tensor, kl_penalty: str) -> Tensor:
 
 
 def _rollout_policy(logprob: Tensor, estimator: str) -> Tensor:
-    if _seen is not None and _seen[0]() is logprob:
-        return _seen[1]
+    passed = _passed.of(logprob)
+    if passed is not None:
+        return passed
     if not logprob.requires_grad:
         return logprob  # the penalty in the reward: the tokens were sampled from this policy
     raise ValueError(
@@ -235,17 +226,12 @@ def check_config(config: Any) -> None:
                 f"got {mode!r}"
             )
         return
-    objective = check_expressible(loss_objective(mode), REACH)
-    wanted: dict[str, Any] = {"loss_agg_mode": REACH.aggregations[objective.aggregation]}
-    in_loss = objective.needs_reference and objective.placement == "loss"
+    objective = loss_objective(mode)
+    shared.check_settings("actor.", config, REACH.aggregations[objective.aggregation], objective)
+    in_loss = bool(objective.placed("loss"))
     if in_loss:
-        wanted |= {"use_kl_loss": True, "kl_loss_coef": 1.0, "kl_loss_type": mode}
-    for name, value in wanted.items():
-        if config[name] != value:
-            raise InputError(
-                f"actor.{name} must be {value!r} for objective {objective.name!r} ({_why(name, objective)}), "
-                f"got {config[name]!r}"
-            )
+        wanted = {"use_kl_loss": True, "kl_loss_coef": 1.0, "kl_loss_type": mode}
+        shared.check_settings("actor.", config, wanted, objective, "its penalty would be off or wrong")
     if objective.aggregation == "constant" and config.loss_scale_factor is None:
         raise InputError(
             "actor.loss_scale_factor must be data.max_response_length for aggregation 'constant', got None"
@@ -255,10 +241,6 @@ def check_config(config: Any) -> None:
             f"actor.use_kl_loss must be False: objective {objective.name!r} has no penalty in the loss, got True with "
             f"{kind!r}"
         )
-
-
-def _why(name: str, objective: Objective) -> str:
-    return f"{objective.aggregation} aggregation" if name == "loss_agg_mode" else "its penalty would be off or wrong"
 
 
 def load() -> None:
@@ -272,12 +254,8 @@ def load() -> None:
     core.POLICY_LOSS_REGISTRY = _Registry(core.POLICY_LOSS_REGISTRY)
     import verl.workers.utils.losses as losses
 
-    # `from core_algos import kl_penalty` binds the function itself: rebind it wherever that has happened. Modules that
-    # are imported later get ours from where it is defined.
-    for ours, theirs in ((kl_penalty, _verl_kl_penalty), (_keeping(losses.ppo_loss), losses.ppo_loss)):
-        for name, module in list(sys.modules.items()):
-            if name.startswith("verl.") and vars(module).get(theirs.__name__) is theirs:
-                vars(module)[theirs.__name__] = ours
+    shared.rebind("verl", _verl_kl_penalty, kl_penalty)
+    shared.rebind("verl", losses.ppo_loss, _keeping(losses.ppo_loss))
     _check_settings_at_start()
     _check_in_use(losses)
 
@@ -294,18 +272,8 @@ def _check_version() -> None:
 
 
 def _check_signatures() -> None:
-    def parameters(function: Any) -> list[str]:
-        return list(inspect.signature(function).parameters)
-
-    expected = {
-        "compute_policy_loss_vanilla": (core.compute_policy_loss_vanilla, _LOSS_PARAMETERS),
-        "kl_penalty": (_verl_kl_penalty, ["logprob", "ref_logprob", "kl_penalty"]),
-        "get_policy_loss_fn": (core.get_policy_loss_fn, ["name"]),
-    }
-    for name, (function, names) in expected.items():
-        if parameters(function) != names:
-            raise SeamError(_moved(f"{name} takes {parameters(function)}, expected {names}"))
-    missing = {"loss_mat", "loss_mask", "loss_agg_mode"} - set(parameters(core.agg_loss))
+    shared.check_calls(f"verl {verl.__version__}", core, _CALLS)
+    missing = {"loss_mat", "loss_mask", "loss_agg_mode"} - set(inspect.signature(core.agg_loss).parameters)
     missing |= _CONFIG_FIELDS - {field.name for field in fields(ActorConfig)}
     if missing:
         raise SeamError(_moved(f"agg_loss or ActorConfig has no {sorted(missing)[0]!r}"))

@@ -8,32 +8,28 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from mirrorpo.config.objective_file import SUFFIXES, read_objective
+from mirrorpo.config.objective_file import SUFFIXES
 from mirrorpo.config.yaml import parse_yaml
 from mirrorpo.divergences import ESTIMATORS
 from mirrorpo.errors import InputError
-from mirrorpo.integrations.shared import Reach, check_expressible, inline
+from mirrorpo.integrations.shared import PREFIX, Reach, assignments, check_expressible, expressible, quoted_name
 from mirrorpo.losses.objective import Objective, Penalty
 from mirrorpo.losses.presets import PRESETS
 from mirrorpo.losses.regions import resolve_divergence
 
-PREFIX = "mirrorpo:"
 REACH = Reach(
     framework="verl",
     aggregations={
-        "token_mean": "token-mean",
-        "sequence_mean": "seq-mean-token-mean",
-        "constant": "seq-mean-token-sum-norm",
+        "token_mean": {"loss_agg_mode": "token-mean"},
+        "sequence_mean": {"loss_agg_mode": "seq-mean-token-mean"},
+        "constant": {"loss_agg_mode": "seq-mean-token-sum-norm"},
     },
     advantages={
-        "grpo": "adv_estimator=grpo",
-        "dr_grpo": "adv_estimator=grpo, norm_adv_by_std_in_grpo=False",
-        "rloo": "adv_estimator=rloo",
+        "grpo": {"adv_estimator": "grpo", "norm_adv_by_std_in_grpo": True},
+        "dr_grpo": {"adv_estimator": "grpo", "norm_adv_by_std_in_grpo": False},
+        "rloo": {"adv_estimator": "rloo"},
     },
-    placements=frozenset({"loss", "reward"}),
-    behaviours=frozenset({"old", "sampler"}),
-    region_anchors=frozenset({"old", "sampler"}),
-    penalty_anchors=frozenset({"reference"}),
+    kl_term=("token_mean", "sequence_mean", "constant"),
 )
 CALCULATE = "actor_rollout_ref.rollout.calculate_log_probs"
 _HOOK_ESTIMATORS = ("sampled", "weighted", "score")
@@ -41,7 +37,7 @@ _HOOK_ESTIMATORS = ("sampled", "weighted", "score")
 
 def loss_objective(name: str) -> Objective:
     """The objective of a policy loss's name, ``mirrorpo:`` and a preset, a file or a text in braces."""
-    return read_objective(name.removeprefix(PREFIX))
+    return expressible(name.removeprefix(PREFIX), REACH)
 
 
 @lru_cache(maxsize=16)
@@ -91,7 +87,7 @@ def _mapping(name: str) -> dict[str, Any]:
 
 
 def _penalties_of_objective(name: str) -> tuple[Penalty, ...]:
-    objective = check_expressible(loss_objective(name), REACH)
+    objective = loss_objective(name)
     if not objective.penalties:
         raise InputError(f"{name}: objective {objective.name!r} has no penalty: give divergence and coefficient")
     return objective.penalties
@@ -111,31 +107,22 @@ def overrides(source: str, objective: Objective) -> list[str]:
         InputError: what verl cannot express.
     """
     check_expressible(objective, REACH)
-    actor = "actor_rollout_ref.actor"
-    name = f"'{PREFIX}{inline(source)}'"
-    lines = [
-        f"{actor}.policy_loss.loss_mode={name}",
-        f"{actor}.loss_agg_mode={REACH.aggregations[objective.aggregation]}",
-        "algorithm.adv_estimator=" + ("rloo" if objective.advantage == "rloo" else "grpo"),
-        f"algorithm.norm_adv_by_std_in_grpo={objective.advantage == 'grpo'}",
-    ]
+    actor, name = "actor_rollout_ref.actor", quoted_name(source)
+    lines: dict[str, Any] = {f"{actor}.policy_loss.loss_mode": name}
+    lines |= {f"{actor}.{key}": value for key, value in REACH.aggregations[objective.aggregation].items()}
+    lines |= {f"algorithm.{key}": value for key, value in REACH.advantages[objective.advantage].items()}
     if objective.aggregation == "constant":
-        lines.append(f"{actor}.loss_scale_factor=${{data.max_response_length}}")
-    in_loss = objective.needs_reference and objective.placement == "loss"
-    in_reward = objective.needs_reference and objective.placement == "reward"
-    lines += [
-        f"{actor}.use_kl_loss={in_loss}",
-        f"algorithm.use_kl_in_reward={in_reward}",
-        "algorithm.rollout_correction.bypass_mode=False",  # it puts a loss of its own in place of any other
-    ]
+        lines[f"{actor}.loss_scale_factor"] = "${data.max_response_length}"
+    in_loss, in_reward = bool(objective.placed("loss")), bool(objective.placed("reward"))
+    lines |= {
+        f"{actor}.use_kl_loss": in_loss,
+        "algorithm.use_kl_in_reward": in_reward,
+        "algorithm.rollout_correction.bypass_mode": False,  # it puts a loss of its own in place of any other
+    }
     if "sampler" in objective.needs:
-        lines += [f"{CALCULATE}=True", "algorithm.rollout_correction.rollout_is=null"]
+        lines |= {CALCULATE: True, "algorithm.rollout_correction.rollout_is": "null"}
     if in_loss:
-        lines += [f"{actor}.kl_loss_coef=1.0", f"{actor}.kl_loss_type={name}"]
+        lines |= {f"{actor}.kl_loss_coef": 1.0, f"{actor}.kl_loss_type": name}
     if in_reward:
-        lines += [
-            f"algorithm.kl_penalty={name}",
-            "algorithm.kl_ctrl.type=fixed",
-            "algorithm.kl_ctrl.kl_coef=1.0",
-        ]
-    return lines
+        lines |= {"algorithm.kl_penalty": name, "algorithm.kl_ctrl.type": "fixed", "algorithm.kl_ctrl.kl_coef": 1.0}
+    return assignments(lines)
