@@ -25,7 +25,7 @@ real: $(STAMP)  ## train a pretrained model of 135 M parameters on word problems
 		model.dtype=$(if $(shell grep -m1 -ow -e avx512_bf16 -e amx_bf16 /proc/cpuinfo 2>/dev/null),bfloat16,float32)
 
 test: $(STAMP)  ## the whole test suite, warnings as errors, on up to four cores
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 FAST := $(addprefix tests/divergences/test_,custom.py enumeration.py neural.py neural_file.py reductions.py validation.py) \
   $(addprefix tests/losses/test_,advantages.py aggregation.py anchors.py coefficient.py combinations.py metrics.py \
