@@ -130,12 +130,14 @@ class Row:
         columns: (L,), of the tokens in the padded batch: rotary embeddings are then, bit for bit, those of padded rows.
         positions: (L,), the same without padding on the left, as generation counts them.
         segments: who attends to what.
+        idle: whether no completion of it is expected to have a gradient.
     """
 
     ids: Tensor
     columns: Tensor
     positions: Tensor
     segments: Segments
+    idle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +183,7 @@ def pack(
     attention_mask: Tensor,
     num_completion: int,
     token_budget: int | None = None,
+    idle: Tensor | None = None,
 ) -> Packing:
     """The packed rows of a padded batch.
 
@@ -189,6 +192,7 @@ def pack(
         attention_mask: (B, P + T), 0 for padding.
         num_completion: T.
         token_budget: most tokens of a row; None: everything in one row.
+        idle: (B,) bool, completions that are expected to have no gradient: groups of them only get rows of their own.
 
     Returns:
         The plan; its index tensors are on the device of ``ids``.
@@ -217,7 +221,11 @@ def pack(
     _check_lengths(prompt_sizes, sizes, token_budget)
     pieces = [piece for members in groups.values() for piece in _cut(members, prompt_sizes, sizes, limit)]
     layout = _Layout(prompt_sizes, sizes, num_prompt, num_completion)
-    rows = [layout.row(bin_, ids) for bin_ in _first_fit(pieces, limit)]
+    resting = [False] * len(sizes) if idle is None else idle.tolist()
+    rows = []
+    for rests in (False, True):
+        chosen = [piece for piece in pieces if all(resting[i] for i in piece.members) is rests]
+        rows += [layout.row(bin_, ids, rests) for bin_ in _first_fit(chosen, limit)]
     return layout.packing(rows, ids)
 
 
@@ -282,7 +290,7 @@ class _Layout:
         self.first = [0] * len(sizes)  # what predicts a completion's first token
         self.later = [0] * len(sizes)  # what predicts its second; the others follow
 
-    def row(self, pieces: list[_Piece], ids: Tensor) -> Row:
+    def row(self, pieces: list[_Piece], ids: Tensor, idle: bool) -> Row:
         spans: list[tuple[int, int, int]] = []  # place in the flattened batch, size, position
         segments: list[tuple[int, int, int, int]] = []  # start, size, prefix start, prefix size
         at = 0
@@ -318,6 +326,7 @@ class _Layout:
                 prefix_size=prefix_size,
                 device=ids.device,
             ),
+            idle=idle,
         )
 
     def packing(self, rows: list[Row], ids: Tensor) -> Packing:

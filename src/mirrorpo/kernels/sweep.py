@@ -180,29 +180,31 @@ class Chunk:
             value[self.part] if weight is None else None for value, weight in zip(found.values, weights, strict=True)
         )
         slope = slopes.of_logp(found.logp[self.part], self.part, seen)
-        if not any(slopes.needs) or self._is_zero(slope, *weights, entropy_weight):
+        moved = self._moved(slope, *weights, entropy_weight) if any(slopes.needs) else None
+        if moved is None:
             self._measure(found, [number for number, weight in enumerate(weights) if weight is not None])
             return
         hidden_grad, weight_grad, bias_grad = found.grads
         narrow = dtype == torch.bfloat16 and bias_grad is None
-        grad = self._logits_gradient(found, slope, weights, entropy_weight, dtype if narrow else self.z.dtype)
+        grad = self._logits_gradient(found, slope, weights, entropy_weight, dtype if narrow else self.z.dtype)[moved]
         if bias_grad is not None:
             bias_grad.add_(grad.sum(0))
         if dtype == torch.bfloat16:
             grad = grad.to(dtype)  # once, for both products
         if hidden_grad is not None:
-            add_hidden_grad_(hidden_grad[self.part], grad, self.head.weight, dtype)
+            add_hidden_grad_(hidden_grad[self.part][moved], grad, self.head.weight, dtype)
         if weight_grad is not None:
-            add_weight_grad_(weight_grad, grad, self.hidden, dtype)
+            add_weight_grad_(weight_grad, grad, self.hidden[moved], dtype)
 
     def _of(self, x: Tensor | None) -> Tensor | None:
         return None if x is None else x[self.part].to(self.z.dtype)
 
-    def _is_zero(self, *slopes: Tensor | None) -> bool:
-        """Whether no token of the chunk has a gradient: a group whose rewards are all equal, tokens that are held."""
+    def _moved(self, *slopes: Tensor | None) -> slice | None:
+        """The tokens from the first to the last that has a gradient; None: none has, as where all rewards are equal."""
         if self.z.device.type != "cpu":
-            return False  # the look would make the host wait
-        return not any(bool(x.any()) for x in slopes if x is not None)
+            return slice(None)  # the look would make the host wait
+        places = torch.stack([x != 0 for x in slopes if x is not None]).any(0).nonzero()
+        return slice(int(places[0]), int(places[-1]) + 1) if len(places) else None
 
     def _blocks(self) -> list[slice]:
         return list(slices(self.z.shape[0], block_rows(self.z.shape[1], self.z.device)))

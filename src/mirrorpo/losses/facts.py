@@ -101,6 +101,7 @@ class SurrogateFacts:
         needs_bounds: whether it can do with bounds only, not with a region that is a mask over the vocabulary.
         has_policy_term: whether it reads the advantages; if not, the loss is the penalties'.
         soft: whether a ``soft`` region may stand in place of its bounds.
+        scales_advantage: whether it is the advantage times something: a completion without one has no gradient.
         anchors: the anchors that it may be measured from, the first where none is chosen; empty: it has none.
         formula: for people.
     """
@@ -113,6 +114,7 @@ class SurrogateFacts:
     needs_bounds: bool = False
     has_policy_term: bool = True
     soft: bool = False
+    scales_advantage: bool = False
     anchors: tuple[str, ...] = ()
     formula: str = ""
 
@@ -138,6 +140,7 @@ _SURROGATES = (
         options={"dual_clip": Option(low=1.0)},
         couples_tokens=False,
         soft=True,
+        scales_advantage=True,
         formula="-min(w A, clip(w, low, high) A)",
     ),
     SurrogateFacts(
@@ -145,6 +148,7 @@ _SURROGATES = (
         options={"ratio_cap": Option(low=1.0)},
         couples_tokens=False,
         soft=True,
+        scales_advantage=True,
         formula="-sg(min(w, ratio_cap)) A log p; outside the region 0",
     ),
     SurrogateFacts(
@@ -152,6 +156,7 @@ _SURROGATES = (
         options={"temperature_positive": Option(default=1.0), "temperature_negative": Option(default=1.05)},
         couples_tokens=False,
         uses_region=False,
+        scales_advantage=True,
         formula="-(4 / tau) sigmoid(tau (w - 1)) A",
     ),
     SurrogateFacts(
@@ -159,6 +164,7 @@ _SURROGATES = (
         couples_tokens=True,
         levels=("token",),
         needs_bounds=True,
+        scales_advantage=True,
         formula="-exp(mean_t clipped log w_t) A, per sequence",
     ),
     SurrogateFacts(

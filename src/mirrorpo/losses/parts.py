@@ -135,6 +135,11 @@ class Parts:
         return found[0] if found else float(self.needs_reference)
 
     @property
+    def follows_advantages(self) -> bool:
+        """Whether a completion whose advantages are all 0 has no gradient."""
+        return self.surrogate.scales_advantage and not self.penalties
+
+    @property
     def needs_logits(self) -> bool:
         """Whether ``logits`` (and those of ``needs_logits_of``) must be given."""
         return bool(self.needs_logits_of)

@@ -183,7 +183,7 @@ class LossComputer:
         if any(inputs.get(key) is not None for key in FORWARD_KEYS):
             path.say("multimodal input")
             return None
-        packing = path.pack(causal, *gather_ids(inputs))
+        packing = path.pack(causal, *gather_ids(inputs), self._idle(inputs))
         hidden = None if packing is None else path.hidden(model, packing)
         if packing is None or hidden is None:
             return None
@@ -279,6 +279,12 @@ class LossComputer:
             "num_tokens": self._num_tokens(inputs, moment),
             "penalty_scale": moment.penalty_factor,
         }
+
+    def _idle(self, inputs: dict[str, Any]) -> Tensor | None:
+        """(B,), the completions that have no gradient: those of groups whose rewards are all equal, in most losses."""
+        if not self.objective.follows_advantages or self.settings.entropy_bonus or not torch.is_grad_enabled():
+            return None
+        return (inputs["advantages"].reshape(len(inputs["advantages"]), -1) == 0).all(1)
 
     def _reads_teacher(self, inputs: dict[str, Any]) -> bool:
         """Whether a local teacher's whole next-token distributions are needed."""

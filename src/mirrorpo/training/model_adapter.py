@@ -30,6 +30,7 @@ from transformers.utils.import_utils import is_peft_available
 from mirrorpo.kernels.attention import prefix_attention
 from mirrorpo.kernels.fused import token_logps
 from mirrorpo.kernels.head import Head
+from mirrorpo.kernels.idle import without_activations
 from mirrorpo.kernels.packing import Packing, Row, Segments, pack
 from mirrorpo.models.thresholds import count_positions, counts_by_mask, noise_of
 from mirrorpo.training.checkpoints import random_states, set_random_states
@@ -117,7 +118,8 @@ def hidden_states(model: PreTrainedModel, packing: Packing) -> Tensor:
     """The last hidden states of every token of every row, differentiable.
 
     With several rows a backward pass recomputes them one by one, so that the activations of one row are in memory at a
-    time: that is what a token budget is for. A model that checkpoints its layers already does without.
+    time: that is what a token budget is for. A model that checkpoints its layers already does without. Idle rows keep
+    none, and are left out of the backward pass.
 
     Args:
         model: a causal language model.
@@ -126,9 +128,14 @@ def hidden_states(model: PreTrainedModel, packing: Packing) -> Tensor:
     Returns:
         (M, H), rows one after the other.
     """
-    apart = len(packing.rows) > 1 and torch.is_grad_enabled() and not model.is_gradient_checkpointing
-    read = partial(checkpoint, _read, use_reentrant=False) if apart else _read
-    states = [read(model, row, PackedRow(row.segments)) for row in packing.rows]
+    several = sum(not row.idle for row in packing.rows) > 1
+    apart = several and torch.is_grad_enabled() and not model.is_gradient_checkpointing
+    busy = partial(checkpoint, _read, use_reentrant=False) if apart else _read
+    parameters = list(model.parameters())
+    states = []
+    for row in packing.rows:
+        read = partial(_read if row.idle else busy, model, row, PackedRow(row.segments))
+        states.append(without_activations(read, parameters) if row.idle else read())
     return states[0] if len(states) == 1 else torch.cat(states)
 
 

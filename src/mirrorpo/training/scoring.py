@@ -197,6 +197,10 @@ class PackedPath:
         self.reason = self.found = reason
         self.say(reason)
 
+    @property
+    def _alone(self) -> bool:
+        return self.accelerator.num_processes == 1 and not self.in_parts
+
     def everywhere(self, flag: bool) -> bool:
         """Whether it holds here and, where passes gather a model from all processes, on all of them."""
         return agreed(flag, self.accelerator.device) if self.in_parts else flag
@@ -248,7 +252,9 @@ class PackedPath:
         with torch.autocast(causal.device.type, enabled=False):
             return probe(causal) or check_head(causal, head)
 
-    def pack(self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int) -> Packing | None:
+    def pack(
+        self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int, idle: Tensor | None = None
+    ) -> Packing | None:
         """The plan of a padded batch, None where it must stay padded.
 
         Args:
@@ -256,8 +262,9 @@ class PackedPath:
             ids: (B, P + T).
             attention: (B, P + T).
             keep: T.
+            idle: (B,) bool, completions without a gradient; of no use to several processes, which must all go backward.
         """
-        packing = self._plan(causal, ids, attention, keep)
+        packing = self._plan(causal, ids, attention, keep, idle if self._alone else None)
         several = packing is not None and len(packing.rows) > 1 and self.in_parts  # more passes than other processes
         if several:
             self.say("token_budget: a sharded model is read in one row")
@@ -268,7 +275,9 @@ class PackedPath:
             self.last = (causal, ids, attention, keep)
         return packing if self._agrees(causal, packing, ids, attention, keep) else None
 
-    def _plan(self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int) -> Packing | None:
+    def _plan(
+        self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int, idle: Tensor | None
+    ) -> Packing | None:
         width = ids.shape[1]
         known = self._thresholds.setdefault(id(causal), thresholds(causal.config))
         beyond = next((threshold for threshold in known if width > threshold.length), None)
@@ -279,7 +288,7 @@ class PackedPath:
             self.say(f"a batch has more columns than token_budget, {self.token_budget}")
             return None
         try:
-            packing = pack(ids, attention, keep, self.token_budget)
+            packing = pack(ids, attention, keep, self.token_budget, idle)
         except UnpackableError as error:
             self.say(str(error))
             return None

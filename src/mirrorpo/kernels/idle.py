@@ -1,0 +1,70 @@
+"""A pass through a model for outputs that are not expected to have a gradient.
+
+A group of completions whose rewards are all equal moves nothing: its advantages are 0. What it costs is a forward pass,
+for the metrics; no activations are kept of it, and a gradient of exact zeros goes no further. Should the gradient not be
+0 after all, the pass is done again with the same random numbers: the result is right either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def without_activations(read: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """``read()``, differentiable in ``parameters`` once, with nothing in memory but its result.
+
+    Args:
+        read: computes a tensor from ``parameters``; called again in the backward pass if its gradient is not all 0,
+            under the same autocast and from the same random states.
+        parameters: what to differentiate in; those that need no gradient are left out.
+
+    Returns:
+        The result. Without a gradient the parameters get zeros where they have no ``grad`` yet, so that an optimiser
+        sees what a whole backward pass would have left.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> y = without_activations(lambda: weight * weight, [weight])
+        >>> (y * torch.tensor([0.0, 3.0])).sum().backward()
+        >>> weight.grad
+        tensor([0., 6.])
+    """
+    needed = [p for p in parameters if p.requires_grad]
+    if not (needed and torch.is_grad_enabled()):
+        return read()
+    return _Idle.apply(read, needed[0].device, *needed)
+
+
+class _Idle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, read: Callable[[], Tensor], device: torch.device, *parameters: Tensor) -> Tensor:
+        kind = device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        ctx.devices = [] if kind == "cpu" else [torch.get_device_module(kind).current_device()]
+        ctx.states = torch.get_rng_state(), [torch.get_device_module(kind).get_rng_state(d) for d in ctx.devices]
+        ctx.read, ctx.parameters = read, parameters
+        return read()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        if not bool(grad.any()):
+            return (None, None, *(torch.zeros_like(p) if p.grad is None else None for p in ctx.parameters))
+        kind, dtype, enabled = ctx.autocast
+        host, others = ctx.states
+        with torch.random.fork_rng(ctx.devices, device_type="cuda" if kind == "cpu" else kind), torch.enable_grad():
+            torch.set_rng_state(host)
+            for device, state in zip(ctx.devices, others, strict=True):
+                torch.get_device_module(kind).set_rng_state(state, device)
+            with torch.autocast(kind, dtype=dtype, enabled=enabled):
+                again = ctx.read()
+            grads = torch.autograd.grad(again, ctx.parameters, grad, allow_unused=True)
+        return (None, None, *grads)
+
+
+__all__ = ["without_activations"]
