@@ -1,8 +1,8 @@
 """A pass through a model for outputs that are not expected to have a gradient.
 
-A group of completions whose rewards are all equal moves nothing: its advantages are 0. What it costs is a forward pass,
-for the metrics; no activations are kept of it, and a gradient of exact zeros goes no further. Should the gradient not be
-0 after all, the pass is done again with the same random numbers: the result is right either way.
+A group of completions whose rewards are all equal moves nothing: its advantages are 0. What it costs is a forward
+pass, for the metrics; no activations are kept of it, and a gradient of exact zeros goes no further. Should the gradient
+not be 0 after all, the pass is done again with the same random numbers: the result is right either way.
 """
 
 from __future__ import annotations
