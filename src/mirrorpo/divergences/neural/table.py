@@ -75,6 +75,8 @@ CPU_CHUNK = 8192
 NODES_CHUNK = 32768
 # Nodes are at most so far apart: what their polynomials leave out falls with the square.
 _NODES_WIDTH = 2.0**-10
+# Nodes made at once: memory for what they are made of stays small.
+_NODES_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,23 +213,29 @@ class Nodes:
         parts = max(1, round(table.width / _NODES_WIDTH))
         width, number = table.width / parts, (table.columns.shape[1] - 1) * parts + 1
         first = round((1.0 - table.shift.item()) * parts)
-        places = width * torch.arange(first, first + number, dtype=torch.float64, device="cpu")
-        logs = _points(places, table.rate).float().double()
-        s = logs.exp()
-        offset, base, beta, alpha = (
-            torch.cat([column[1:].repeat_interleave(parts), column[-1:]]) for column in table.columns
-        )
-        slope = torch.addcmul(offset, beta, logs).addcmul_(alpha, s)
-        part = torch.addcmul(base, beta, s).addcmul_(alpha, s.square(), value=0.5)
-        m = torch.addcmul(beta, alpha, s)
-        bend = torch.zeros_like(m)
-        bend[1:-1] = 0.5 * (m[2:] - m[:-2]) / (logs[2:] - logs[:-2])
-        bend[-1] = 0.5 * (m[-1] - m[-2]) / (logs[-1] - logs[-2])
+        slope, part, m = (torch.empty(number, dtype=torch.float64, device="cpu") for _ in range(3))
+        logs, bend = (torch.empty(number, dtype=torch.float32, device="cpu") for _ in range(2))
+        for start in range(0, number, _NODES_AT_ONCE):
+            at = slice(start, min(start + _NODES_AT_ONCE, number))
+            numbers = torch.arange(at.start, at.stop, device="cpu")
+            logs[at] = _points(width * (first + numbers).double(), table.rate)
+            log_s = logs[at].double()
+            s = log_s.exp()
+            segment = (numbers // parts + 1).clamp_(max=table.columns.shape[1] - 1)
+            offset, base, beta, alpha = table.columns[:, segment]
+            slope[at] = torch.addcmul(offset, beta, log_s).addcmul_(alpha, s)
+            part[at] = torch.addcmul(base, beta, s).addcmul_(alpha, s.square(), value=0.5)
+            m[at] = torch.addcmul(beta, alpha, s)
+        for start in range(0, number, _NODES_AT_ONCE):
+            at = torch.arange(start, min(start + _NODES_AT_ONCE, number), device="cpu")
+            low, high = (at - 1).clamp_(min=0), (at + 1).clamp_(max=number - 1)
+            bend[at] = (0.5 * (m[high] - m[low]) / (logs[high].double() - logs[low].double())).float()
+        bend[0] = 0.0  # below the first node the map is continued as c log x + constant
         m[0] = table.columns[2, 0]
         return cls(
             integrals=(slope.to(device), part.to(device)),
-            rates=(m.float().to(device), bend.float().to(device)),
-            logs=logs.float().to(device) if table.rate else None,
+            rates=(m.float().to(device), bend.to(device)),
+            logs=logs.to(device) if table.rate else None,
             width=width,
             rate=table.rate,
             first=first,
