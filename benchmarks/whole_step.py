@@ -1,9 +1,10 @@
 """A whole training step (generation, rewards, loss, backward, optimiser): TRL's time over ours, and its parts.
 
 Both trainers have the same settings and start from the same random weights (no end token is ever likely, so every
-completion has its full length); they take turns. ``--bf16`` compares our two precisions. ``--axis`` leaves TRL out and
-gives our time at 1, 2 and 4 times the completion length, vocabulary, completions a prompt or prompts, and its exponent
-(1 is linear).
+completion has its full length); they take turns. ``--recipe`` takes model, task, rewards and settings from a training
+recipe with Dr. GRPO's loss instead: completions end where they end, and some groups have equal rewards. ``--bf16``
+compares our two precisions. ``--axis`` leaves TRL out and gives our time at 1, 2 and 4 times the completion length,
+vocabulary, completions a prompt or prompts, and its exponent (1 is linear).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from mirrorpo.config.shipped import find_recipe
+from mirrorpo.config.train import load_recipe
 from mirrorpo.models import builtin_path
 from mirrorpo.training import MirrorConfig, MirrorTrainer
+from mirrorpo.training.setup import build_trainer, prepare
 from timing import in_turns, paired, parser
 
 # hidden, layers, heads, key heads, intermediate, vocabulary: like the embedded model, in between, like SmolLM2-135M
@@ -130,6 +134,20 @@ def trainer_of(kind: type, bf16: bool, options: argparse.Namespace, folder: Path
     )
 
 
+def trainer_of_recipe(kind: type, options: argparse.Namespace, folder: Path) -> Any:
+    def trl(path: str, *, args: MirrorConfig, **rest: Any) -> GRPOTrainer:
+        theirs = {one.name for one in fields(GRPOConfig) if one.init}
+        given = {one.name: getattr(args, one.name) for one in fields(args) if one.name in theirs}
+        same: dict[str, Any] = {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}
+        return GRPOTrainer(path, args=GRPOConfig(**given | same | {"generation_batch_size": None}), **rest)
+
+    prepared = prepare(load_recipe(find_recipe(options.recipe), options.set or []))
+    if prepared.recipe.objective.preset != "dr_grpo":
+        raise SystemExit(f"--recipe: needs the objective dr_grpo, got {prepared.recipe.objective.preset}")
+    built: Any = MirrorTrainer if kind is MirrorTrainer else trl
+    return build_trainer(prepared, folder, [], built)
+
+
 def step_of(trainer: Any, phases: Phases) -> Callable[[], None]:
     """One optimiser step: as many micro-batches as are accumulated for it, then the optimiser."""
     micro_batches = trainer.args.gradient_accumulation_steps
@@ -157,11 +175,24 @@ def compared(options: argparse.Namespace, folder: Path, clock: Callable[[], floa
     if options.bf16:
         ways = {"float32": (MirrorTrainer, False), "bfloat16": (MirrorTrainer, True)}
     phases = {name: Phases(clock) for name in ways}
-    steps = {name: step_of(trainer_of(*way, options, folder / name), phases[name]) for name, way in ways.items()}
+    trainers = {
+        name: trainer_of(kind, bf16, options, folder / name)
+        if options.recipe is None
+        else trainer_of_recipe(kind, options, folder / name)
+        for name, (kind, bf16) in ways.items()
+    }
+    steps = {name: step_of(trainer, phases[name]) for name, trainer in trainers.items()}
     times = in_turns(steps, options.rounds, options.warmup, clock)
     base, ours = ways
     median, low, high = paired(times, base, ours)
     whole = sum(phases[base].spent.values())
+    seen = {
+        key: {
+            name: [round(value, 2) for value in trainer._metrics["train"][key][-options.rounds :]]
+            for name, trainer in trainers.items()
+        }
+        for key in ("frac_reward_zero_std", "completions/mean_length")
+    }
     return {
         f"{base} over {ours}": round(median, 2),
         "between": [round(low, 2), round(high, 2)],
@@ -169,6 +200,7 @@ def compared(options: argparse.Namespace, folder: Path, clock: Callable[[], floa
             name: {phase: round(seconds / whole, 3) for phase, seconds in spent.spent.items()}
             for name, spent in phases.items()
         },
+        **seen,
     }
 
 
@@ -189,6 +221,8 @@ def along(options: argparse.Namespace, folder: Path, clock: Callable[[], float])
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", choices=tuple(MODELS), default="small", help="shape (default small)")
+    options.add_argument("--recipe", help="a training recipe, in place of the options from --model to --micro-batch")
+    options.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="overrides of the recipe")
     options.add_argument("--vocabulary", type=int, help="tokens, in place of the shape's")
     options.add_argument("--prompt", type=int, nargs=2, default=(100, 200), help="tokens, lowest and highest")
     options.add_argument("--length", type=int, default=64, help="tokens of a completion (default 64)")
@@ -208,7 +242,8 @@ def main() -> None:
     clock = time.process_time if args.cpu else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         found = (compared if args.axis is None else along)(args, Path(folder), clock)
-    print(json.dumps({"title": "whole step", "model": args.model, "threads": torch.get_num_threads(), "values": found}))
+    model = args.recipe or args.model
+    print(json.dumps({"title": "whole step", "model": model, "threads": torch.get_num_threads(), "values": found}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mirrorpo
+from mirrorpo.kernels import idle
 from mirrorpo.kernels.idle import without_activations
 from mirrorpo.kernels.packing import pack
 from mirrorpo.losses.facts import SURROGATE_FACTS
@@ -33,6 +34,11 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, bool]]]:
 
     monkeypatch.setattr(model_adapter, "_read", read)
     return seen
+
+
+@pytest.fixture(autouse=True)
+def small_passes_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "WORTH", {"cpu": 1})
 
 
 def moved(built: Any) -> None:
@@ -61,9 +67,9 @@ def test_a_group_without_an_advantage_is_read_once_without_activations(tmp_path:
 @pytest.mark.parametrize(
     "more", [{}, {"lora": True}, {"activation_checkpointing": True}, {"token_budget": 30}], ids=str
 )
-@pytest.mark.parametrize("idle", [[4, 5, 6, 7], [1, 2], list(range(8))], ids=["a group", "a part of one", "all"])
+@pytest.mark.parametrize("resting", [[4, 5, 6, 7], [1, 2], list(range(8))], ids=["a group", "a part of one", "all"])
 def test_loss_metrics_and_gradient_are_those_of_the_padded_path(
-    more: dict[str, Any], idle: list[int], tmp_path: Path
+    more: dict[str, Any], resting: list[int], tmp_path: Path
 ) -> None:
     settings = dict(more)
     if settings.pop("lora", False):
@@ -71,9 +77,9 @@ def test_loss_metrics_and_gradient_are_those_of_the_padded_path(
     built = build(tmp_path, "dr_grpo", **settings)
     moved(built)
     inputs = fill(micro_batch(SIZES["ragged"]), built)
-    inputs["advantages"][idle] = 0.0
+    inputs["advantages"][resting] = 0.0
     found = both_ways(built, inputs)
-    if len(idle) < 8:
+    if len(resting) < 8:
         assert_same(found)
         return
     # Nothing moves, and an optimiser sees zeros, not parameters that took no part.
@@ -81,6 +87,24 @@ def test_loss_metrics_and_gradient_are_those_of_the_padded_path(
         assert loss == 0.0
         assert gradients.keys() == {name for name, p in built.model.named_parameters() if p.requires_grad}
         assert all(not g.any() for g in gradients.values())
+
+
+def test_few_tokens_of_a_small_model_are_not_worth_a_pass(
+    tmp_path: Path, passes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build(tmp_path, "dr_grpo")
+    inputs = fill(micro_batch(SIZES["ragged"]), built)
+    inputs["advantages"][4:] = 0.0
+    tokens = int(inputs["prompt_mask"][4:].sum() + inputs["completion_mask"][4:].sum())
+    work = tokens * sum(p.numel() for p in built.model.parameters())
+    rows = []
+    for least in (work, work + 1):
+        monkeypatch.setattr(idle, "WORTH", {"cpu": least})
+        loss_and_gradient(built, inputs)
+        passes.clear()
+        loss_and_gradient(built, inputs)
+        rows.append(len(passes))
+    assert rows == [2, 1]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from mirrorpo.kernels.idle import pays
 from mirrorpo.kernels.objective_head import objective_from_hidden
 from mirrorpo.losses.aggregation import aggregation_weights
 from mirrorpo.losses.objective import Objective, Output
@@ -183,7 +184,8 @@ class LossComputer:
         if any(inputs.get(key) is not None for key in FORWARD_KEYS):
             path.say("multimodal input")
             return None
-        packing = path.pack(causal, *gather_ids(inputs), self._idle(inputs))
+        ids, attention, keep = gather_ids(inputs)
+        packing = path.pack(causal, ids, attention, keep, self._idle(causal, attention, inputs["advantages"]))
         hidden = None if packing is None else path.hidden(model, packing)
         if packing is None or hidden is None:
             return None
@@ -280,11 +282,14 @@ class LossComputer:
             "penalty_scale": moment.penalty_factor,
         }
 
-    def _idle(self, inputs: dict[str, Any]) -> Tensor | None:
-        """(B,), the completions that have no gradient: those of groups whose rewards are all equal, in most losses."""
+    def _idle(self, causal: nn.Module, attention: Tensor, advantages: Tensor) -> Tensor | None:
+        """(B,), completions that have no gradient, as where all rewards of a group are equal; None: not worth it."""
         if not self.objective.follows_advantages or self.settings.entropy_bonus or not torch.is_grad_enabled():
             return None
-        return (inputs["advantages"].reshape(len(inputs["advantages"]), -1) == 0).all(1)
+        if self.settings.num_processes > 1 or self.scorer.packed.in_parts:
+            return None  # all processes must go backward
+        idle = (advantages.reshape(len(advantages), -1) == 0).all(1)
+        return idle if pays(int(attention[idle].sum()), causal.parameters(), attention.device) else None
 
     def _reads_teacher(self, inputs: dict[str, Any]) -> bool:
         """Whether a local teacher's whole next-token distributions are needed."""

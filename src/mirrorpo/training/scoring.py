@@ -197,10 +197,6 @@ class PackedPath:
         self.reason = self.found = reason
         self.say(reason)
 
-    @property
-    def _alone(self) -> bool:
-        return self.accelerator.num_processes == 1 and not self.in_parts
-
     def everywhere(self, flag: bool) -> bool:
         """Whether it holds here and, where passes gather a model from all processes, on all of them."""
         return agreed(flag, self.accelerator.device) if self.in_parts else flag
@@ -255,16 +251,8 @@ class PackedPath:
     def pack(
         self, causal: PreTrainedModel, ids: Tensor, attention: Tensor, keep: int, idle: Tensor | None = None
     ) -> Packing | None:
-        """The plan of a padded batch, None where it must stay padded.
-
-        Args:
-            causal: what will read it.
-            ids: (B, P + T).
-            attention: (B, P + T).
-            keep: T.
-            idle: (B,) bool, completions without a gradient; of no use to several processes, which must all go backward.
-        """
-        packing = self._plan(causal, ids, attention, keep, idle if self._alone else None)
+        """The plan of a padded batch for ``causal``, None where it must stay padded; arguments as in ``pack``."""
+        packing = self._plan(causal, ids, attention, keep, idle)
         several = packing is not None and len(packing.rows) > 1 and self.in_parts  # more passes than other processes
         if several:
             self.say("token_budget: a sharded model is read in one row")
