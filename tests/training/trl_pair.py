@@ -134,23 +134,24 @@ def trainer(kind: type, config: Any, **more: Any) -> Any:
     return built
 
 
-def pair(folder: Path, name: str, fast: str = "off", **more: Any) -> tuple[GRPOTrainer, MirrorTrainer]:
-    """TRL's trainer and ours, with settings that mean the same."""
+def of_the_pair(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """TRL's settings and ours that mean the same."""
     objective, theirs = PAIRS[name]
-    theirs = {"use_bias_correction_kl": False, **theirs}  # TRL's default is True
-    common = settings(folder, **more)
-    return (
-        trainer(GRPOTrainer, GRPOConfig(**common, **theirs)),
-        trainer(MirrorTrainer, MirrorConfig(**common, objective=objective, fast=fast, rollouts="transformers")),
-    )
+    return {"use_bias_correction_kl": False, **theirs}, {"objective": objective}  # TRL's default is True
 
 
-def same_settings(folder: Path, name: str, fast: str = "off", **more: Any) -> tuple[GRPOTrainer, MirrorTrainer]:
-    """TRL's trainer and ours with the same settings, none of them an objective."""
-    given = {**settings(folder, **more), **TRL_SETTINGS[name]}
-    return trainer(GRPOTrainer, GRPOConfig(**given)), trainer(
-        MirrorTrainer, MirrorConfig(**given, fast=fast, rollouts="transformers")
-    )
+def alike(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same settings for both, none of them an objective."""
+    return TRL_SETTINGS[name], TRL_SETTINGS[name]
+
+
+def trls_trainer(folder: Path, given: dict[str, Any], **more: Any) -> GRPOTrainer:
+    return trainer(GRPOTrainer, GRPOConfig(**{**settings(folder, **more), **given}))
+
+
+def our_trainer(folder: Path, given: dict[str, Any], fast: str, **more: Any) -> MirrorTrainer:
+    config = MirrorConfig(**{**settings(folder, **more), **given}, fast=fast, rollouts="transformers")
+    return trainer(MirrorTrainer, config)
 
 
 def batch(*, with_old: bool = True, tool_mask: bool = False, seed: int = 0, rows: int = 8) -> dict[str, Any]:
