@@ -322,4 +322,33 @@ class Evaluations(TrainerCallback):
         self._done(step, found, seconds)
 
 
-__all__ = ["CompletionsWriter", "Evaluations", "LiveReport", "MetricsWriter", "Stopwatch", "trim_metrics"]
+class BesideTrackers(TrainerCallback):
+    """What trackers get at both ends of a training: they listen from its beginning, and close at its end.
+
+    It stands before them among the callbacks: ``on_train_end`` reaches it first.
+
+    Args:
+        begun: called before the first step; not when a run goes on.
+        ending: called after the last step.
+    """
+
+    def __init__(self, begun: Callable[[], None], ending: Callable[[], None]) -> None:
+        self._begun, self._ending = begun, ending
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._begun()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._ending()
+
+
+__all__ = [
+    "BesideTrackers",
+    "CompletionsWriter",
+    "Evaluations",
+    "LiveReport",
+    "MetricsWriter",
+    "Stopwatch",
+    "trim_metrics",
+]

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cached_property
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +57,7 @@ from mirrorpo.training.distributed import (
 from mirrorpo.training.monitors import GracefulStop, ProgressBar
 from mirrorpo.training.records import (
     COMPLETIONS_FILE,
+    BesideTrackers,
     CompletionsWriter,
     Evaluations,
     LiveReport,
@@ -230,10 +232,14 @@ class _Run:
         trackers = tracker_callbacks(prepared.recipe, folder.path) if is_main() else ()
         make = build_trainer if extension is None else extension.trainer
         try:
-            self.trainer = make(prepared, folder.checkpoints, [writer, self.bar, stop, *trackers])
+            self.trainer = make(prepared, folder.checkpoints, [writer, self.bar, *trackers])
         except InputError:
             folder.take_back()
             raise
+        # First: a signal ends the evaluation after training, and trackers close after it.
+        around = BesideTrackers(lambda: self._track(self.before), self._ending)
+        self.trainer.callback_handler.callbacks[:0] = [stop, around]
+        self.before: dict[str, Any] | None = None
         of_pairs = prepared.recipe.preference is not None
         if not of_pairs:
             self.trainer.watch.say = self._say
@@ -268,6 +274,7 @@ class _Run:
             self.live.enter("evaluating before training")
             before = self._evaluation("evaluating before training")
             folder.write_json(BEFORE_FILE, before)
+        self.before = before
         seconds = 0.0
         if is_main():
             seconds = trim_metrics(folder.path, done)
@@ -276,21 +283,32 @@ class _Run:
             self.live.enter("training")
             if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
                 trainer.load_weights(checkpoint)  # all that is left is what comes after the last step
+                trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
             else:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             self.bar.stop()
         self.stop.raise_if_stopped(trainer.state.global_step // per_step, self.spec.steps)
-        self.live.enter("evaluating after training")
-        after = self._evaluation("evaluating after training")
         save_model(trainer, folder.path)
-        summary = summarise(self.prepared, trainer, before, after, self.command)
+        summary = summarise(self.prepared, trainer, before, self.after, self.command)
         if self.extension is not None:
             self.extension.finish(trainer, folder, summary)
         summary["seconds"] = round(seconds + time.monotonic() - self.started, 2)
         if is_main():
-            _write_results(folder, summary, before, after)
+            _write_results(folder, summary, before, self.after)
         return summary
+
+    def _ending(self) -> None:
+        """The last step is done, and trackers still listen."""
+        self.bar.stop()
+        if self.stop.number is None:
+            self._track(self.after)
+
+    @cached_property
+    def after(self) -> dict[str, Any] | None:
+        """The evaluation after training."""
+        self.live.enter("evaluating after training")
+        return self._evaluation("evaluating after training")
 
     def _evaluation(self, label: str) -> dict[str, Any] | None:
         return _evaluation_record(run_evaluation(self.prepared, self.trainer.model, self.console, label))
@@ -329,13 +347,20 @@ class _Run:
                     f"step {step}/{self.spec.steps}  accuracy {numbers['accuracy']:.3f} [{low:.3f}, {high:.3f}] on "
                     f"{numbers['problems']} unseen problems"
                 )
-            if self.prepared.recipe.train.report_to and is_main():
-                logs = {f"eval_{key}": numbers[key] for key in ("accuracy", "mean_length", "truncated")}
-                due = trainer.control.should_log  # the step's own log is still to come
-                trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, logs)
-                trainer.control.should_log = due
+            self._track(record)
         # A signal that came meanwhile is not kept waiting for another step.
         self.stop.on_step_end(trainer.args, trainer.state, trainer.control)
+
+    def _track(self, record: dict[str, Any] | None) -> None:
+        """Sends an evaluation to the trackers, at the optimiser step that has been reached."""
+        if record is None or not self.prepared.recipe.train.report_to or not is_main():
+            return
+        trainer, numbers = self.trainer, record["summary"]
+        logs = {f"eval_{key}": numbers[key] for key in ("accuracy", "mean_length", "truncated")}
+        due = trainer.control.should_log  # the step's own log is still to come
+        known = {key: value for key, value in logs.items() if value is not None}
+        trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, known)
+        trainer.control.should_log = due
 
 
 def _resume_point(folder: RunFolder, console: Console, updates_per_step: int) -> Path | None:
