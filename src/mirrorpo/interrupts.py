@@ -106,11 +106,12 @@ def resume_command(command: str) -> str:
 
 
 def quiet() -> None:
-    """Turns off the bars and notices of transformers and datasets in this process."""
+    """Turns off the bars and notices of transformers, datasets and TRL in this process."""
     import datasets
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", "TRL currently supports vLLM")  # `mirrorpo doctor` says it
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -113,14 +113,31 @@ def test_a_vllm_of_either_name_is_found_and_one_that_does_not_fit_is_refused_in_
         errors.check_vllm("train.use_vllm")
 
 
-def test_a_vllm_that_trl_cannot_import_is_named_also_where_it_is_not_used() -> None:
-    absent = ModuleNotFoundError("No module named 'vllm.distributed'", name="vllm.distributed")
-    line = errors.unimportable_vllm(absent)
-    assert line is not None
-    assert line.startswith("vLLM ")
-    assert "No module named 'vllm.distributed'): must be >=0.22,<0.31; pip install" in line
-    assert errors.unimportable_vllm(ModuleNotFoundError("No module named 'vllmx'", name="vllmx")) is None
-    assert errors.unimportable_vllm(ImportError("libcudart.so.13: cannot open shared object file")) is None
+@pytest.mark.parametrize(
+    ("module", "source", "installed", "named"),
+    [
+        ("vllm", "1 / 0", True, True),
+        ("vllm.config", "1 / 0", True, True),
+        ("trl.generation.vllm_client", "1 / 0", True, True),
+        ("trl.generation.vllm_client", "1 / 0", False, False),  # something else that it imports
+        ("vllm.engine", "def step(): 1 / 0\ntry: step()\nexcept Exception as error: caught = error", True, False),
+        ("vllmx", "1 / 0", True, False),
+        ("trl.trainer", "1 / 0", True, False),
+    ],
+)
+def test_only_what_fails_while_vllm_is_imported_is_put_down_to_it(
+    module: str, source: str, installed: bool, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "missing", lambda modules: [] if installed else modules)
+    scope: dict[str, Any] = {"__name__": module}
+    try:
+        exec(compile(source, module, "exec"), scope)
+        error = scope["caught"].with_traceback(scope["caught"].__traceback__.tb_next)
+    except ZeroDivisionError as raised:
+        error = raised
+    line = errors.unimportable_vllm(error)
+    assert (line is not None) == named
+    assert line is None or "cannot import it (ZeroDivisionError: division by zero): must be >=0.22,<0.31; pip" in line
 
 
 # ---- torch and its devices

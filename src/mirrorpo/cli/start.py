@@ -72,11 +72,9 @@ def _run() -> None:
         sys.exit(1)
     except (SystemExit, GeneratorExit):
         raise
-    except ImportError as error:
+    except BaseException as error:  # noqa: BLE001  (the last line of defence; Rust's panics are no Exception)
         if line := unimportable_vllm(error):
             fail(f"error: {line}", 2)
-        _fail_unexpected(error, debug=output.chosen.debug)
-    except BaseException as error:  # noqa: BLE001  (the last line of defence; Rust's panics are no Exception)
         _fail_unexpected(error, debug=output.chosen.debug)
 
 

@@ -161,7 +161,7 @@ def train(
     prepared = together(lambda: prepare(recipe) if extension is None else extension.prepared(prepare(recipe)))
     console = console if is_main() else Console(quiet=True)
     if not resume:
-        import_module("mirrorpo.training.trainer")  # a vLLM that TRL cannot import leaves no folder behind
+        import_module("mirrorpo.training.trainer")  # what TRL cannot import leaves no folder behind
     folder = together(
         lambda: RunFolder(out, recipe, resume, lambda line: say(console, line)), main_only=True
     ) or FollowedFolder(out)

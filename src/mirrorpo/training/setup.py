@@ -18,7 +18,7 @@ from transformers import AutoConfig, PrinterCallback
 from transformers.utils import logging
 
 from mirrorpo.config.train import Recipe, TeacherSpec
-from mirrorpo.errors import InputError, check_vllm, unknown_name
+from mirrorpo.errors import InputError, check_trl, check_vllm, unknown_name
 from mirrorpo.evaluation import Sampler
 from mirrorpo.evaluation.sampling import chat, prompt_ids
 from mirrorpo.interrupts import silent_if_it_fails
@@ -169,6 +169,7 @@ def prepare(recipe: Recipe) -> Prepared:
         reason = unavailable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         if reason is not None:
             raise InputError(f"train.kernels: 'triton' cannot run here: {reason}. Legal: torch, auto")
+    check_trl()
     check_trackers(recipe)
     if recipe.train.trl and recipe.preference is None:
         trainer_config(recipe, Path("."), world_size())
