@@ -12,10 +12,12 @@ from mirrorpo.kernels import (
     Head,
     VocabularyTerm,
     exact_from_hidden,
+    idle,
     single_pass,
     token_logps,
     top_k_from_hidden,
 )
+from mirrorpo.kernels import sweep as sweeping
 from mirrorpo.kernels.head import memory_advice
 from naive import CASES, Case, logits
 
@@ -247,10 +249,22 @@ def test_few_or_no_tokens_keep_the_graph(function: str, lengths: tuple[int, ...]
     assert (loss == 0) == (sum(lengths) == 0)
 
 
-def test_chunks_without_a_gradient_are_passed_over() -> None:
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 16])
+@pytest.mark.parametrize("second", [0.0, 1e-3])
+def test_tokens_without_a_gradient_are_passed_over(chunk: int, second: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "WORTH", {"cpu": 1})  # else so few are multiplied with the others
+    seen: list[int] = []
+    inner = sweeping.add_weight_grad_
+
+    def counted(out: torch.Tensor, grad: torch.Tensor, *rest: Any) -> None:
+        seen.append(len(grad))
+        inner(out, grad, *rest)
+
+    monkeypatch.setattr(sweeping, "add_weight_grad_", counted)
     b = batch((8, 8))
     weights = torch.zeros(16, dtype=torch.float64)
     weights[9] = 1.0
+    weights[11] = second
     term = VocabularyTerm(divergence=mirrorpo.divergence("js"), anchor=b.reference)
     done = single_pass(
         b.hidden,
@@ -259,12 +273,17 @@ def test_chunks_without_a_gradient_are_passed_over() -> None:
         lambda logp, part, _: weights[part] * logp,
         terms=(term,),
         term_weights=(torch.zeros(16, dtype=torch.float64),),
-        chunk=4,
+        chunk=chunk,
     )
-    expected = expected_logps(b.head.logits(b.hidden), b.tokens)[0][9]
+    logp = expected_logps(b.head.logits(b.hidden), b.tokens)[0]
+    expected = logp[9] + weights[11] * logp[11]
     exact = term.divergence.exact(b.head.logits(b.hidden), b.reference.head.logits(b.reference.hidden))
     torch.testing.assert_close(done.values[0], exact, rtol=1e-12, atol=1e-14)
     assert distance(gradients(done.loss, b.leaves), gradients(expected, b.leaves)) < 1e-12
+    # from the first to the last with a gradient, chunk by chunk
+    live = weights.nonzero().squeeze(1)
+    spans = [live[(live >= first) & (live < first + chunk)] for first in range(0, 16, chunk)]
+    assert seen == [int(span[-1] - span[0]) + 1 for span in spans if len(span)]
 
 
 def test_a_second_backward_pass_of_a_single_pass_says_what_to_do() -> None:

@@ -33,6 +33,7 @@ from mirrorpo.kernels.head import (
     slices,
     work_dtype,
 )
+from mirrorpo.kernels.idle import pays
 from mirrorpo.kernels.vocabulary import Anchor, Block, Measured, VocabularyTerm, measure
 
 # (logp of the chunk, its place, the values of the terms without a weight) -> d loss / d logp
@@ -204,7 +205,11 @@ class Chunk:
         if self.z.device.type != "cpu":
             return slice(None)  # the look would make the host wait
         places = torch.stack([x != 0 for x in slopes if x is not None]).any(0).nonzero()
-        return slice(int(places[0]), int(places[-1]) + 1) if len(places) else None
+        if not len(places):
+            return None
+        first, last = int(places[0]), int(places[-1])
+        saved = pays(len(self.z) - 1 - (last - first), [self.head.weight], self.z.device)
+        return slice(first, last + 1) if saved else slice(None)
 
     def _blocks(self) -> list[slice]:
         return list(slices(self.z.shape[0], block_rows(self.z.shape[1], self.z.device)))
