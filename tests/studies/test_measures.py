@@ -283,6 +283,15 @@ def test_a_registered_plan_stands_in_the_report_with_its_hash_and_its_changes(tm
     assert f"The plan was changed after the first run: sha256 {later[:16]}." in " ".join(study_collection(out).notes)
 
 
+def test_a_plan_that_is_named_after_the_first_run_is_none(tmp_path: Path) -> None:
+    (tmp_path / "plan.md").write_text("what came out")
+    out = tmp_path / "study"
+    go(out, Here(), study=study_with(tmp_path))
+    with pytest.raises(InputError, match=r"^plan: the study in the folder began without one"):
+        go(out, Here(), resume=True, study=study_with(tmp_path, plan="plan.md"))
+    assert not [note for note in study_collection(out).notes if "plan" in note]
+
+
 def test_the_commit_of_a_plan_is_known_only_while_it_is_as_committed(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]

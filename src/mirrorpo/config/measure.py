@@ -171,9 +171,17 @@ def read_plan(name: str, beside: Path, where: str) -> PlanRecord:
 
 
 def plan_since(begun: PlanRecord | None, now: PlanRecord | None) -> PlanRecord | None:
-    """The plan that a study began with, and the hashes it has had since."""
-    if begun is None or now is None:
-        return begun or now
+    """The plan that a study began with, and the hashes it has had since.
+
+    Raises:
+        InputError: it began without one.
+    """
+    if now is None:
+        return begun
+    if begun is None:
+        raise InputError(
+            "plan: the study in the folder began without one, and none is registered afterwards; leave it out"
+        )
     since = dict.fromkeys((*begun.later, now.sha256, *now.later))
     return begun.model_copy(update={"later": [sha for sha in since if sha != begun.sha256]})
 
