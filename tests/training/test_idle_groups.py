@@ -242,3 +242,22 @@ def test_without_gradients_it_is_a_plain_call() -> None:
     with torch.no_grad():
         assert not without_activations(lambda: weight * 2, [weight]).requires_grad
     assert not without_activations(lambda: torch.ones(2), [torch.ones(2)]).requires_grad
+
+
+@pytest.mark.parametrize("more", [{"bf16": True}, {"bf16": True, "activation_checkpointing": True}], ids=str)
+def test_in_mixed_precision_a_row_without_a_graph_takes_none_from_the_others(
+    more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build(tmp_path, "dr_grpo", **more)
+    inputs = fill(micro_batch(SIZES["ragged"]), built)
+    inputs["advantages"][:4] = 0.0
+    found = []
+    for least in (1, 2**60):
+        monkeypatch.setattr(idle, "WORTH", {"cpu": least})
+        loss_and_gradient(built, inputs)
+        found.append({name: p.grad.clone() for name, p in built.model.named_parameters() if p.grad is not None})
+    apart, whole = found
+    assert apart.keys() == whole.keys()
+    assert all(bool(g.any()) for g in apart.values())
+    norm = torch.stack([g.norm() for g in whole.values()]).norm()
+    assert torch.stack([(apart[name] - g).norm() for name, g in whole.items()]).norm() < 0.05 * norm
