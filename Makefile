@@ -67,7 +67,7 @@ format: $(STAMP)
 bench: $(STAMP)  ## ratios, not absolute times
 	$(BIN)/python benchmarks/run.py
 
-gpu:  ## the library on a GPU, in under nine minutes: docs/results/gpu/ (QUICK=1, DEVICE=cpu, WHEELS=FOLDER; no .venv)
+gpu:  ## the library on a GPU, in under nine minutes: docs/results/gpu/ (QUICK=1, DEVICE=cpu: build/gpu/, WHEELS=FOLDER; no .venv)
 	$(PYTHON) scripts/gpu.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) $(if $(WHEELS),--wheels $(WHEELS))
 
 chaos: $(STAMP)  ## 50 kills and other faults; every run must end equal to the unbroken one

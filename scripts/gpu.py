@@ -2,7 +2,7 @@
 
 ``python scripts/gpu.py`` runs every part in a process of its own with a time limit, keeps the text of what fails, and
 writes ``docs/results/gpu/results.json`` and ``README.md`` after each part, so that nothing is lost when time is up.
-``--quick`` takes at most 280 seconds, else nine minutes. ``--device cpu`` is a dry run on small sizes.
+``--quick`` takes at most 280 seconds, else nine minutes. ``--device cpu`` is a dry run on small sizes: ``build/gpu/``.
 
 A machine without a package index: ``python scripts/gpu.py --fetch FOLDER`` downloads there where there is one what a
 machine with torch, numpy, scipy and pandas lacks (Linux on x86-64, Python 3.12, versions of ``constraints.txt``), and
@@ -314,7 +314,7 @@ def main() -> None:
         choices=[name for name, *_ in PARTS],
         help="these parts; others that are there from the same card and versions stay",
     )
-    made.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "gpu")
+    made.add_argument("--out", type=Path, help="default docs/results/gpu, with --device cpu build/gpu")
     made.add_argument("--fetch", type=Path, metavar="FOLDER", help="download the wheels, and no more")
     made.add_argument("--wheels", type=Path, metavar="FOLDER", help="install these first")
     args = made.parse_args()
@@ -324,6 +324,7 @@ def main() -> None:
     ends = time.monotonic() + (args.seconds or (275 if args.quick else 530))
     if args.wheels:
         install(args.wheels)
+    args.out = args.out or ROOT / ("docs/results/gpu" if args.device == "cuda" else "build/gpu")
     args.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -334,11 +335,11 @@ def main() -> None:
     }
     if args.only:
         results["parts"] = kept(args.out, results["versions"])
-    # `make bench` measures the other pages' benchmarks on a CPU, in minutes
+    # `make bench` measures the other pages' benchmarks on a CPU, in minutes: here they run only if they are asked for
     chosen = [
         (name, arguments, quick if args.quick else whole)
         for name, arguments, quick, whole in PARTS
-        if name in (args.only or (name,)) and (args.device == "cuda" or "--json --device" not in arguments)
+        if (name in args.only if args.only else args.device == "cuda" or "--json --device" not in arguments)
     ]
     for i, (name, arguments, limit) in enumerate(chosen):
         left = ends - time.monotonic()

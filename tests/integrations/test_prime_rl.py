@@ -123,6 +123,37 @@ def test_a_token_that_the_engine_could_not_score_has_no_policy_term(preset: str)
         torch.testing.assert_close(slope, whole * kept)
 
 
+@pytest.mark.parametrize("preset", ["dapo", "cispo", "dppo_tv", "spo", "gspo"])
+def test_a_token_that_the_engine_found_all_but_impossible_does_not_overflow(preset: str) -> None:
+    b = batch()
+    logp = b.logp.detach().float()
+    logp[0, 0] = -2.0
+    b.logp, b.logp_old = logp.requires_grad_(), b.logp_old.float().clone()
+    b.logp_old[0, 0] = -91.0  # a ratio of e^89, which is infinite in float32
+    value, slope, metrics = through(b, {"preset": preset, **BASE})
+    assert value.isfinite()
+    assert slope.isfinite().all()
+    assert all(torch.as_tensor(number).isfinite() for number in metrics.values())
+
+
+def test_a_sequence_of_which_no_token_counts_has_a_loss_of_0_with_a_graph() -> None:
+    logp = torch.full((3,), -1.0, requires_grad=True)
+    inputs = prime_rl_call.LossInputs(
+        trainer_logprobs=logp,
+        inference_logprobs=torch.full((3,), -2.0),
+        ref_logprobs=torch.zeros(3),
+        advantages=torch.ones(3),
+        loss_mask=torch.zeros(3, dtype=torch.bool),
+        loss_weights=None,
+    )
+    found = loss(inputs, {"preset": "grpo", **BASE})
+    found.loss.backward()
+    assert found.loss == 0
+    assert logp.grad is not None
+    assert (logp.grad == 0).all()
+    assert {value.numel() for value in found.metrics.values()} == {0}  # prime-rl's means are over tokens
+
+
 def test_a_penalty_without_reference_log_probabilities_is_no_zero_penalty() -> None:
     b = batch()
     b.logp_ref = None  # pyright: ignore[reportAttributeAccessIssue]
