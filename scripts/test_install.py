@@ -4,9 +4,10 @@
 ``verl``   ``pip install mirrorpo verl==0.9.1`` with every requirement of verl resolved by pip: verl's policy loss runs
            ours, and its own Ray workers and FSDP2 engine take two steps with it (tests/real/verl_engine.py). Nothing is
            left out: all of them install on a CPU.
-``train``  ``pip install 'mirrorpo[train]'`` in an empty folder: list, train a shipped recipe by name, eval, report,
-           doctor. Then with DeepSpeed beside it: accelerate's FSDP2 plug-in and ZeRO train, save and resume
-           (tests/real/sharded.py; SHARDED names the ways, by default all).
+``train``  ``pip install 'mirrorpo[train]'`` in an empty folder, where ``core`` was tried before if it is wanted too, as
+           its error says: list, train a shipped recipe by name, eval, report, doctor. Then with DeepSpeed beside it:
+           accelerate's FSDP2 plug-in and ZeRO train, save and resume (tests/real/sharded.py; SHARDED names the ways, by
+           default all).
 
 ``python scripts/test_install.py [core] [verl] [train]``; all of them by default. Downloads are cached by pip. Each
 prints one line; the exit status is 1 if one fails. They run side by side: most of their time is spent on downloads.
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -162,17 +163,23 @@ def train(there: Environment, wheel: Path) -> str:
 
 
 KINDS: dict[str, Callable[[Environment, Path], str]] = {"core": core, "train": train, "verl": verl}
+# Kinds that share an environment, one after the other.
+SHARED = (("core", "train"), ("verl",))
 
 
-def tried(kind: str, wheel: Path) -> bool:
-    """Whether one kind passes; prints its line."""
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=f"mirrorpo-{kind}-") as folder:
-        try:
-            passed, said = True, KINDS[kind](Environment(Path(folder)), wheel)
-        except (Failure, AssertionError) as error:
-            passed, said = False, f"FAILED: {error}"
-    print(f"{kind:<6} {time.monotonic() - begun:4.0f} s  {said}", flush=True)
+def tried(kinds: Sequence[str], wheel: Path) -> bool:
+    """Whether all of these kinds pass, in one fresh environment; prints a line for each."""
+    passed = True
+    with tempfile.TemporaryDirectory(prefix=f"mirrorpo-{'-'.join(kinds)}-") as folder:
+        there: Environment | None = None
+        for kind in kinds:
+            begun = time.monotonic()
+            try:
+                there = there or Environment(Path(folder))
+                said = KINDS[kind](there, wheel)
+            except (Failure, AssertionError) as error:
+                passed, said = False, f"FAILED: {error}"
+            print(f"{kind:<6} {time.monotonic() - begun:4.0f} s  {said}", flush=True)
     return passed
 
 
@@ -194,8 +201,9 @@ def main(wanted: list[str]) -> int:
         chosen = [kind for kind in wanted or KINDS if kind != "verl" or sys.version_info < (3, 13)]
         if len(chosen) < len(wanted or KINDS):
             print("verl   skipped: its requirements are for Python below 3.13")
-        with ThreadPoolExecutor(len(KINDS)) as side_by_side:
-            for passed in side_by_side.map(lambda kind: tried(kind, wheel), chosen):
+        groups = [kinds for shared in SHARED if (kinds := [kind for kind in shared if kind in chosen])]
+        with ThreadPoolExecutor(len(SHARED)) as side_by_side:
+            for passed in side_by_side.map(lambda kinds: tried(kinds, wheel), groups):
                 failed = failed or int(not passed)
     return failed
 

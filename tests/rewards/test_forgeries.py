@@ -61,13 +61,16 @@ def test_forgeries_earn_nothing_and_honest_programs_beside_them_all(level: str) 
     for carrier, code in carriers.items():
         bad += [(f"{name}, {carrier}", (fenced(code), [test], "")) for name, test in OPERATIONS.items()]
     bad = [(name, job) for name, job in bad if not content_passes(name, job[1])]
-    good = itertools.cycle((row.name, (fenced(row.code), row.tests, row.setup)) for row in ROWS)
-    jobs = [pair for job in bad for pair in (job, next(good))]
+    good = [(row.name, (fenced(row.code), row.tests, row.setup)) for row in ROWS]
+    assert len(bad) > len(good)  # each honest program between two forgeries
+    jobs = [job for pair in itertools.zip_longest(bad, good) for job in pair if job is not None]
     verifier = verifier_on(level)
     try:
         grades = verifier.grade_many([job for _, job in jobs])
     finally:
         verifier.close()
-    earned = [(jobs[i][0], grades[i].reason) for i in range(0, len(jobs), 2) if grades[i].reward]
-    lost = [(jobs[i][0], grades[i].reason) for i in range(1, len(jobs), 2) if grades[i].reward != 1.0]
+    forged = {id(job) for _, job in bad}
+    graded = [(name, id(job) in forged, grade) for (name, job), grade in zip(jobs, grades, strict=True)]
+    earned = [(name, grade.reason) for name, is_forged, grade in graded if is_forged and grade.reward]
+    lost = [(name, grade.reason) for name, is_forged, grade in graded if not is_forged and grade.reward != 1.0]
     assert (earned, lost) == ([], [])
