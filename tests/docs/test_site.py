@@ -93,12 +93,46 @@ def test_what_is_written_from_code_is_up_to_date(load: Load, script: str) -> Non
     assert load(script).main(["--check"]) == 0
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_runs_and_ends_as_it_says(example: Path, tmp_path: Path) -> None:
-    done = _run([sys.executable, str(example)], tmp_path)
+# Runs scripts, each in a folder of its own and in a process that is forked where the libraries are already imported.
+_SCRIPTS = """
+import os, runpy, sys, traceback
+import peft, mirrorpo.training.trainer
+for path in sys.argv[1:]:
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    os.mkdir(os.path.basename(path))
+    os.chdir(os.path.basename(path))
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv, sys.path[0], status = [path], os.path.dirname(path), "0"
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except BaseException:
+        traceback.print_exc()
+        status = "1"
+    sys.stdout.flush()
+    with open("status", "w") as file:
+        file.write(status)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each example: what it printed, and its status."""
+    folder = tmp_path_factory.mktemp("examples")
+    done = _run([sys.executable, "-c", _SCRIPTS, *map(str, EXAMPLES)], folder)
     assert done.returncode == 0, done.stderr
-    found = [float(number) for number in re.findall(r"-> (\d+\.\d+)", done.stdout)]
-    before = [float(number) for number in re.findall(r"(\d+\.\d+) ->", done.stdout)]
+    return folder
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_runs_and_ends_as_it_says(example: Path, ran: Path) -> None:
+    status, stdout, stderr = ((ran / example.name / name).read_text() for name in ("status", "stdout", "stderr"))
+    assert status == "0", stderr
+    found = [float(number) for number in re.findall(r"-> (\d+\.\d+)", stdout)]
+    before = [float(number) for number in re.findall(r"(\d+\.\d+) ->", stdout)]
     match example.stem:
         case "own_loop":
             assert before[-1] < 0.5
@@ -108,9 +142,9 @@ def test_every_example_runs_and_ends_as_it_says(example: Path, tmp_path: Path) -
         case "distill":
             assert found[-1] < 0.5 * before[-1]
         case "own_divergence":
-            assert done.stdout.count("gradient descent found") == 2
+            assert stdout.count("gradient descent found") == 2
         case "verl_config":
-            assert "actor_rollout_ref.actor.policy_loss.loss_mode" in done.stdout
+            assert "actor_rollout_ref.actor.policy_loss.loss_mode" in stdout
 
 
 def _commands() -> list[tuple[str, str]]:
