@@ -237,6 +237,19 @@ def test_zeros_stop_there_and_gradients_that_are_there_stay() -> None:
     assert (a.grad.tolist(), b.grad.tolist(), fixed.grad) == ([5.0, 6.0], [0.0, 0.0], None)
 
 
+def test_parameters_that_take_no_part_stay_without_a_gradient() -> None:
+    # AdamW decays what has a gradient of zeros, and leaves alone what has none.
+    model, x = nn.ModuleDict({"read": nn.Linear(3, 2), "spare": nn.Linear(3, 2)}), torch.randn(5, 3)
+
+    def read() -> Tensor:
+        assert model["spare"].weight.shape == (2, 3)  # looked at, not used
+        return torch.cat([model["read"](x), model["read"].bias.unsqueeze(0)])
+
+    (without_activations(read, list(model.parameters())) * 0.0).sum().backward()
+    got = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert got == {"read.weight", "read.bias"}
+
+
 def test_without_gradients_it_is_a_plain_call() -> None:
     weight = torch.ones(2, requires_grad=True)
     with torch.no_grad():

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 # Multiplications of a forward pass from which on a backward pass saved is worth another call of the model: about 30 ms
 # on a CPU. A GPU computes so much faster than it is called that it takes a thousand times as many.
@@ -39,8 +41,9 @@ def without_activations(read: Callable[[], Tensor], parameters: Sequence[Tensor]
         parameters: what to differentiate in; those that need no gradient are left out.
 
     Returns:
-        The result. Without a gradient the parameters get zeros where they have no ``grad`` yet, so that an optimiser
-        sees what a whole backward pass would have left.
+        The result. Without a gradient the parameters that ``read`` used get zeros where they have no ``grad`` yet, so
+        that an optimiser sees what a whole backward pass would have left: weight decay and momentum act on these, and
+        on no others.
 
     Example:
         >>> import torch
@@ -56,6 +59,20 @@ def without_activations(read: Callable[[], Tensor], parameters: Sequence[Tensor]
     return _Idle.apply(read, needed[0].device, *needed)
 
 
+class _Uses(TorchFunctionMode):
+    """Notes which tensors are arguments of torch's functions; reading an attribute, a shape say, is no use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") != "__get__":
+            self.ids.update(id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        return func(*args, **kwargs)
+
+
 class _Idle(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, read: Callable[[], Tensor], device: torch.device, *parameters: Tensor) -> Tensor:
@@ -64,13 +81,17 @@ class _Idle(torch.autograd.Function):
         ctx.devices = [] if kind == "cpu" else [torch.get_device_module(kind).current_device()]
         ctx.states = torch.get_rng_state(), [torch.get_device_module(kind).get_rng_state(d) for d in ctx.devices]
         ctx.read, ctx.parameters = read, parameters
-        return read()
+        with _Uses() as uses:
+            result = read()
+        ctx.used = [id(p) in uses.ids for p in parameters]
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         if not bool(grad.any()):
-            return (None, None, *(torch.zeros_like(p) if p.grad is None else None for p in ctx.parameters))
+            used = zip(ctx.parameters, ctx.used, strict=True)
+            return (None, None, *(torch.zeros_like(p) if u and p.grad is None else None for p, u in used))
         kind, dtype, enabled = ctx.autocast
         host, others = ctx.states
         with torch.random.fork_rng(ctx.devices, device_type="cuda" if kind == "cpu" else kind), torch.enable_grad():
