@@ -1,8 +1,8 @@
-"""Tables and figures of three pages of docs/evidence: staleness, over-optimisation, diversity.
+"""Tables and figures of four pages of docs/evidence: estimator, staleness, over-optimisation, diversity.
 
 Each is what the page's registered plan says, from the runs file beside the page; printed as Markdown.
 
-    python scripts/study_tables.py staleness|overoptimisation|diversity [--runs FILE] [--figure FILE.png]
+    python scripts/study_tables.py estimator|staleness|overoptimisation|diversity [--runs FILE] [--figure FILE.png]
 """
 
 from __future__ import annotations
@@ -93,6 +93,52 @@ def shown(values: NDArray[np.float64], unit: float = 100, digits: int = 1) -> st
     """Mean, lowest and highest."""
     mean, low, high = (f"{unit * x:.{digits}f}" for x in (values.mean(), values.min(), values.max()))
     return f"{mean} ({low} to {high})"
+
+
+# ---- estimator
+
+# The first one decides; the others share a correction.
+ESTIMATORS = (
+    ("kl_score", "kl_sampled"),
+    ("kl_exact", "kl_score"),
+    ("reverse_kl_score", "reverse_kl_sampled"),
+    ("reverse_kl_exact", "reverse_kl_score"),
+    ("kl_exact", "kl_sampled"),
+)
+
+
+def estimator(rows: list[dict[str, str]], figure: Path | None) -> str:
+    """Accuracy by arm, and the plan's comparisons; two arms are the same by the plan's 90 % interval."""
+    if figure is not None:
+        raise SystemExit("--figure: this page has none")
+    runs, seeds = complete(rows)
+    accuracy = {arm: column(runs, seeds, arm, "accuracy_after") for arm in runs}
+    lines = [
+        f"Seeds {seeds[0]} to {seeds[-1]} ({len(seeds)}).",
+        "",
+        "| arm | accuracy % | from the start, nats a token |",
+        "|---|---|---|",
+    ]
+    for arm, x in accuracy.items():
+        mean, kl = mean_interval(x), column(runs, seeds, arm, "reverse_kl_from_start").mean()
+        lines.append(
+            f"| `{arm}` | {100 * mean.estimate:.1f} [{100 * mean.low:.1f}, {100 * mean.high:.1f}] | {kl:.3f} |"
+        )
+    found = {f"{one}` - `{other}": accuracy[one] - accuracy[other] for one, other in ESTIMATORS}
+    primary, *others = (permutation_p(x) for x in found.values())
+    lines += [
+        "",
+        "| comparison | difference | p | Holm over four | 90 % interval | spread | seeds to find 2 points |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (name, x), p, holms in zip(found.items(), (primary, *others), ("", *holm(others)), strict=True):
+        mean, narrow = mean_interval(x, legal=CHANGE), mean_interval(x, level=0.9, legal=CHANGE)
+        middle, *ends = (f"{100 * y:+.1f}" for y in (mean.estimate, mean.low, mean.high, narrow.low, narrow.high))
+        corrected = holms if isinstance(holms, str) else f"{holms:.3f}"
+        spread = f"{100 * np.std(x, ddof=1):.1f} | {seeds_for(x, 0.02, 1)}"
+        inner = f"{ends[2]} to {ends[3]}"
+        lines.append(f"| `{name}` | {middle} [{ends[0]}, {ends[1]}] | {p:.4f} | {corrected} | {inner} | {spread} |")
+    return "\n".join(lines)
 
 
 # ---- staleness
@@ -325,7 +371,12 @@ def save(drawing: Figure, path: Path) -> None:
     drawing.savefig(path, dpi=150, metadata={"Software": None})
 
 
-PAGES: dict[str, Any] = {"staleness": staleness, "overoptimisation": overoptimisation, "diversity": diversity}
+PAGES: dict[str, Any] = {
+    "estimator": estimator,
+    "staleness": staleness,
+    "overoptimisation": overoptimisation,
+    "diversity": diversity,
+}
 
 
 def main() -> None:
