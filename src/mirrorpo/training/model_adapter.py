@@ -115,18 +115,11 @@ def prompt_adapter(model: nn.Module) -> str | None:
 
 
 def hidden_states(model: PreTrainedModel, packing: Packing) -> Tensor:
-    """The last hidden states of every token of every row, differentiable.
+    """The last hidden states of every token of every row, (M, H), rows one after the other; differentiable.
 
     With several rows a backward pass recomputes them one by one, so that the activations of one row are in memory at a
     time: that is what a token budget is for. A model that checkpoints its layers already does without. Idle rows keep
     none, and are left out of the backward pass.
-
-    Args:
-        model: a causal language model.
-        packing: what it reads.
-
-    Returns:
-        (M, H), rows one after the other.
     """
     several = sum(not row.idle for row in packing.rows) > 1
     apart = several and torch.is_grad_enabled() and not model.is_gradient_checkpointing
