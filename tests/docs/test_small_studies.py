@@ -129,6 +129,18 @@ def stands(page: str, differences: dict[str, np.ndarray]) -> list[str]:
     return [arm for arm, x in found.items() if f"{x.estimate:+.1f} ({x.low:+.1f} to {x.high:+.1f})" not in text]
 
 
+def test_the_page_on_estimators_has_the_lines_that_its_command_prints(tables: ModuleType) -> None:
+    text = Path("docs/evidence/estimator.md").read_text()
+    lines = [line for line in tables.estimator(rows_of("estimator"), None).splitlines() if line.startswith("| `")]
+    assert len(lines) == 11
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert any(
+            row.startswith(f"| {cells[0]}") and cells[1] in row.replace("*", "") and cells[-1] in row
+            for row in text.splitlines()
+        ), line
+
+
 def test_the_pages_say_what_their_runs_say(tables: ModuleType) -> None:
     runs, seeds = tables.complete(rows_of("staleness"))
     for updates in (4, 16):
