@@ -5,15 +5,19 @@
    passes and the backward pass. 1,024 tokens, H 512, V 32,000.
 2. The mean divergence and its gradients, and nothing else: TRL's ``ChunkedDivergenceFunction`` (of its distillation
    trainer), Liger's ``LigerFusedLinearJSDLoss``, eager torch, over ours: time and peak memory.
+
+``--widths``: instead of these, the head with a neural map over that with ``prob_l2``, by width, in processor time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +26,7 @@ from torch.nn import functional
 import mirrorpo
 from memory import peak_mib, peak_of, present
 from mirrorpo.kernels import Anchor, Head, VocabularyTerm, objective_from_hidden, single_pass, token_logps
-from timing import interleaved, parser, ratios, use
+from timing import in_turns, interleaved, paired, parser, ratios, show, use
 
 COMPLETIONS, LENGTH, WIDTH, VOCABULARY = 8, 128, 512, 32000
 PENALTIES: dict[str, dict[str, Any]] = {
@@ -105,6 +109,23 @@ def over_head(names: tuple[str, ...], rounds: int) -> dict[str, float]:
 
     calls = {"sampled": stepped(None)} | {f"exact {name}": stepped(name) for name in names}
     return ratios(interleaved(calls, rounds, warmup=1), "sampled")
+
+
+def over_width(widths: tuple[int, ...], rounds: int, tokens: int) -> dict[str, float]:
+    """Head and objective with a neural map over the same with ``prob_l2``, by the width of the hidden states."""
+    found = {}
+    for width in widths:
+        x = Inputs.of(tokens, width)
+        head = Head(x.weight)
+
+        def step(objective: mirrorpo.Objective, x: Inputs = x, head: Head = head) -> None:
+            x.hidden.grad = x.weight.grad = None
+            objective_loss(objective, x.hidden, head, x.reference, x.tokens, x.advantages).backward()
+
+        calls = {name: partial(step, penalised(name)) for name in ("prob_l2", "neural")}
+        times = in_turns(calls, rounds, warmup=1, clock=time.process_time)
+        found[f"H {width:,}"] = paired(times, "neural", "prob_l2")[0]
+    return found
 
 
 def over_step(names: tuple[str, ...], rounds: int) -> dict[str, float]:
@@ -205,6 +226,7 @@ def means(name: str, rounds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--peak", nargs=2, metavar=("DIVERGENCE", "NAME"), help=argparse.SUPPRESS)
+    made.add_argument("--widths", type=int, nargs="+", help="hidden sizes, 256 tokens; nothing else is measured")
     args = made.parse_args()
     use(args.device)
     warnings.simplefilter("ignore")
@@ -213,6 +235,9 @@ def main() -> None:
         step_of(Inputs.of(8, 4, 16), contender, name)  # imports and first calls are not the contender's
         x = Inputs.of()
         print(peak_mib(lambda: step_of(x, contender, name)))
+        return
+    if args.widths:
+        show("neural head over prob_l2's", over_width(tuple(args.widths), 4 if args.quick else 9, 256), "x", args.json)
         return
     rounds = 7 if args.quick else 9
     names = QUICK if args.quick else tuple(PENALTIES)
