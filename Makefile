@@ -17,7 +17,7 @@ study: $(STAMP)  ## ten more seeds of the demo, in its folder
 docs: $(STAMP)  ## the site: build/site/index.html; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 
-# Fewer steps and problems than the recipe's: a step takes 9 s on two cores that multiply bfloat16, 22 s on two that do not.
+# Fewer steps and problems than the recipe's: a step takes 9 s on two cores that multiply bfloat16, 20 s on two that do not.
 real: $(STAMP)  ## train a pretrained model of 135 M parameters on word problems: runs/real/ (fetches 98 MB once)
 	$(BIN)/python scripts/get_smollm2.py
 	rm -rf runs/real
