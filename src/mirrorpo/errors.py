@@ -149,7 +149,7 @@ def check_trl() -> None:
         return
     try:
         importlib.import_module("trl.trainer.grpo_trainer")
-    except Exception as error:
+    except Exception as error:  # the import of another project's package may fail with anything
         line = unimportable_vllm(error)
         if line is None:
             raise

@@ -18,14 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mirrorpo.config.objective_file import read_objective, read_spec
 from mirrorpo.errors import InputError
+from mirrorpo.losses.facts import SURROGATE_FACTS
 from mirrorpo.losses.objective import Objective
 from mirrorpo.losses.surrogates import SURROGATES
 
 PREFIX = "mirrorpo:"
 _LOGITS = "its hook gets the log-probabilities of the sampled tokens, no logits"
 _NOT_SENT = "its hook does not get those log-probabilities"
-# Their loss is in proportion to the advantage, so a framework's factor on the one is a factor on the other.
-_PROPORTIONAL = ("clip", "truncated", "sigmoid", "geometric", "none")
 
 
 class SeamError(TypeError):
@@ -128,10 +127,11 @@ def _unlike_whole(objective: Objective, reach: Reach) -> Iterator[str]:
         value = getattr(objective, key)
         if value not in legal:
             yield f"{key} {value!r}. Legal: {', '.join(legal)}"
-    if reach.scaled and objective.surrogate.name not in _PROPORTIONAL:
+    if reach.scaled and not objective.surrogate.scales_advantage:
+        surrogates = ", ".join(facts.name for facts in SURROGATE_FACTS.values() if facts.scales_advantage)
         yield (
             f"surrogate {objective.surrogate.name!r}: it hands advantages times the weight of the average, and this "
-            f"loss is not in proportion to them. Legal: {', '.join(_PROPORTIONAL)}"
+            f"loss is not in proportion to them. Legal: {surrogates}"
         )
 
 

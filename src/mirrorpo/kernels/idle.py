@@ -22,7 +22,7 @@ _WORTH_ELSEWHERE = 2**40
 
 
 def pays(tokens: int, parameters: Iterable[Tensor], device: torch.device) -> bool:
-    """Whether so many tokens without a gradient are cheaper in a pass of their own.
+    """Whether it saves more than it costs to leave so many tokens out of the backward pass through these parameters.
 
     Example:
         >>> import torch

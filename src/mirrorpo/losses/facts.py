@@ -101,7 +101,8 @@ class SurrogateFacts:
         needs_bounds: whether it can do with bounds only, not with a region that is a mask over the vocabulary.
         has_policy_term: whether it reads the advantages; if not, the loss is the penalties'.
         soft: whether a ``soft`` region may stand in place of its bounds.
-        scales_advantage: whether it is the advantage times something: a completion without one has no gradient.
+        scales_advantage: whether it is in proportion to the advantage: a completion whose advantages are 0 has no
+            gradient, and a framework's positive factor on the advantages is one on the loss.
         anchors: the anchors that it may be measured from, the first where none is chosen; empty: it has none.
         formula: for people.
     """
@@ -182,6 +183,7 @@ _SURROGATES = (
         levels=("token",),
         uses_region=False,
         has_policy_term=False,
+        scales_advantage=True,
         formula="0",
     ),
 )
